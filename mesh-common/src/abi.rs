@@ -1,0 +1,388 @@
+//! Keys and values of the kernel maps, and the events on the ring buffer.
+//!
+//! Every type is `repr(C)`, made of integers alone, with its padding written out, its size asserted. Addresses are 16
+//! bytes in network byte order, IPv4 as `::ffff:a.b.c.d`; ports and everything else are in host byte order unless the
+//! name ends in `_be`. Whoever changes a type raises [`LAYOUT_VERSION`].
+
+/// Version of all map layouts together. An agent that finds pinned maps of another version builds its own beside them,
+/// switches the programs over, and then removes the old ones.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// An IP address as it stands in the maps: network byte order, IPv4 mapped into `::ffff:0:0/96`.
+pub type Address = [u8; 16];
+
+/// The mapped form of an IPv4 address given as its four octets.
+#[inline(always)]
+pub const fn mapped(octets: [u8; 4]) -> Address {
+    let [a, b, c, d] = octets;
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+}
+
+/// Whether an address is an IPv4 one.
+#[inline(always)]
+pub const fn is_mapped(address: &Address) -> bool {
+    let (words, _) = address.as_chunks::<4>();
+    u32::from_ne_bytes(words[0]) == 0
+        && u32::from_ne_bytes(words[1]) == 0
+        && u32::from_ne_bytes(words[2]) == u32::from_ne_bytes([0, 0, 0xff, 0xff])
+}
+
+/// IANA protocol number of TCP.
+pub const TCP: u8 = 6;
+/// IANA protocol number of UDP.
+pub const UDP: u8 = 17;
+
+macro_rules! abi {
+    ($name:ident, $size:literal) => {
+        const _: () = assert!(size_of::<$name>() == $size);
+        // SAFETY: `repr(C)`, integers only, padding written out as fields: every bit pattern is a value.
+        #[cfg(feature = "user")]
+        unsafe impl aya::Pod for $name {}
+    };
+}
+
+/// Key of `SERVICES`: what an application asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct ServiceKey {
+    /// Service address.
+    pub address: Address,
+    /// Service port.
+    pub port: u16,
+    /// [`TCP`] or [`UDP`].
+    pub protocol: u8,
+    /// Zero.
+    pub pad: u8,
+}
+abi!(ServiceKey, 20);
+
+/// An enrolled client's connections to this service go through the agent.
+pub const SERVICE_CAPTURE: u32 = 1;
+
+/// Value of `SERVICES`: where the slots of a service are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Service {
+    /// Identifies the slots; never 0.
+    pub id: u32,
+    /// Generation of the slots that are complete and in force.
+    pub generation: u32,
+    /// Number of slots; 0 means that nothing serves.
+    pub slots: u32,
+    /// `SERVICE_*` bits.
+    pub flags: u32,
+}
+abi!(Service, 16);
+
+/// Key of `SLOTS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct SlotKey {
+    /// [`Service::id`].
+    pub service: u32,
+    /// [`Service::generation`].
+    pub generation: u32,
+    /// From 0 to [`Service::slots`] - 1.
+    pub slot: u32,
+}
+abi!(SlotKey, 12);
+
+/// The endpoint takes mTLS only: with the agent away an enrolled client is refused instead of sent there in plaintext.
+pub const BACKEND_STRICT: u16 = 1;
+/// The slot stands for a share of the traffic that has nowhere to go (a subset without endpoints).
+pub const BACKEND_NONE: u16 = 2;
+
+/// Value of `SLOTS`: one endpoint and its entry of the alias table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Slot {
+    /// The draw stays in this slot while its fraction is below this ([`crate::pick::stays`]); `u32::MAX` always stays.
+    pub threshold: u32,
+    /// Where the draw goes otherwise.
+    pub alias: u32,
+    /// Endpoint address.
+    pub address: Address,
+    /// Endpoint port.
+    pub port: u16,
+    /// `BACKEND_*` bits.
+    pub flags: u16,
+}
+abi!(Slot, 28);
+
+/// Value of `PODS`, keyed by the cookie of the pod's network namespace (`u64`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Pod {
+    /// The pod's number in the agent's own table; for people who read the map.
+    pub id: u32,
+    /// Zero.
+    pub pad: u32,
+}
+abi!(Pod, 8);
+
+/// The workload at this address is enrolled: its clients' connections are captured.
+pub const DESTINATION_ENROLLED: u32 = 1;
+/// The workload at this address takes mTLS only (on one port at least).
+pub const DESTINATION_STRICT: u32 = 2;
+
+/// Value of `DESTINATIONS`, keyed by a workload's address ([`Address`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Destination {
+    /// `DESTINATION_*` bits.
+    pub flags: u32,
+}
+abi!(Destination, 4);
+
+/// Key of `INBOUND_MODES` and of `LISTENERS`: an enrolled pod's address and a port or role.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct PodKey {
+    /// Address of the pod.
+    pub address: Address,
+    /// Port (0: every port that has no entry of its own) in `INBOUND_MODES`, role (`ROLE_*`) in `LISTENERS`.
+    pub selector: u32,
+}
+abi!(PodKey, 20);
+
+/// Takes the captured connections of a pod.
+pub const ROLE_OUTBOUND: u32 = 1;
+/// Takes what comes to a pod's own ports.
+pub const ROLE_INBOUND: u32 = 2;
+/// Takes HBONE.
+pub const ROLE_HBONE: u32 = 3;
+
+/// Port of HBONE on every pod.
+pub const HBONE_PORT: u16 = 15008;
+
+/// Plaintext may pass when the agent is away.
+pub const INBOUND_OPEN: u32 = 1;
+/// Plaintext is refused, the agent there or not.
+pub const INBOUND_STRICT: u32 = 2;
+
+/// Value of `INBOUND_MODES`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct InboundMode {
+    /// [`INBOUND_OPEN`] or [`INBOUND_STRICT`].
+    pub mode: u32,
+}
+abi!(InboundMode, 4);
+
+/// The one value of `STATE`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct State {
+    /// `CLOCK_MONOTONIC` in ns at the agent's last sign of life; 0: the agent is known to be gone.
+    pub heartbeat_ns: u64,
+    /// How old a heartbeat may be, in ns.
+    pub heartbeat_max_age_ns: u64,
+    /// Cookie of the agent's lifeline: the first socket that the kernel closes when the agent's process ends.
+    pub lifeline_cookie: u64,
+    /// Cookie of a socket of the agent's own that is to be captured all the same (the self-test); 0: none.
+    pub canary_cookie: u64,
+    /// Thread group id of the agent as the kernel sees it, learnt when the lifeline connects.
+    pub agent_tgid: u32,
+    /// [`LAYOUT_VERSION`] of who wrote this.
+    pub layout_version: u32,
+}
+abi!(State, 40);
+
+/// Value of `UDP_PEERS`: what an unconnected UDP socket last asked for, and where that was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct UdpPeer {
+    /// The service address that the application used.
+    pub asked: ServiceKey,
+    /// Port of the backend.
+    pub backend_port: u16,
+    /// Zero.
+    pub pad: u16,
+    /// Address of the backend.
+    pub backend: Address,
+}
+abi!(UdpPeer, 40);
+
+/// Key of `UDP_PEERS`: a socket and the backend that answers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct UdpPeerKey {
+    /// Socket cookie.
+    pub cookie: u64,
+    /// Address of the backend.
+    pub backend: Address,
+    /// Port of the backend.
+    pub port: u16,
+    /// Zero.
+    pub pad: [u16; 3],
+}
+abi!(UdpPeerKey, 32);
+
+/// Value of `OPEN_FLOWS`: a direct TCP connection that will be reported when it closes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct OpenFlow {
+    /// `CLOCK_MONOTONIC` in ns when the application asked.
+    pub start_ns: u64,
+    /// Cookie of the network namespace.
+    pub netns_cookie: u64,
+    /// What the application asked for.
+    pub asked: ServiceKey,
+    /// Bytes that TCP counts as acknowledged before the first of the application's (the SYN).
+    pub acked_before: u32,
+    /// `FLOW_*` bits.
+    pub flags: u32,
+    /// Zero.
+    pub pad: u32,
+}
+abi!(OpenFlow, 48);
+
+/// The application asked for a service address.
+pub const FLOW_SERVICE: u32 = 1;
+/// The handshake was completed.
+pub const FLOW_ESTABLISHED: u32 = 2;
+/// The connection closed with both FINs; without this bit it was reset or timed out.
+pub const FLOW_GRACEFUL: u32 = 4;
+
+/// One direct connection that has ended, from the ring buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct FlowEvent {
+    /// [`LAYOUT_VERSION`].
+    pub version: u32,
+    /// `FLOW_*` bits.
+    pub flags: u32,
+    /// `CLOCK_MONOTONIC` in ns when the application asked.
+    pub start_ns: u64,
+    /// From the connect to the close.
+    pub duration_ns: u64,
+    /// Cookie of the network namespace.
+    pub netns_cookie: u64,
+    /// Bytes of the application that the peer acknowledged.
+    pub sent: u64,
+    /// Bytes received from the peer.
+    pub received: u64,
+    /// Smoothed round-trip time.
+    pub srtt_us: u32,
+    /// Segments sent again.
+    pub retransmits: u32,
+    /// What the application asked for.
+    pub asked: ServiceKey,
+    /// Source port.
+    pub source_port: u16,
+    /// Port that the connection went to.
+    pub peer_port: u16,
+    /// Source address.
+    pub source: Address,
+    /// Address that the connection went to.
+    pub peer: Address,
+    /// Zero.
+    pub pad: [u32; 2],
+}
+abi!(FlowEvent, 120);
+
+/// Index into `COUNTERS`: why a hook passed, steered or refused. `u64` each, per CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Counter {
+    /// A connect or send that was translated to a backend.
+    Translated = 0,
+    /// A connect that was captured into the agent.
+    Captured,
+    /// A connect to a service that nothing serves: refused.
+    NoEndpoint,
+    /// The slots of a service were not there: refused (fail closed).
+    SlotMissing,
+    /// Strict destination, agent away: refused.
+    StrictWithoutAgent,
+    /// Permissive destination, agent away: sent directly.
+    DirectWithoutAgent,
+    /// The capture mark could not be set: refused (fail closed).
+    MarkFailed,
+    /// A pod's own mark was taken away.
+    MarkCleared,
+    /// A flow could not be recorded: the map was full. The connection itself is not touched.
+    FlowMapFull,
+    /// A flow event was lost: the ring buffer was full.
+    EventLost,
+    /// A UDP peer could not be remembered: the send fails rather than lose the reply's address.
+    PeerMapFull,
+    /// `sk_lookup` steered a captured connection to the agent.
+    LookupOutbound,
+    /// `sk_lookup` steered an inbound connection to the agent.
+    LookupInbound,
+    /// `sk_lookup` found no listener of the agent and let an open port's connection through.
+    LookupOpen,
+    /// `sk_lookup` found no listener of the agent and refused (strict, captured or HBONE).
+    LookupRefused,
+    /// The agent's lifeline closed: capture ended.
+    AgentGone,
+}
+
+impl Counter {
+    /// All of them, in the order of their index.
+    pub const ALL: [Self; 16] = [
+        Self::Translated,
+        Self::Captured,
+        Self::NoEndpoint,
+        Self::SlotMissing,
+        Self::StrictWithoutAgent,
+        Self::DirectWithoutAgent,
+        Self::MarkFailed,
+        Self::MarkCleared,
+        Self::FlowMapFull,
+        Self::EventLost,
+        Self::PeerMapFull,
+        Self::LookupOutbound,
+        Self::LookupInbound,
+        Self::LookupOpen,
+        Self::LookupRefused,
+        Self::AgentGone,
+    ];
+
+    /// The value of the `reason` label.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Translated => "translated",
+            Self::Captured => "captured",
+            Self::NoEndpoint => "no_endpoint",
+            Self::SlotMissing => "slot_missing",
+            Self::StrictWithoutAgent => "strict_without_agent",
+            Self::DirectWithoutAgent => "direct_without_agent",
+            Self::MarkFailed => "mark_failed",
+            Self::MarkCleared => "mark_cleared",
+            Self::FlowMapFull => "flow_map_full",
+            Self::EventLost => "event_lost",
+            Self::PeerMapFull => "peer_map_full",
+            Self::LookupOutbound => "lookup_outbound",
+            Self::LookupInbound => "lookup_inbound",
+            Self::LookupOpen => "lookup_open",
+            Self::LookupRefused => "lookup_refused",
+            Self::AgentGone => "agent_gone",
+        }
+    }
+}
+
+/// Socket mark of a connection that goes into the agent; set by the connect hook alone.
+pub const MARK_CAPTURE: u32 = 0x4d53_0001;
+/// Socket mark of the agent's connection to an application in a pod.
+pub const MARK_DELIVER: u32 = 0x4d53_0002;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_listed_in_order() {
+        for (index, counter) in Counter::ALL.iter().enumerate() {
+            assert_eq!(*counter as usize, index, "{}", counter.name());
+        }
+    }
+
+    #[test]
+    fn mapped_addresses_are_told_from_ipv6() {
+        assert!(is_mapped(&mapped([10, 0, 0, 1])));
+        assert!(!is_mapped(&[0; 16]));
+        assert!(!is_mapped(&[0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]));
+    }
+}

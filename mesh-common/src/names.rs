@@ -1,0 +1,88 @@
+//! Names of maps and programs as they stand in the ELF object and in bpffs.
+//!
+//! A test holds them against the object's symbols (`mesh-userspace/src/datapath/object.rs`).
+
+/// Maps of the kernel plane, pinned under the layout's folder.
+pub mod map {
+    /// (address, port, protocol) → [`crate::abi::Service`].
+    pub const SERVICES: &str = "SERVICES";
+    /// (service id, generation, slot) → [`crate::abi::Slot`].
+    pub const SLOTS: &str = "SLOTS";
+    /// Netns cookie → [`crate::abi::Pod`].
+    pub const PODS: &str = "PODS";
+    /// Address → [`crate::abi::Destination`].
+    pub const DESTINATIONS: &str = "DESTINATIONS";
+    /// (address, port) → [`crate::abi::InboundMode`].
+    pub const INBOUND_MODES: &str = "INBOUND_MODES";
+    /// (address, role) → listening socket of the agent.
+    pub const LISTENERS: &str = "LISTENERS";
+    /// One [`crate::abi::State`].
+    pub const STATE: &str = "STATE";
+    /// Socket cookie → [`crate::abi::OpenFlow`].
+    pub const OPEN_FLOWS: &str = "OPEN_FLOWS";
+    /// Socket cookie → [`crate::abi::UdpPeer`].
+    pub const UDP_PEERS: &str = "UDP_PEERS";
+    /// Socket cookie → the address that a connected socket asked for.
+    pub const ASKED: &str = "ASKED";
+    /// Ring buffer of [`crate::abi::FlowEvent`].
+    pub const EVENTS: &str = "EVENTS";
+    /// Per-CPU counters, indexed by [`crate::abi::Counter`].
+    pub const COUNTERS: &str = "COUNTERS";
+
+    /// Every map, in the order of the object.
+    pub const ALL: [&str; 12] = [
+        SERVICES,
+        SLOTS,
+        PODS,
+        DESTINATIONS,
+        INBOUND_MODES,
+        LISTENERS,
+        STATE,
+        OPEN_FLOWS,
+        UDP_PEERS,
+        ASKED,
+        EVENTS,
+        COUNTERS,
+    ];
+}
+
+/// Programs. The names differ from their ELF sections: the linker refuses a function called like its section.
+pub mod program {
+    /// `cgroup/connect4`.
+    pub const CONNECT4: &str = "mesh_connect4";
+    /// `cgroup/connect6`.
+    pub const CONNECT6: &str = "mesh_connect6";
+    /// `cgroup/sendmsg4`.
+    pub const SENDMSG4: &str = "mesh_sendmsg4";
+    /// `cgroup/sendmsg6`.
+    pub const SENDMSG6: &str = "mesh_sendmsg6";
+    /// `cgroup/recvmsg4`.
+    pub const RECVMSG4: &str = "mesh_recvmsg4";
+    /// `cgroup/recvmsg6`.
+    pub const RECVMSG6: &str = "mesh_recvmsg6";
+    /// `cgroup/getpeername4`.
+    pub const GETPEERNAME4: &str = "mesh_getpeername4";
+    /// `cgroup/getpeername6`.
+    pub const GETPEERNAME6: &str = "mesh_getpeername6";
+    /// `cgroup/sock_release`.
+    pub const SOCK_RELEASE: &str = "mesh_sock_release";
+    /// `sockops`.
+    pub const SOCK_OPS: &str = "mesh_sock_ops";
+    /// `sk_lookup` on an enrolled pod's namespace.
+    pub const POD_LOOKUP: &str = "mesh_pod_lookup";
+
+    /// The programs on the cgroup, in the order in which they are attached: what puts the application's own
+    /// address back comes before what rewrites it.
+    pub const CGROUP: [&str; 10] = [
+        SOCK_RELEASE,
+        SOCK_OPS,
+        GETPEERNAME4,
+        GETPEERNAME6,
+        RECVMSG4,
+        RECVMSG6,
+        SENDMSG4,
+        SENDMSG6,
+        CONNECT4,
+        CONNECT6,
+    ];
+}

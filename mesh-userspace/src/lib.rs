@@ -1,0 +1,3 @@
+//! The node agent of the mesh, as a library.
+
+pub mod model;

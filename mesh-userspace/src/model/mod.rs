@@ -1,0 +1,22 @@
+//! The mesh as this node understands it: pure data and pure functions.
+//!
+//! Everything else in the crate knows the model; the model knows none of it. A [`Snapshot`] is immutable and replaced
+//! whole; its collections share structure with the one before, so that a small change costs little.
+
+mod alias;
+mod identity;
+mod mtls;
+mod name;
+mod service;
+mod snapshot;
+mod workload;
+
+pub use alias::{AliasTable, Draw};
+pub use identity::{Identity, IdentityError, TrustDomain};
+pub use mtls::{Mode, MtlsModes};
+pub use name::{NodeName, ServiceName, WorkloadUid};
+pub use service::{
+    Backend, BackendSet, Endpoint, Protocol, Route, RouteTarget, Service, ServicePort, combine_weights,
+};
+pub use snapshot::{MeshConfig, Snapshot};
+pub use workload::Workload;

@@ -1,0 +1,52 @@
+//! A workload: a pod with addresses, an identity and labels.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Identity, MtlsModes, NodeName, WorkloadUid};
+
+/// A pod as the mesh sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Workload {
+    /// `NAMESPACE/POD`.
+    pub uid: WorkloadUid,
+    /// Kubernetes namespace.
+    pub namespace: Arc<str>,
+    /// Name of the pod.
+    pub name: Arc<str>,
+    /// What the pod belongs to (`Deployment` name where it can be told, otherwise the pod's own name): Istio's
+    /// `source_workload` and `destination_workload`.
+    pub workload_name: Arc<str>,
+    /// `status.podIPs`; empty until the pod has one.
+    pub addresses: Vec<IpAddr>,
+    /// `spec.nodeName`.
+    pub node: Option<NodeName>,
+    /// SPIFFE identity.
+    pub identity: Identity,
+    /// `metadata.labels`.
+    pub labels: BTreeMap<String, String>,
+    /// Istio's canonical service (`service.istio.io/canonical-name`, `app.kubernetes.io/name`, `app`, workload name).
+    pub canonical_name: Arc<str>,
+    /// Istio's canonical revision (`service.istio.io/canonical-revision`, `app.kubernetes.io/version`, `version`,
+    /// `latest`).
+    pub canonical_revision: Arc<str>,
+    /// Whether the mesh plane carries its traffic.
+    pub enrolled: bool,
+    /// `spec.hostNetwork`.
+    pub host_network: bool,
+    /// Annotation `mesh.dev/netns`: where the pod's network namespace is, on a machine without Kubernetes.
+    pub netns: Option<PathBuf>,
+    /// What its `PeerAuthentication`s say.
+    pub mtls: MtlsModes,
+}
+
+impl Workload {
+    /// Whether the pod runs on `node`.
+    pub fn is_on(&self, node: &NodeName) -> bool {
+        self.node.as_ref() == Some(node)
+    }
+}
