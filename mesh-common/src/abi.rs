@@ -188,35 +188,38 @@ pub struct State {
 }
 abi!(State, 40);
 
-/// Value of `UDP_PEERS`: what an unconnected UDP socket last asked for, and where that was sent.
+/// Key of `UDP_PEERS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct UdpPeerKey {
+    /// Socket cookie.
+    pub cookie: u64,
+    /// From 0 to [`UDP_PEER_SLOTS`] - 1 for what the socket sent to, or [`UDP_CONNECTED`].
+    pub slot: u32,
+    /// Zero.
+    pub pad: u32,
+}
+abi!(UdpPeerKey, 16);
+
+/// Services that one unconnected UDP socket can talk to at the same time and have their answers told apart.
+pub const UDP_PEER_SLOTS: u32 = 8;
+/// [`UdpPeerKey::slot`] of what a socket is connected to.
+pub const UDP_CONNECTED: u32 = 255;
+
+/// Value of `UDP_PEERS`: a service address that a UDP socket asked for, and the backend that answers for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct UdpPeer {
     /// The service address that the application used.
     pub asked: ServiceKey,
     /// Port of the backend.
-    pub backend_port: u16,
+    pub port: u16,
     /// Zero.
     pub pad: u16,
     /// Address of the backend.
     pub backend: Address,
 }
 abi!(UdpPeer, 40);
-
-/// Key of `UDP_PEERS`: a socket and the backend that answers it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(C)]
-pub struct UdpPeerKey {
-    /// Socket cookie.
-    pub cookie: u64,
-    /// Address of the backend.
-    pub backend: Address,
-    /// Port of the backend.
-    pub port: u16,
-    /// Zero.
-    pub pad: [u16; 3],
-}
-abi!(UdpPeerKey, 32);
 
 /// Value of `OPEN_FLOWS`: a direct TCP connection that will be reported when it closes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -305,7 +308,7 @@ pub enum Counter {
     FlowMapFull,
     /// A flow event was lost: the ring buffer was full.
     EventLost,
-    /// A UDP peer could not be remembered: the send fails rather than lose the reply's address.
+    /// A UDP peer could not be remembered: answers will show the backend's address.
     PeerMapFull,
     /// `sk_lookup` steered a captured connection to the agent.
     LookupOutbound,
@@ -318,6 +321,9 @@ pub enum Counter {
     /// The agent's lifeline closed: capture ended.
     AgentGone,
 }
+
+/// Number of counters.
+pub const COUNTERS: u32 = Counter::ALL.len() as u32;
 
 impl Counter {
     /// All of them, in the order of their index.

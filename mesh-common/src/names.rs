@@ -20,17 +20,15 @@ pub mod map {
     pub const STATE: &str = "STATE";
     /// Socket cookie → [`crate::abi::OpenFlow`].
     pub const OPEN_FLOWS: &str = "OPEN_FLOWS";
-    /// Socket cookie → [`crate::abi::UdpPeer`].
+    /// (socket cookie, slot) → [`crate::abi::UdpPeer`].
     pub const UDP_PEERS: &str = "UDP_PEERS";
-    /// Socket cookie → the address that a connected socket asked for.
-    pub const ASKED: &str = "ASKED";
     /// Ring buffer of [`crate::abi::FlowEvent`].
     pub const EVENTS: &str = "EVENTS";
     /// Per-CPU counters, indexed by [`crate::abi::Counter`].
     pub const COUNTERS: &str = "COUNTERS";
 
     /// Every map, in the order of the object.
-    pub const ALL: [&str; 12] = [
+    pub const ALL: [&str; 11] = [
         SERVICES,
         SLOTS,
         PODS,
@@ -40,7 +38,6 @@ pub mod map {
         STATE,
         OPEN_FLOWS,
         UDP_PEERS,
-        ASKED,
         EVENTS,
         COUNTERS,
     ];

@@ -1,3 +1,18 @@
-//! The node agent of the mesh, as a library.
+//! The node agent of the mesh, as a library. Layers, each knowing those below it only, are listed in
+//! docs/ARCHITECTURE.md.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::panic,
+        clippy::cast_possible_truncation,
+        clippy::cast_precision_loss,
+        clippy::float_cmp,
+        reason = "a test fails by panicking"
+    )
+)]
+
+pub mod datapath;
 pub mod model;
+mod socket;

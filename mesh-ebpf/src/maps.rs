@@ -1,0 +1,58 @@
+//! The maps, and nothing else. All are pinned by the agent under the layout's folder.
+//!
+//! Hash maps are not preallocated: an element is replaced as a whole (readers see the old or the new one), and an empty
+//! table costs its buckets alone.
+
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf, SockHash};
+use mesh_common::abi::{
+    Address, COUNTERS as COUNTER_COUNT, Destination, InboundMode, OpenFlow, Pod, PodKey, Service, ServiceKey,
+    Slot, SlotKey, State, UdpPeer, UdpPeerKey,
+};
+
+const NO_PREALLOC: u32 = aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+
+/// Written by the agent, read by connect and sendmsg. 10,000 services of three ports in two families, with room.
+#[map]
+pub(crate) static SERVICES: HashMap<ServiceKey, Service> = HashMap::with_max_entries(131_072, NO_PREALLOC);
+
+/// Written by the agent, read by connect and sendmsg. Holds two generations of a service while it is updated.
+#[map]
+pub(crate) static SLOTS: HashMap<SlotKey, Slot> = HashMap::with_max_entries(1_048_576, NO_PREALLOC);
+
+/// Written by the agent, read by connect: one entry an enrolled pod of this node.
+#[map]
+pub(crate) static PODS: HashMap<u64, Pod> = HashMap::with_max_entries(4_096, NO_PREALLOC);
+
+/// Written by the agent, read by connect: one entry an address of every enrolled workload of the cluster.
+#[map]
+pub(crate) static DESTINATIONS: HashMap<Address, Destination> = HashMap::with_max_entries(262_144, NO_PREALLOC);
+
+/// Written by the agent, read by `sk_lookup`: the pods of this node and their ports with a mode of their own.
+#[map]
+pub(crate) static INBOUND_MODES: HashMap<PodKey, InboundMode> = HashMap::with_max_entries(65_536, NO_PREALLOC);
+
+/// Written by the agent, read by `sk_lookup`: three listeners an address of each enrolled pod of this node. A socket
+/// that closes leaves the map by itself.
+#[map]
+pub(crate) static LISTENERS: SockHash<PodKey> = SockHash::with_max_entries(24_576, 0);
+
+/// Written by the agent (heartbeat) and by connect and `sock_release` (lifeline), read by connect.
+#[map]
+pub(crate) static STATE: Array<State> = Array::with_max_entries(1, 0);
+
+/// Written by connect, completed and deleted by `sock_ops` and `sock_release`: direct TCP connections that are open.
+#[map]
+pub(crate) static OPEN_FLOWS: HashMap<u64, OpenFlow> = HashMap::with_max_entries(262_144, NO_PREALLOC);
+
+/// Written by connect and sendmsg, read by recvmsg and getpeername, deleted by `sock_release`.
+#[map]
+pub(crate) static UDP_PEERS: HashMap<UdpPeerKey, UdpPeer> = HashMap::with_max_entries(131_072, NO_PREALLOC);
+
+/// Written by `sock_ops`, read by the agent.
+#[map]
+pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// Written by every hook, read by the agent.
+#[map]
+pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTER_COUNT, 0);

@@ -1,0 +1,128 @@
+//! `sockops`: one record for each direct TCP connection that connect noted, when it closes. No cost per packet.
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{
+    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
+    BPF_SOCK_OPS_TCP_CONNECT_CB,
+};
+use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_ktime_get_ns};
+use aya_ebpf::macros::sock_ops;
+use aya_ebpf::programs::SockOpsContext;
+use mesh_common::abi::{
+    Address, Counter, FLOW_ESTABLISHED, FLOW_GRACEFUL, FlowEvent, LAYOUT_VERSION, OpenFlow, mapped,
+};
+use mesh_common::flow::{carried, state};
+
+use crate::count::count;
+use crate::maps::{EVENTS, OPEN_FLOWS};
+
+const AF_INET: u32 = 2;
+
+#[sock_ops]
+fn mesh_sock_ops(ctx: SockOpsContext) -> u32 {
+    match ctx.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => {
+            if flow(&ctx).is_some() {
+                // Refused only for a socket that is no full one, which a connecting socket always is.
+                let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+            }
+        }
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => established(&ctx),
+        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == state::CLOSE => closed(&ctx),
+        _ => {}
+    }
+    0
+}
+
+#[inline(always)]
+fn cookie(ctx: &SockOpsContext) -> u64 {
+    // SAFETY: reads the context that the kernel gave.
+    unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
+}
+
+#[inline(always)]
+fn flow(ctx: &SockOpsContext) -> Option<&'static mut OpenFlow> {
+    let flow = OPEN_FLOWS.get_ptr_mut(cookie(ctx))?;
+    // SAFETY: not preallocated: freed only after this program has run; the socket's lock orders its hooks.
+    Some(unsafe { &mut *flow })
+}
+
+#[inline(always)]
+fn established(ctx: &SockOpsContext) {
+    if let Some(flow) = flow(ctx) {
+        // SAFETY: a valid context; the counter of a handshake fits.
+        flow.acked_before = unsafe { (*ctx.ops).bytes_acked } as u32;
+        flow.flags |= FLOW_ESTABLISHED;
+    }
+}
+
+#[inline(always)]
+fn closed(ctx: &SockOpsContext) {
+    let Some(flow) = flow(ctx) else { return };
+    // SAFETY: a valid context.
+    let (acked, received) = unsafe { ((*ctx.ops).bytes_acked, (*ctx.ops).bytes_received) };
+    // SAFETY: a valid context.
+    let (srtt, retransmits) = unsafe { ((*ctx.ops).srtt_us, (*ctx.ops).total_retrans) };
+    let carried = carried(ctx.arg(0), acked, received, u64::from(flow.acked_before));
+    let (source, peer) = addresses(ctx);
+    let event = FlowEvent {
+        version: LAYOUT_VERSION,
+        flags: flow.flags | if carried.graceful { FLOW_GRACEFUL } else { 0 },
+        start_ns: flow.start_ns,
+        // SAFETY: takes no argument.
+        duration_ns: unsafe { bpf_ktime_get_ns() }.saturating_sub(flow.start_ns),
+        netns_cookie: flow.netns_cookie,
+        sent: carried.sent,
+        received: carried.received,
+        // tcp_sock.srtt_us is kept shifted left by three.
+        srtt_us: srtt >> 3,
+        retransmits,
+        asked: flow.asked,
+        source_port: ctx.local_port() as u16,
+        // remote_port holds the port in network byte order in its upper half.
+        peer_port: u32::from_be(ctx.remote_port()) as u16,
+        source,
+        peer,
+        pad: [0; 2],
+    };
+    // An entry that sock_release took first is no loss.
+    let _ = OPEN_FLOWS.remove(cookie(ctx));
+    match EVENTS.reserve::<FlowEvent>(0) {
+        Some(mut entry) => {
+            entry.write(event);
+            entry.submit(0);
+        }
+        None => count(Counter::EventLost),
+    }
+}
+
+#[inline(always)]
+fn addresses(ctx: &SockOpsContext) -> (Address, Address) {
+    if ctx.family() == AF_INET {
+        (mapped(ctx.local_ip4().to_ne_bytes()), mapped(ctx.remote_ip4().to_ne_bytes()))
+    } else {
+        (octets(|index| local_word(ctx, index)), octets(|index| remote_word(ctx, index)))
+    }
+}
+
+#[inline(always)]
+fn octets(word: impl Fn(usize) -> u32) -> Address {
+    let mut address = [0; 16];
+    let (words, _) = address.as_chunks_mut::<4>();
+    for (index, bytes) in words.iter_mut().enumerate() {
+        *bytes = word(index).to_ne_bytes();
+    }
+    address
+}
+
+#[inline(always)]
+fn local_word(ctx: &SockOpsContext, index: usize) -> u32 {
+    // SAFETY: a valid context, an index below 4; volatile keeps the load at the 4 bytes the verifier allows.
+    unsafe { core::ptr::read_volatile(&raw const (*ctx.ops).local_ip6[index]) }
+}
+
+#[inline(always)]
+fn remote_word(ctx: &SockOpsContext, index: usize) -> u32 {
+    // SAFETY: as above.
+    unsafe { core::ptr::read_volatile(&raw const (*ctx.ops).remote_ip6[index]) }
+}

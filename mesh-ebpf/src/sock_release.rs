@@ -1,0 +1,45 @@
+//! `cgroup/sock_release`: forget what is kept of a socket, and notice at once that the agent has ended.
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::helpers::bpf_get_socket_cookie;
+use aya_ebpf::macros::cgroup_sock;
+use aya_ebpf::programs::SockContext;
+use mesh_common::abi::Counter;
+use mesh_common::flow::state;
+
+use crate::address::{DGRAM, STREAM};
+use crate::count::count;
+use crate::maps::{OPEN_FLOWS, STATE};
+use crate::udp;
+
+const ALLOW: i32 = 1;
+
+#[cgroup_sock(sock_release)]
+fn mesh_sock_release(ctx: SockContext) -> i32 {
+    // SAFETY: reads the context that the kernel gave.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    // SAFETY: a valid context; both fields are readable in this hook.
+    let (kind, tcp_state) = unsafe { ((*ctx.sock).type_, (*ctx.sock).state) };
+    if kind == DGRAM {
+        udp::forget(cookie);
+        end_of_lifeline(cookie);
+    } else if kind == STREAM && tcp_state == state::CLOSE {
+        // Never connected, or closed already; an open connection is reported and deleted by sock_ops.
+        // An absent entry is the usual case.
+        let _ = OPEN_FLOWS.remove(&cookie);
+    }
+    ALLOW
+}
+
+/// The agent's first socket closes before its listeners do: from here on nothing is captured.
+#[inline(always)]
+fn end_of_lifeline(cookie: u64) {
+    if let Some(state) = STATE.get_ptr_mut(0) {
+        // SAFETY: the array's one element lives as long as the map.
+        let state = unsafe { &mut *state };
+        if state.lifeline_cookie == cookie {
+            state.heartbeat_ns = 0;
+            count(Counter::AgentGone);
+        }
+    }
+}

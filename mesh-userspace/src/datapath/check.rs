@@ -1,0 +1,155 @@
+//! What the kernel must offer, each asked for real: what it is for, whether it is there, and what to do if not.
+
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
+
+use nix::sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
+use socket2::{Domain, Socket, Type};
+
+/// One thing that the agent needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Need {
+    /// What it is.
+    pub name: &'static str,
+    /// What the agent needs it for.
+    pub purpose: &'static str,
+    /// Whether it is there, and if not why not.
+    pub found: Result<String, String>,
+    /// How to get it.
+    pub remedy: &'static str,
+}
+
+/// Capabilities that the agent uses (`include/uapi/linux/capability.h`).
+const CAPABILITIES: [(u32, &str, &str); 6] = [
+    (12, "CAP_NET_ADMIN", "rules, routes and transparent sockets in pods"),
+    (13, "CAP_NET_RAW", "socket marks"),
+    (19, "CAP_SYS_PTRACE", "namespaces of processes of other users"),
+    (21, "CAP_SYS_ADMIN", "entering network namespaces, cgroup programs"),
+    (39, "CAP_BPF", "loading programs and maps"),
+    (38, "CAP_PERFMON", "programs that read kernel pointers"),
+];
+
+/// Asks for everything. `bpffs` and `cgroup` are the folders that the agent would use.
+pub fn needs(bpffs: &Path, cgroup: &Path) -> Vec<Need> {
+    let mut needs = vec![
+        Need {
+            name: "kernel 5.10",
+            purpose: "sk_lookup, cgroup and netns links, atomic program swap",
+            found: kernel(),
+            remedy: "run a kernel of 5.10 or later; 6.1 or later is tested",
+        },
+        Need {
+            name: "BTF",
+            purpose: "loading the eBPF object",
+            found: readable("/sys/kernel/btf/vmlinux"),
+            remedy: "build the kernel with CONFIG_DEBUG_INFO_BTF=y",
+        },
+        Need {
+            name: "bpffs",
+            purpose: "programs and maps that outlive the agent",
+            found: file_system(bpffs, BPF_FS_MAGIC, "BPF file system"),
+            remedy: "mount -t bpf bpf /sys/fs/bpf",
+        },
+        Need {
+            name: "cgroup v2",
+            purpose: "programs on connect, sendmsg, recvmsg, getpeername and sock_release",
+            found: file_system(cgroup, CGROUP2_SUPER_MAGIC, "cgroup v2 folder"),
+            remedy: "boot with cgroup v2 mounted, or give its mount point with --cgroup",
+        },
+        Need {
+            name: "network namespaces",
+            purpose: "listeners inside pods",
+            found: readable("/proc/self/ns/net"),
+            remedy: "build the kernel with CONFIG_NET_NS=y",
+        },
+        Need {
+            name: "netns cookies",
+            purpose: "telling enrolled pods in the connect hook (SO_NETNS_COOKIE, 5.14)",
+            found: crate::socket::own_netns_cookie().map(|cookie| cookie.to_string()).map_err(text),
+            remedy: "run a kernel of 5.14 or later",
+        },
+        Need {
+            name: "IP_TRANSPARENT",
+            purpose: "listeners that keep the original destination",
+            found: transparent(),
+            remedy: "grant CAP_NET_ADMIN",
+        },
+        Need {
+            name: "tcp_fwmark_accept",
+            purpose: "replies of applications to the agent",
+            found: readable("/proc/sys/net/ipv4/tcp_fwmark_accept"),
+            remedy: "build the kernel with CONFIG_IP_MULTIPLE_TABLES=y",
+        },
+        Need {
+            name: "policy routing",
+            purpose: "captured connections come back into the pod",
+            found: readable("/proc/sys/net/ipv4/fwmark_reflect"),
+            remedy: "build the kernel with CONFIG_IP_MULTIPLE_TABLES=y and CONFIG_IPV6_MULTIPLE_TABLES=y",
+        },
+    ];
+    let effective = effective_capabilities();
+    needs.extend(CAPABILITIES.map(|(bit, name, purpose)| Need {
+        name,
+        purpose,
+        found: match effective {
+            Ok(set) if set & (1 << bit) != 0 => Ok("effective".to_owned()),
+            Ok(_) => Err("not in the effective set".to_owned()),
+            Err(ref error) => Err(error.clone()),
+        },
+        remedy: "run as root, or grant the capability to the agent's container",
+    }));
+    needs
+}
+
+fn text(error: io::Error) -> String {
+    error.to_string()
+}
+
+fn readable(path: &str) -> Result<String, String> {
+    fs::metadata(path).map(|_| path.to_owned()).map_err(|error| format!("{path}: {error}"))
+}
+
+fn file_system(path: &Path, magic: nix::sys::statfs::FsType, kind: &str) -> Result<String, String> {
+    let existing = path.ancestors().find(|folder| folder.exists()).unwrap_or(path);
+    match statfs(existing) {
+        Ok(stat) if stat.filesystem_type() == magic => Ok(path.display().to_string()),
+        Ok(_) => Err(format!("{} is in no {kind}", path.display())),
+        Err(error) => Err(format!("{}: {error}", path.display())),
+    }
+}
+
+fn kernel() -> Result<String, String> {
+    let name = nix::sys::utsname::uname().map_err(|error| error.to_string())?;
+    let release = name.release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
+    let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version >= (5, 10) { Ok(release) } else { Err(format!("this is {release}")) }
+}
+
+fn transparent() -> Result<String, String> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).map_err(text)?;
+    socket.set_ip_transparent_v4(true).map_err(text)?;
+    let listener: TcpListener = socket.into();
+    drop(listener);
+    Ok(format!("{} can be listened on transparently", Ipv4Addr::LOCALHOST))
+}
+
+fn effective_capabilities() -> Result<u64, String> {
+    let status = fs::read_to_string("/proc/self/status").map_err(text)?;
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:")).ok_or("no CapEff in /proc/self/status")?;
+    u64::from_str_radix(line.trim(), 16).map_err(|error| error.to_string())
+}
+
+/// The mount point of cgroup v2, from `/proc/mounts`: a normal node has it at `/sys/fs/cgroup`, a hybrid one elsewhere.
+pub fn cgroup2_mount() -> io::Result<std::path::PathBuf> {
+    let mounts = fs::read_to_string("/proc/mounts")?;
+    let mut fields = mounts.lines().map(|line| line.split(' '));
+    fields
+        .find_map(|mut line| {
+            let (path, kind) = (line.nth(1)?, line.next()?);
+            (kind == "cgroup2").then(|| path.into())
+        })
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "cgroup v2 is not mounted"))
+}

@@ -1,0 +1,125 @@
+//! Liveness: the kernel captures only while the agent lives.
+//!
+//! Two signs. The heartbeat, written by a thread of its own, goes stale when the agent hangs. The lifeline is a UDP socket
+//! that the agent opens before any listener, so that its descriptor is the lowest and the kernel closes it first when the
+//! process ends, however it ends; `sock_release` then clears the heartbeat at once.
+
+use std::net::{Ipv4Addr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use aya::maps::{Array, MapData};
+use mesh_common::abi::{LAYOUT_VERSION, State};
+use mesh_common::names::map;
+
+use super::DatapathError;
+use crate::socket::cookie;
+
+const INTERVAL: Duration = Duration::from_millis(500);
+const MAX_AGE: Duration = Duration::from_secs(3);
+
+type StateMap = Array<MapData, State>;
+
+/// Keeps the agent known as alive until it is dropped.
+pub(super) struct Liveness {
+    // Dropped last of all sockets by the kernel's own order; held for that.
+    _lifeline: UdpSocket,
+    state: Arc<Mutex<(StateMap, State)>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The lifeline, opened before anything else so that it has the lowest descriptor.
+pub struct Lifeline(UdpSocket);
+
+impl Lifeline {
+    /// Opens it.
+    pub fn open() -> Result<Self, DatapathError> {
+        UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).map(Self).map_err(DatapathError::Lifeline)
+    }
+}
+
+impl Liveness {
+    /// Tells the kernel which socket the lifeline is. Nothing is captured yet.
+    pub(super) fn announce(map: StateMap, lifeline: Lifeline) -> Result<Self, DatapathError> {
+        let Lifeline(socket) = lifeline;
+        let state = State {
+            heartbeat_max_age_ns: u64::try_from(MAX_AGE.as_nanos()).expect("a few seconds"),
+            lifeline_cookie: cookie(&socket).map_err(DatapathError::Lifeline)?,
+            layout_version: LAYOUT_VERSION,
+            ..State::default()
+        };
+        let state = Arc::new(Mutex::new((map, state)));
+        write(&state, |_| ())?;
+        Ok(Self { _lifeline: socket, state, stop: Arc::default(), thread: None })
+    }
+
+    /// Once the programs are attached: lets them learn who the agent is, and begins to beat.
+    pub(super) fn start(&mut self) -> Result<(), DatapathError> {
+        // Port 9 is discard; connecting a UDP socket sends nothing.
+        self._lifeline.connect((Ipv4Addr::LOCALHOST, 9)).map_err(DatapathError::Lifeline)?;
+        {
+            let mut guard = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let (map, state) = &mut *guard;
+            let learnt = map.get(&0, 0).map_err(DatapathError::map("read", map::STATE))?;
+            state.agent_tgid = learnt.agent_tgid;
+        }
+        beat(&self.state)?;
+        let (state, stop) = (Arc::clone(&self.state), Arc::clone(&self.stop));
+        let thread = std::thread::Builder::new().name("heartbeat".into()).spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                std::thread::park_timeout(INTERVAL);
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                if let Err(error) = beat(&state) {
+                    tracing::error!(%error, "heartbeat could not be written");
+                }
+            }
+        });
+        self.thread = Some(thread.map_err(DatapathError::Lifeline)?);
+        Ok(())
+    }
+
+    /// Whether the programs have learnt who the agent is: they have run for a socket of ours.
+    pub(super) fn is_known(&self) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).1.agent_tgid != 0
+    }
+
+    /// Lets one socket of the agent's own be captured, for the self-test; 0 ends that.
+    pub(super) fn set_canary(&self, cookie: u64) -> Result<(), DatapathError> {
+        write(&self.state, |state| state.canary_cookie = cookie)
+    }
+
+    /// Ends capture: what is connected from here on goes directly or is refused.
+    pub(super) fn stop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // It only writes a map; a panic in it has been logged.
+            let _ = thread.join();
+        }
+        if let Err(error) = write(&self.state, |state| state.heartbeat_ns = 0) {
+            tracing::error!(%error, "heartbeat could not be cleared");
+        }
+    }
+}
+
+impl Drop for Liveness {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn beat(state: &Mutex<(StateMap, State)>) -> Result<(), DatapathError> {
+    write(state, |state| state.heartbeat_ns = super::monotonic_ns())
+}
+
+fn write(shared: &Mutex<(StateMap, State)>, change: impl FnOnce(&mut State)) -> Result<(), DatapathError> {
+    let mut guard = shared.lock().unwrap_or_else(PoisonError::into_inner);
+    let (map, state) = &mut *guard;
+    change(state);
+    map.set(0, *state, 0).map_err(DatapathError::map("write to", map::STATE))
+}

@@ -1,0 +1,105 @@
+//! The eBPF object: embedded at build time, loaded with its maps pinned.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use aya::maps::{Map, MapData};
+use aya::programs::{Program, ProgramError};
+use aya::{Ebpf, EbpfLoader};
+use mesh_common::names::{map, program};
+
+use super::DatapathError;
+use super::pins::Pins;
+
+/// The object that `cargo xtask build-ebpf` made.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-ebpf.o"));
+
+/// All programs, loaded; dropping it unloads those that nothing else holds.
+pub(super) struct Object {
+    ebpf: Ebpf,
+}
+
+impl Object {
+    /// Loads every program. Maps that are pinned already are taken over as they are, the others are made and pinned.
+    pub(super) fn load(pins: &Pins) -> Result<Self, DatapathError> {
+        let mut loader = EbpfLoader::new();
+        for name in map::ALL {
+            loader.map_pin_path(name, pins.map(name));
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(|error| DatapathError::Load(Box::new(error)))?;
+        for name in program::CGROUP.into_iter().chain([program::POD_LOOKUP]) {
+            let program = ebpf.program_mut(name).ok_or(DatapathError::Missing(name))?;
+            load_program(program)
+                .map_err(|source| DatapathError::Program { name, source: Box::new(source) })?;
+        }
+        Ok(Self { ebpf })
+    }
+
+    /// Takes a map out of the object.
+    pub(super) fn take<M>(&mut self, name: &'static str) -> Result<M, DatapathError>
+    where
+        M: TryFrom<Map, Error = aya::maps::MapError>,
+    {
+        let map = self.ebpf.take_map(name).ok_or(DatapathError::Missing(name))?;
+        M::try_from(map).map_err(DatapathError::map("open", name))
+    }
+
+    /// The descriptor of a loaded program.
+    pub(super) fn program(&self, name: &'static str) -> Result<BorrowedFd<'_>, DatapathError> {
+        let program = self.ebpf.program(name).ok_or(DatapathError::Missing(name))?;
+        let fd = program.fd().map_err(|source| DatapathError::Program { name, source: Box::new(source) })?;
+        Ok(fd.as_fd())
+    }
+
+    /// A descriptor of a loaded program that outlives the object.
+    pub(super) fn program_fd(&self, name: &'static str) -> Result<OwnedFd, DatapathError> {
+        let error = |source| DatapathError::Attach { program: name, target: "".into(), source };
+        self.program(name)?.try_clone_to_owned().map_err(error)
+    }
+
+    /// Id of a loaded program.
+    pub(super) fn program_id(&self, name: &'static str) -> Result<u32, DatapathError> {
+        let program = self.ebpf.program(name).ok_or(DatapathError::Missing(name))?;
+        let info = program.info().map_err(|source| DatapathError::Program { name, source: Box::new(source) })?;
+        Ok(info.id())
+    }
+}
+
+fn load_program(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
+        Program::SockOps(program) => program.load(),
+        Program::SkLookup(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
+/// Opens a second handle on a pinned map.
+pub(super) fn reopen<M>(pins: &Pins, name: &'static str) -> Result<M, DatapathError>
+where
+    M: TryFrom<Map, Error = aya::maps::MapError>,
+{
+    let open = || M::try_from(Map::from_map_data(MapData::from_pin(pins.map(name))?)?);
+    open().map_err(DatapathError::map("open", name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The names in mesh-common are those in the object.
+    #[test]
+    fn names_match_the_object() {
+        let object = aya_obj::Object::parse(OBJECT).unwrap();
+        let mut maps: Vec<_> = object.maps.keys().map(String::as_str).filter(|name| !name.starts_with('.')).collect();
+        let mut expected = map::ALL.to_vec();
+        maps.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(maps, expected);
+        let mut programs: Vec<_> = object.programs.keys().map(String::as_str).collect();
+        let mut expected: Vec<_> = program::CGROUP.into_iter().chain([program::POD_LOOKUP]).collect();
+        programs.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(programs, expected);
+    }
+}

@@ -1,0 +1,75 @@
+//! `cargo xtask test`: every test, on this machine's kernel.
+//!
+//! The last line printed is the test runner's own. Whatever must be said besides comes before it, or is a failure.
+
+mod host;
+mod leftovers;
+
+use std::env;
+
+use anyhow::{Result, bail};
+
+use crate::{bootstrap, ebpf, process, repo};
+use leftovers::Leftovers;
+
+/// What a test does that lacks a capability of the machine.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Privileges {
+    /// It fails: nothing may pass here without having run.
+    Required,
+    /// It may say that it did not run.
+    AsFound,
+}
+
+impl Privileges {
+    /// Required where a CI system says that it is one.
+    pub(crate) fn from_env() -> Self {
+        match env::var_os("CI") {
+            Some(value) if !value.is_empty() && value != "false" => Self::Required,
+            _ => Self::AsFound,
+        }
+    }
+}
+
+/// Checks the machine, builds, and runs the tests; `args` go to the runner.
+pub(crate) fn run(args: &[String], privileges: Privileges) -> Result<()> {
+    let host = host::check()?;
+    bootstrap::run()?;
+    ebpf::build()?;
+    let before = Leftovers::look(&host);
+    // Someone who names a test wants that one.
+    if args.is_empty() {
+        run_doc_tests(privileges)?;
+    }
+    let tests = run_tests(args, privileges);
+    match (tests, before.new_since(&host)) {
+        (Err(tests), Err(left)) => bail!("{tests:#}; and {left:#}"),
+        (tests, left) => tests.and(left),
+    }
+}
+
+fn run_doc_tests(privileges: Privileges) -> Result<()> {
+    let mut cargo = cargo(privileges);
+    cargo.args(["test", "--doc", "--package", "mesh-common", "--package", "mesh-userspace"]);
+    process::aloud(&mut cargo)
+}
+
+fn run_tests(args: &[String], privileges: Privileges) -> Result<()> {
+    let mut cargo = cargo(privileges);
+    if repo::find_program("cargo-nextest").is_some() {
+        cargo.args(["nextest", "run"]);
+    } else {
+        println!("test: running `cargo test`, because cargo-nextest is not on the PATH");
+        cargo.args(["test", "--tests"]);
+    }
+    cargo.args(["--workspace", "--exclude", "mesh-ebpf"]).args(args);
+    process::aloud(&mut cargo)
+}
+
+fn cargo(privileges: Privileges) -> std::process::Command {
+    let mut cargo = process::cargo();
+    if privileges == Privileges::Required {
+        cargo.env("MESH_REQUIRE_PRIVILEGED", "1");
+    }
+    cargo
+}
