@@ -16,3 +16,5 @@
 pub mod datapath;
 pub mod model;
 mod socket;
+pub mod node;
+pub mod proxy;

@@ -47,7 +47,9 @@ pub struct FlowEvents {
 impl FlowEvents {
     /// Must be called inside a tokio runtime.
     pub(super) fn new(ring: RingBuf<MapData>) -> std::io::Result<Self> {
-        AsyncFd::register_with_interest(ring, Interest::READABLE).map(|ring| Self { ring })
+        // SAFETY: the ring keeps one descriptor open for as long as it lives.
+        let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?;
+        Ok(Self { ring })
     }
 
     /// The flows that have ended since the last call, at least one. Cancel-safe: nothing is lost.

@@ -1,0 +1,117 @@
+//! Carrying bytes between two sides: one task, both directions, no lock, no channel, nothing held while idle.
+//!
+//! Half-close and reset are handled here and nowhere else: a FIN on one side becomes a FIN on the other, in its own
+//! direction; a reset on one side ends both.
+
+mod pipe;
+mod tcp;
+mod tunnel;
+
+use std::cell::RefCell;
+use std::io;
+use std::net::Shutdown;
+use std::pin::pin;
+
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+pub(super) use tcp::tcp_to_tcp;
+pub(super) use tunnel::{SocketIs, Tunnel, tcp_to_tunnel};
+
+use crate::socket::reset_on_close;
+use crate::telemetry::Outcome;
+
+/// Size of the buffer that every connection of a worker reads into; a read that fills it means bulk.
+const SCRATCH: usize = 64 * 1024;
+
+thread_local! {
+    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into_boxed_slice());
+}
+
+/// Lends the worker's buffer for a few system calls.
+fn with_scratch<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
+    BUFFER.with_borrow_mut(|buffer| work(buffer))
+}
+
+/// The side that ended a connection out of order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Broken {
+    Client,
+    Server,
+}
+
+impl From<Broken> for Outcome {
+    fn from(side: Broken) -> Self {
+        match side {
+            Broken::Client => Self::ResetByClient,
+            Broken::Server => Self::ResetByServer,
+        }
+    }
+}
+
+/// Runs both directions to their ends. Once one has ended, its source is watched for a reset, which nothing else would
+/// notice while the other direction is silent.
+async fn both(
+    up: impl Future<Output = Result<(), Broken>>,
+    down: impl Future<Output = Result<(), Broken>>,
+    client_broke: impl Future<Output = ()>,
+    server_broke: impl Future<Output = ()>,
+) -> Result<(), Broken> {
+    let (mut up, mut down) = (pin!(up), pin!(down));
+    tokio::select! {
+        result = &mut up => {
+            result?;
+            tokio::select! {
+                biased;
+                result = down => result,
+                () = client_broke => Err(Broken::Client),
+            }
+        }
+        result = &mut down => {
+            result?;
+            tokio::select! {
+                biased;
+                result = up => result,
+                () = server_broke => Err(Broken::Server),
+            }
+        }
+    }
+}
+
+/// Returns once the socket has an error.
+async fn broke(stream: &TcpStream) {
+    // An error of the runtime itself means that it is being shut down.
+    while stream.ready(Interest::ERROR).await.is_ok_and(|ready| !ready.is_error()) {}
+}
+
+/// Ends the direction towards a socket.
+fn finish(stream: &TcpStream) {
+    // A socket that is gone already needs no FIN; the other direction reports it.
+    let _ = SockRef::from(stream).shutdown(Shutdown::Write);
+}
+
+/// Writes all of it.
+async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match stream.try_write(bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => stream.writable().await?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// What the record says, after the sockets have been told.
+fn close(result: Result<(), Broken>, sockets: &[&TcpStream]) -> Outcome {
+    match result {
+        Ok(()) => Outcome::Closed,
+        Err(side) => {
+            for socket in sockets {
+                reset_on_close(*socket);
+            }
+            side.into()
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! What comes to a pod: HBONE, plaintext, and other pods of this node. Each is decided here before the application hears
+//! of it, and reaches it from the true client's address.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::StatusCode;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+
+use super::copy::{SocketIs, tcp_to_tcp, tcp_to_tunnel};
+use super::hbone::server::{self, ServerError, TunnelRequest};
+use super::outbound::{canonical, takes_plaintext};
+use super::record::party;
+use super::worker::Worker;
+use super::{Pod, Stop, upstream};
+use crate::identity::{handshake_reason, server_config};
+use crate::model::{Identity, Workload};
+use crate::socket::reset_on_close;
+use crate::telemetry::{ConnectionRecord, Direction, OpenedConnection, Outcome, Reporter, Security};
+
+const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Why an application was not reached.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DeliveryError {
+    /// The port takes mTLS only.
+    #[error("plaintext to {0}, which takes mutual TLS only")]
+    Strict(SocketAddr),
+    /// The application refused, or is not there.
+    #[error("connect to the application at {address}")]
+    Connect {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It did not answer.
+    #[error("the application at {0} did not answer in time")]
+    Timeout(SocketAddr),
+}
+
+impl DeliveryError {
+    pub(super) const fn outcome(&self) -> Outcome {
+        match self {
+            Self::Strict(_) => Outcome::RefusedPolicy,
+            Self::Connect { .. } => Outcome::ConnectFailed,
+            Self::Timeout(_) => Outcome::ConnectTimeout,
+        }
+    }
+
+    pub(super) const fn is_retryable(&self) -> bool {
+        !matches!(self, Self::Strict(_))
+    }
+
+    /// What ztunnel answers.
+    const fn status(&self) -> StatusCode {
+        match self {
+            Self::Strict(_) => StatusCode::UNAUTHORIZED,
+            Self::Connect { .. } | Self::Timeout(_) => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+/// A connection that is to reach an application.
+pub(super) struct Delivery<'a> {
+    /// The pod that it is for.
+    pub(super) pod: &'a Pod,
+    /// Its workload.
+    pub(super) workload: &'a Workload,
+    /// Who it is from, authenticated; `None` for plaintext.
+    pub(super) source: Option<&'a Identity>,
+    /// The true client; port 0 where the port is not known or not free.
+    pub(super) client: SocketAddr,
+    /// Address and port of the application.
+    pub(super) destination: SocketAddr,
+}
+
+impl Delivery<'_> {
+    /// Decides, and connects to the application.
+    pub(super) async fn connect(&self) -> Result<TcpStream, DeliveryError> {
+        let mode = self.workload.mtls.at(self.destination.port());
+        if self.source.is_none() && !takes_plaintext(mode) {
+            return Err(DeliveryError::Strict(self.destination));
+        }
+        let connect = upstream::deliver(&self.pod.netns, self.client, self.destination);
+        let socket = timeout(CONNECT_DEADLINE, connect)
+            .await
+            .map_err(|_elapsed| DeliveryError::Timeout(self.destination))?;
+        socket.map_err(|source| DeliveryError::Connect { address: self.destination, source })
+    }
+}
+
+/// Serves one plaintext connection to its end.
+pub(super) async fn plaintext(worker: &Worker, pod: &Arc<Pod>, client: TcpStream) {
+    let addresses = client.local_addr().and_then(|local| Ok((local, client.peer_addr()?)));
+    // A connection that was reset before it was accepted has no peer any more.
+    let Ok((destination, source)) = addresses else { return };
+    let (destination, source) = (canonical(destination), canonical(source));
+    let snapshot = worker.shared.snapshot.load();
+    let workload = pod.workload(&snapshot);
+    let record = open(worker, &workload, source, destination, None, Instant::now());
+    // The client's port is taken in this namespace by the very connection that came in.
+    let from = SocketAddr::new(source.ip(), 0);
+    let delivery = Delivery { pod, workload: &workload, source: None, client: from, destination };
+    let served = async {
+        match delivery.connect().await {
+            Ok(server) => {
+                let outcome = tcp_to_tcp(&client, &server, record.bytes()).await;
+                record.finish(outcome);
+            }
+            Err(error) => {
+                reset_on_close(&client);
+                record.fail(error.outcome(), &error);
+            }
+        }
+    };
+    tokio::select! {
+        () = served => {}
+        () = pod.cut() => reset_on_close(&client),
+    }
+}
+
+/// Serves one HBONE connection to its end.
+pub(super) async fn hbone(worker: &Worker, pod: &Arc<Pod>, socket: TcpStream) {
+    let metrics = worker.shared.telemetry.metrics();
+    let peer = socket.peer_addr().ok();
+    let identity = pod.workload(&worker.shared.snapshot.load()).identity.clone();
+    let config = match worker.shared.certificates.certificate(&identity).await {
+        Ok(certificate) => server_config(&certificate),
+        Err(error) => {
+            tracing::warn!(%error, dst.identity = %identity, "hbone refused: no certificate");
+            metrics.handshake_failed("server", "no_own_certificate");
+            return reset_on_close(&socket);
+        }
+    };
+    let config = match config {
+        Ok(config) => config,
+        Err(error) => {
+            tracing::warn!(%error, dst.identity = %identity, "hbone refused: no configuration");
+            return reset_on_close(&socket);
+        }
+    };
+    let (drain, draining) = tokio::sync::watch::channel(false);
+    let mut stop = pod.stop.clone();
+    let handle = {
+        let (worker, pod) = (worker.clone(), Arc::clone(pod));
+        move |request| {
+            let (worker, pod) = (worker.clone(), Arc::clone(&pod));
+            async move { tunnel(&worker, &pod, request).await }
+        }
+    };
+    let serve = server::serve(socket, config, draining, handle);
+    let mut serve = std::pin::pin!(serve);
+    let result = loop {
+        tokio::select! {
+            result = &mut serve => break result,
+            changed = stop.wait_for(|stop| *stop > Stop::Serving), if !*drain.borrow() => {
+                // A pod without an enrolment to end it is gone.
+                drop(changed);
+                drain.send_replace(true);
+            }
+            () = pod.cut() => return,
+        }
+    };
+    if let Err(error) = result {
+        let reason = match &error {
+            ServerError::Tls(error) => handshake_reason(error),
+            ServerError::Identity(error) => error.reason(),
+            ServerError::Deadline(_) => "timeout",
+            ServerError::Http(_) => return tracing::debug!(%error, "hbone connection ended"),
+        };
+        metrics.handshake_failed("server", reason);
+        refused(worker, pod, peer, &error);
+    }
+}
+
+/// A handshake that failed leaves a record as well.
+fn refused(worker: &Worker, pod: &Arc<Pod>, peer: Option<SocketAddr>, error: &ServerError) {
+    let Some(peer) = peer else { return };
+    let workload = pod.workload(&worker.shared.snapshot.load());
+    let Some(address) = workload.addresses.iter().find(|address| address.is_ipv4() == peer.is_ipv4()) else { return };
+    let destination = SocketAddr::new(*address, mesh_common::abi::HBONE_PORT);
+    open(worker, &workload, canonical(peer), destination, None, Instant::now()).fail(Outcome::TlsFailed, error);
+}
+
+async fn tunnel(worker: &Worker, pod: &Arc<Pod>, request: TunnelRequest) {
+    let snapshot = worker.shared.snapshot.load();
+    let workload = pod.workload(&snapshot);
+    let client = SocketAddr::new(request.peer.ip(), request.client_port);
+    let destination = request.destination;
+    let source = request.source.clone();
+    let record = open(worker, &workload, client, destination, Some(&source), Instant::now());
+    drop(snapshot);
+    let delivery = Delivery { pod, workload: &workload, source: Some(&source), client, destination };
+    let served = async {
+        let server = match delivery.connect().await {
+            Ok(server) => server,
+            Err(error) => {
+                request.refuse(error.status());
+                return record.fail(error.outcome(), &error);
+            }
+        };
+        match request.accept() {
+            Ok(tunnel) => {
+                let outcome = tcp_to_tunnel(&server, tunnel, SocketIs::Server, record.bytes()).await;
+                record.finish(outcome);
+            }
+            Err(error) => {
+                reset_on_close(&server);
+                record.fail(Outcome::ResetByClient, &error);
+            }
+        }
+    };
+    tokio::select! {
+        () = served => {}
+        () = pod.cut() => {}
+    }
+}
+
+fn open(
+    worker: &Worker,
+    workload: &Workload,
+    source: SocketAddr,
+    destination: SocketAddr,
+    identity: Option<&Identity>,
+    started: Instant,
+) -> ConnectionRecord {
+    let snapshot = worker.shared.snapshot.load();
+    // Plaintext from an address proves nobody: without a certificate no identity is claimed for it.
+    let known = snapshot.workload_at(source.ip());
+    let mut from = party(source, known.map(|workload| &**workload), identity.cloned());
+    if identity.is_none() {
+        from.identity = None;
+    }
+    worker.shared.telemetry.open(OpenedConnection {
+        started,
+        reporter: Reporter::Destination,
+        direction: Direction::Inbound,
+        source: from,
+        destination: party(destination, Some(workload), None),
+        original_destination: Some(destination),
+        service: None,
+        security: if identity.is_some() { Security::MutualTls } else { Security::None },
+    })
+}

@@ -1,0 +1,256 @@
+//! Captured connections: the destination is the accepted socket's own address, the workload that of its listener.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+
+use super::copy::{SocketIs, tcp_to_tcp, tcp_to_tunnel};
+use super::hbone::Peer;
+use super::hbone::client::ClientError;
+use super::inbound::{self, Delivery};
+use super::record::{party, service_at};
+use super::route::{self, Destination, Transport};
+use super::worker::Worker;
+use super::{Pod, hbone, upstream};
+use crate::model::{Mode, Snapshot, Workload};
+use crate::socket::reset_on_close;
+use crate::telemetry::{ConnectionRecord, Direction, OpenedConnection, Outcome, Reporter, Security};
+
+/// How many endpoints are tried before a connection is given up; nothing of it has been sent until one answers.
+const TRIES: usize = 3;
+const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Why the upstream could not be had.
+#[derive(Debug, thiserror::Error)]
+enum UpstreamError {
+    #[error("connect to {address}")]
+    Connect {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{0} did not answer in time")]
+    Timeout(SocketAddr),
+    #[error("open a tunnel to {address}")]
+    Tunnel {
+        address: SocketAddr,
+        #[source]
+        source: ClientError,
+    },
+    #[error("deliver to a pod of this node")]
+    Delivery(#[from] inbound::DeliveryError),
+    #[error("{0} has no endpoint")]
+    NoEndpoint(String),
+}
+
+impl UpstreamError {
+    fn outcome(&self) -> Outcome {
+        match self {
+            Self::Connect { .. } => Outcome::ConnectFailed,
+            Self::Timeout(_) => Outcome::ConnectTimeout,
+            Self::NoEndpoint(_) => Outcome::NoEndpoint,
+            Self::Delivery(error) => error.outcome(),
+            Self::Tunnel { source, .. } => match source {
+                ClientError::Tls(_) => Outcome::TlsFailed,
+                ClientError::Refused(http::StatusCode::UNAUTHORIZED) => Outcome::RefusedPolicy,
+                ClientError::Refused(_) => Outcome::RefusedByPeer,
+                ClientError::Deadline(_) => Outcome::ConnectTimeout,
+                ClientError::Connect { .. } | ClientError::Http(_) => Outcome::ConnectFailed,
+                ClientError::Authority(_) | ClientError::Certificate(_) | ClientError::Config(_) => {
+                    Outcome::InternalError
+                }
+            },
+        }
+    }
+
+    /// Whether another endpoint may do better.
+    fn is_retryable(&self) -> bool {
+        match self {
+            Self::Connect { .. } | Self::Timeout(_) => true,
+            Self::Tunnel { source, .. } => source.is_retryable(),
+            Self::Delivery(error) => error.is_retryable(),
+            Self::NoEndpoint(_) => false,
+        }
+    }
+}
+
+enum Upstream {
+    Socket(TcpStream),
+    Tunnel(super::copy::Tunnel, #[expect(dead_code, reason = "held for its drop")] Lease),
+}
+
+type Lease = hbone::Lease;
+
+/// Serves one captured connection to its end.
+pub(super) async fn serve(worker: &Worker, pod: &Arc<Pod>, client: TcpStream) {
+    let addresses = client.local_addr().and_then(|local| Ok((local, client.peer_addr()?)));
+    // A connection that was reset before it was accepted has no peer any more.
+    let Ok((asked, source)) = addresses else { return };
+    let (asked, source) = (canonical(asked), canonical(source));
+    if worker.shared.canary.answer(pod, asked, &client) {
+        return;
+    }
+    let snapshot = worker.shared.snapshot.load_full();
+    let workload = pod.workload(&snapshot);
+    let started = Instant::now();
+    let attempt = Attempt { worker, pod, workload: &workload, snapshot: &snapshot, asked, source, started };
+    tokio::select! {
+        () = attempt.run(&client) => {}
+        () = pod.cut() => reset_on_close(&client),
+    }
+}
+
+struct Attempt<'a> {
+    worker: &'a Worker,
+    pod: &'a Arc<Pod>,
+    workload: &'a Arc<Workload>,
+    snapshot: &'a Snapshot,
+    asked: SocketAddr,
+    source: SocketAddr,
+    started: Instant,
+}
+
+impl Attempt<'_> {
+    async fn run(&self, client: &TcpStream) {
+        let mut failed = Vec::new();
+        loop {
+            let destination = match route::pick(self.snapshot, self.asked, fastrand::u64(..), &failed) {
+                Ok(destination) => destination,
+                Err(none) => return self.no_endpoint(client, &none),
+            };
+            let record = self.open(&destination);
+            match self.connect(&destination).await {
+                Ok(upstream) => {
+                    let outcome = self.carry(client, upstream, &record).await;
+                    return record.finish(outcome);
+                }
+                Err(error) => {
+                    if let UpstreamError::Tunnel { source, .. } = &error
+                        && let Some(reason) = source.handshake_reason()
+                    {
+                        self.worker.shared.telemetry.metrics().handshake_failed("client", reason);
+                    }
+                    let again = error.is_retryable()
+                        && destination.service.is_some()
+                        && failed.len() + 1 < TRIES
+                        && self.has_other(&failed, destination.address);
+                    tracing::debug!(%error, orig_dst = %self.asked, dst.addr = %destination.address, again, "upstream failed");
+                    record.fail(error.outcome(), &error);
+                    if !again {
+                        return reset_on_close(client);
+                    }
+                    failed.push(destination.address);
+                }
+            }
+        }
+    }
+
+    fn has_other(&self, failed: &[SocketAddr], last: SocketAddr) -> bool {
+        let mut avoid = failed.to_vec();
+        avoid.push(last);
+        route::pick(self.snapshot, self.asked, 0, &avoid).is_ok()
+    }
+
+    fn no_endpoint(&self, client: &TcpStream, none: &route::NoEndpoint) {
+        let destination =
+            Destination { address: self.asked, workload: None, service: Some(Arc::clone(&none.service)) };
+        let error = UpstreamError::NoEndpoint(none.service.name.to_string());
+        self.open(&destination).fail(Outcome::NoEndpoint, &error);
+        reset_on_close(client);
+    }
+
+    fn open(&self, destination: &Destination) -> ConnectionRecord {
+        let security = match destination.transport() {
+            Transport::Mutual => Security::MutualTls,
+            Transport::Plain => Security::None,
+        };
+        self.worker.shared.telemetry.open(OpenedConnection {
+            started: self.started,
+            reporter: Reporter::Source,
+            direction: Direction::Outbound,
+            source: party(self.source, Some(self.workload), None),
+            destination: party(destination.address, destination.workload.as_deref(), None),
+            original_destination: Some(self.asked),
+            service: destination.service.as_deref().map(|service| service_at(service, self.asked.port())),
+            security,
+        })
+    }
+
+    async fn connect(&self, destination: &Destination) -> Result<Upstream, UpstreamError> {
+        let address = destination.address;
+        match (destination.transport(), &destination.workload) {
+            (Transport::Mutual, Some(workload)) => match self.worker.shared.pod(&workload.uid) {
+                Some(local) => self.deliver(&local, workload, address).await,
+                None => self.tunnel(workload, address).await,
+            },
+            _ => {
+                let connect = timeout(CONNECT_DEADLINE, upstream::plain(&self.pod.netns, address)).await;
+                let socket = connect.map_err(|_elapsed| UpstreamError::Timeout(address))?;
+                socket.map(Upstream::Socket).map_err(|source| UpstreamError::Connect { address, source })
+            }
+        }
+    }
+
+    /// To a pod of this node: both identities are known here, nothing is encrypted and nothing leaves the node.
+    async fn deliver(
+        &self,
+        pod: &Arc<Pod>,
+        workload: &Arc<Workload>,
+        address: SocketAddr,
+    ) -> Result<Upstream, UpstreamError> {
+        let delivery = Delivery {
+            pod,
+            workload,
+            source: Some(&self.workload.identity),
+            client: self.source,
+            destination: address,
+        };
+        Ok(Upstream::Socket(delivery.connect().await?))
+    }
+
+    async fn tunnel(&self, workload: &Workload, address: SocketAddr) -> Result<Upstream, UpstreamError> {
+        let peer = Peer {
+            netns_cookie: self.pod.netns.cookie(),
+            source: self.workload.identity.clone(),
+            address: SocketAddr::new(address.ip(), mesh_common::abi::HBONE_PORT),
+            destination: workload.identity.clone(),
+        };
+        let baggage = self.pod.baggage();
+        let shared = &self.worker.shared;
+        let tunnel = self.worker.pool.tunnel(
+            &peer,
+            &self.pod.netns,
+            &shared.certificates,
+            address,
+            self.source,
+            baggage.as_ref(),
+        );
+        let (tunnel, lease) =
+            tunnel.await.map_err(|source| UpstreamError::Tunnel { address, source })?;
+        Ok(Upstream::Tunnel(tunnel, lease))
+    }
+
+    async fn carry(&self, client: &TcpStream, upstream: Upstream, record: &ConnectionRecord) -> Outcome {
+        match upstream {
+            Upstream::Socket(server) => tcp_to_tcp(client, &server, record.bytes()).await,
+            Upstream::Tunnel(tunnel, _lease) => {
+                tcp_to_tunnel(client, tunnel, SocketIs::Client, record.bytes()).await
+            }
+        }
+    }
+}
+
+/// An IPv4 address that an IPv6 socket shows mapped, as IPv4.
+pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
+    let ip: IpAddr = address.ip().to_canonical();
+    SocketAddr::new(ip, address.port())
+}
+
+/// Whether plaintext may be taken at a mode.
+pub(super) const fn takes_plaintext(mode: Mode) -> bool {
+    !matches!(mode, Mode::Strict)
+}

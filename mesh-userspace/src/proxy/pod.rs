@@ -1,0 +1,80 @@
+//! An enrolled pod, as the data path sees it.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+
+use super::hbone::Baggage;
+use crate::model::{Snapshot, Workload, WorkloadUid};
+use crate::node::NetNs;
+
+/// What every connection of a pod shares.
+pub struct Pod {
+    pub(super) uid: WorkloadUid,
+    pub(super) netns: NetNs,
+    pub(super) stop: watch::Receiver<Stop>,
+    // The workload as last seen, with what is derived from it alone.
+    seen: ArcSwap<Seen>,
+}
+
+struct Seen {
+    workload: Arc<Workload>,
+    baggage: Option<Baggage>,
+}
+
+/// How far the end of a pod's enrolment has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stop {
+    /// It is enrolled.
+    #[default]
+    Serving,
+    /// Nothing new is taken; what is there may end by itself.
+    Draining,
+    /// What is left is cut.
+    Cut,
+}
+
+impl Pod {
+    /// A pod in its namespace; connections end as `stop` says.
+    pub fn new(workload: Arc<Workload>, netns: NetNs, stop: watch::Receiver<Stop>) -> Self {
+        let uid = workload.uid.clone();
+        let baggage = Baggage::of(&workload);
+        Self { uid, netns, stop, seen: ArcSwap::from_pointee(Seen { workload, baggage }) }
+    }
+
+    /// `NAMESPACE/POD`.
+    pub const fn uid(&self) -> &WorkloadUid {
+        &self.uid
+    }
+
+    /// Its namespace.
+    pub const fn netns(&self) -> &NetNs {
+        &self.netns
+    }
+
+    /// The workload in this snapshot, or as it was last seen.
+    pub(super) fn workload(&self, snapshot: &Snapshot) -> Arc<Workload> {
+        self.refresh(snapshot);
+        Arc::clone(&self.seen.load().workload)
+    }
+
+    pub(super) fn baggage(&self) -> Option<Baggage> {
+        self.seen.load().baggage.clone()
+    }
+
+    fn refresh(&self, snapshot: &Snapshot) {
+        let Some(workload) = snapshot.workloads.get(&self.uid) else { return };
+        if !Arc::ptr_eq(workload, &self.seen.load().workload) {
+            let seen = Seen { workload: Arc::clone(workload), baggage: Baggage::of(workload) };
+            self.seen.store(Arc::new(seen));
+        }
+    }
+
+    /// Returns once what is left of the pod's connections is to be cut.
+    pub(super) async fn cut(&self) {
+        let mut stop = self.stop.clone();
+        // The sender lives as long as the enrolment; without it the pod is gone.
+        let _ = stop.wait_for(|stop| *stop == Stop::Cut).await;
+    }
+}

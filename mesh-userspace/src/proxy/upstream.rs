@@ -1,0 +1,58 @@
+//! Sockets that the agent opens inside pods: towards another endpoint, and towards the application.
+
+use std::io;
+use std::net::SocketAddr;
+
+use mesh_common::abi::MARK_DELIVER;
+use socket2::{Domain, Socket};
+use tokio::net::{TcpSocket, TcpStream};
+
+use crate::node::NetNs;
+use crate::socket::{prepare, set_transparent, tcp};
+
+/// Connects from a pod's namespace, so that the pod's address and its network policy apply.
+pub(super) async fn plain(netns: &NetNs, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = netns.visit(|| tcp(to))?;
+    prepare(&socket)?;
+    TcpSocket::from_std_stream(socket.into()).connect(to).await
+}
+
+/// Connects to an application in a pod's namespace with the true client's address.
+///
+/// `from` with port 0 takes any port of the client's address. A port that is taken there falls back to any.
+pub(super) async fn deliver(netns: &NetNs, from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
+    let first = deliver_from(netns, from, to).await;
+    let taken = |error: &io::Error| matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable);
+    match first {
+        Err(error) if from.port() != 0 && taken(&error) => {
+            deliver_from(netns, SocketAddr::new(from.ip(), 0), to).await
+        }
+        result => result,
+    }
+}
+
+async fn deliver_from(netns: &NetNs, from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = netns.visit(|| transparent(from, to))?;
+    prepare(&socket)?;
+    TcpSocket::from_std_stream(socket.into()).connect(to).await
+}
+
+fn transparent(from: SocketAddr, to: SocketAddr) -> io::Result<Socket> {
+    let socket = tcp(to)?;
+    let domain = Domain::for_address(to);
+    set_transparent(&socket, domain)?;
+    socket.set_mark(MARK_DELIVER)?;
+    socket.set_reuse_address(true)?;
+    if from.port() == 0 {
+        set_bind_no_port(&socket)?;
+    }
+    socket.bind(&from.into())?;
+    Ok(socket)
+}
+
+/// `IP_BIND_ADDRESS_NO_PORT` (also for IPv6 sockets): the port is chosen when the connection's four parts are known, so
+/// that 28,000 connections of one client to different applications do not run out of ports.
+fn set_bind_no_port(socket: &Socket) -> io::Result<()> {
+    nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true)?;
+    Ok(())
+}
