@@ -1,3 +1,15 @@
 //! The node agent of the mesh, as a library.
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::panic,
+        clippy::cast_possible_truncation,
+        clippy::cast_precision_loss,
+        clippy::float_cmp,
+        reason = "a test fails by panicking"
+    )
+)]
 
+pub mod identity;
 pub mod model;
