@@ -11,6 +11,7 @@
     )
 )]
 
+pub mod admin;
 pub mod identity;
 pub mod model;
 pub mod telemetry;
