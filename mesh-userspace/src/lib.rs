@@ -13,8 +13,11 @@
     )
 )]
 
+pub mod admin;
 pub mod datapath;
+pub mod identity;
 pub mod model;
-mod socket;
 pub mod node;
 pub mod proxy;
+mod socket;
+pub mod telemetry;

@@ -1,0 +1,278 @@
+//! The documents of the node's API, as the agent writes them and `meshctl` reads them.
+//!
+//! Times are seconds since the Unix epoch. Fields may be added; a reader ignores what it does not know and takes what
+//! is missing as empty, so that a `meshctl` of another version works.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Mode, Protocol};
+use crate::telemetry::FlowRecord;
+
+/// `GET /v1/status`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StatusReport {
+    /// Version of the agent.
+    pub version: String,
+    /// Name of the node.
+    pub node: String,
+    /// Process id of the agent.
+    pub pid: u32,
+    /// When the agent started.
+    pub started: u64,
+    /// Generation of the snapshot in force.
+    pub generation: u64,
+    /// Services in it.
+    pub services: usize,
+    /// Workloads in it.
+    pub workloads: usize,
+    /// Pods of this node that are enrolled.
+    pub enrolled: usize,
+    /// Connections that the agent carries now.
+    pub connections: u64,
+    /// The eBPF programs.
+    pub kernel: KernelReport,
+    /// Enrolled pods.
+    pub pods: Vec<PodStatus>,
+    /// What does not work.
+    pub problems: Vec<String>,
+    /// What is worth knowing.
+    pub notices: Vec<String>,
+}
+
+/// State of the kernel plane.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KernelReport {
+    /// Version of the maps' layout.
+    pub layout: u32,
+    /// Age of the heartbeat that the programs see, in milliseconds; `None`: never written.
+    pub heartbeat_age_ms: Option<u64>,
+    /// Programs, in the order in which they are attached.
+    pub programs: Vec<ProgramStatus>,
+}
+
+/// One eBPF program.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ProgramStatus {
+    /// Its name.
+    pub name: String,
+    /// Whether it is attached.
+    pub attached: bool,
+    /// Kernel id of the program.
+    pub program_id: Option<u32>,
+    /// Kernel id of its link.
+    pub link_id: Option<u32>,
+    /// The cgroup that it is attached to.
+    pub cgroup: Option<String>,
+}
+
+/// Whether a test connection through a pod's listeners arrived.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "result", content = "reason")]
+pub enum Canary {
+    /// Not tried yet.
+    #[default]
+    Pending,
+    /// It arrived.
+    Ok,
+    /// It did not.
+    Failed(String),
+}
+
+/// An enrolled pod of this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PodStatus {
+    /// `NAMESPACE/POD`.
+    pub uid: String,
+    /// `enrolled`, `enrolling`, `leaving`, `failed`.
+    pub state: String,
+    /// Since when.
+    pub since: u64,
+    /// Why it is in that state, where that needs a word.
+    pub detail: Option<String>,
+    /// Its network namespace: path, or inode.
+    pub netns: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Roles and addresses of the agent's listeners in its namespace.
+    pub listeners: Vec<String>,
+    /// Whether a test connection arrived.
+    pub canary: Canary,
+    /// Connections that the agent carries for it.
+    pub connections: u64,
+}
+
+/// `GET /v1/check`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CheckReport {
+    /// What was checked.
+    pub items: Vec<CheckItem>,
+}
+
+impl CheckReport {
+    /// Whether nothing that is required is missing.
+    pub fn passed(&self) -> bool {
+        self.items.iter().all(|item| item.ok || !item.required)
+    }
+}
+
+/// One thing that the mesh needs, or would use.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CheckItem {
+    /// Short name.
+    pub name: String,
+    /// What it is needed for.
+    pub purpose: String,
+    /// Whether it is there.
+    pub ok: bool,
+    /// Whether the mesh does not work without it.
+    pub required: bool,
+    /// What was found.
+    pub detail: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+/// `GET /v1/services`: one element a service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ServiceReport {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Virtual addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Ports.
+    pub ports: Vec<ServicePortReport>,
+}
+
+/// One port of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServicePortReport {
+    /// Name, often empty.
+    #[serde(default)]
+    pub name: String,
+    /// Number.
+    pub port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// `NAMESPACE/NAME` of the resource that routes it.
+    #[serde(default)]
+    pub rule: Option<String>,
+    /// Targets of the route, as written.
+    #[serde(default)]
+    pub targets: Vec<TargetReport>,
+    /// What the kernel picks from.
+    #[serde(default)]
+    pub backends: Vec<BackendReport>,
+}
+
+/// One weighted target of a route.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TargetReport {
+    /// `NAMESPACE/NAME` of the service.
+    pub service: String,
+    /// Subset.
+    pub subset: Option<String>,
+    /// Weight.
+    pub weight: u32,
+    /// Number of endpoints.
+    pub endpoints: usize,
+}
+
+/// One backend of a service port.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BackendReport {
+    /// Address; `None`: a share that has nowhere to go and is refused.
+    pub address: Option<SocketAddr>,
+    /// Its share of new connections, in millionths.
+    pub share_ppm: u32,
+    /// The workload behind it.
+    pub workload: Option<String>,
+    /// The node that it is on.
+    pub node: Option<String>,
+    /// Its mTLS mode.
+    pub mode: Mode,
+    /// Whether it is enrolled.
+    pub enrolled: bool,
+}
+
+/// `GET /v1/workloads`: one element a workload.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WorkloadReport {
+    /// Namespace.
+    pub namespace: String,
+    /// Name of the pod.
+    pub name: String,
+    /// What the pod belongs to.
+    pub workload: String,
+    /// Addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Node.
+    pub node: Option<String>,
+    /// SPIFFE ID.
+    pub identity: String,
+    /// Canonical service.
+    pub canonical_name: String,
+    /// Canonical revision.
+    pub canonical_revision: String,
+    /// Whether it is enrolled.
+    pub enrolled: bool,
+    /// Whether it has its node's network.
+    pub host_network: bool,
+    /// mTLS mode, ports of their own aside.
+    pub mode: Mode,
+}
+
+/// `GET /v1/certs`: one element an identity.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CertReport {
+    /// SPIFFE ID.
+    pub identity: String,
+    /// Serial number in hexadecimal.
+    pub serial: String,
+    /// Begin of validity.
+    pub not_before: Option<u64>,
+    /// End of validity.
+    pub not_after: Option<u64>,
+    /// When it will be renewed.
+    pub renew_at: Option<u64>,
+    /// `valid`, `pending`, `renewal_failing`, `unavailable`.
+    pub state: String,
+    /// Why the last try to sign failed.
+    pub error: Option<String>,
+    /// SHA-256 of the root that is trusted first.
+    pub root_fingerprint: String,
+}
+
+/// One line of `GET /v1/flows?follow=true`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum FlowLine {
+    /// A flow that ended.
+    Flow(Box<FlowRecord>),
+    /// So many flows were missed because the reader was too slow.
+    Missed {
+        /// How many.
+        missed: u64,
+    },
+}
+
+/// What a failed request answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorReport {
+    /// What went wrong.
+    pub error: String,
+}

@@ -1,0 +1,430 @@
+//! The HTTP server of the node's API. Bounded in every way: connections, followers, headers, time.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Query, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::get;
+use futures_util::stream;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::AdminSocket;
+use super::api::{
+    CertReport, CheckReport, ErrorReport, FlowLine, ServiceReport, StatusReport, WorkloadReport,
+};
+use crate::telemetry::{CONTENT_TYPE, FlowLog, Metrics};
+
+/// Connections served at once on one listener.
+const MAX_CONNECTIONS: usize = 64;
+/// Of those, followers of flows.
+const MAX_FOLLOWERS: usize = 16;
+/// Longest that a client may take to send its request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest that an answer may take to begin.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest request head.
+const MAX_HEAD: usize = 16 << 10;
+/// Flows that are listed where no limit is given.
+const DEFAULT_FLOWS: usize = 100;
+/// Wait after a failed `accept`, which mostly means that there are no more file descriptors.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// Where the documents come from. The agent implements it; none of it may block.
+pub trait AdminData: Send + Sync + 'static {
+    /// `GET /v1/status`.
+    fn status(&self) -> impl Future<Output = StatusReport> + Send;
+    /// `GET /v1/check`.
+    fn check(&self) -> impl Future<Output = CheckReport> + Send;
+    /// `GET /v1/services`.
+    fn services(&self) -> impl Future<Output = Vec<ServiceReport>> + Send;
+    /// `GET /v1/workloads`.
+    fn workloads(&self) -> impl Future<Output = Vec<WorkloadReport>> + Send;
+    /// `GET /v1/certs`.
+    fn certs(&self) -> impl Future<Output = Vec<CertReport>> + Send;
+    /// `GET /v1/flows`.
+    fn flows(&self) -> &FlowLog;
+    /// `GET /metrics`.
+    fn metrics(&self) -> &Metrics;
+    /// `GET /healthz`: why the agent is not healthy.
+    ///
+    /// # Errors
+    /// The reason, for a human.
+    fn health(&self) -> Result<(), String>;
+}
+
+struct Shared<D> {
+    data: Arc<D>,
+    followers: Arc<Semaphore>,
+}
+
+impl<D> Clone for Shared<D> {
+    fn clone(&self) -> Self {
+        Self { data: Arc::clone(&self.data), followers: Arc::clone(&self.followers) }
+    }
+}
+
+/// Serves the whole API until `shutdown` completes.
+pub async fn serve_socket<D: AdminData>(socket: AdminSocket, data: Arc<D>, shutdown: impl Future<Output = ()>) {
+    let router = Router::new()
+        .route("/v1/status", get(async |State(on): State<Shared<D>>| Json(on.data.status().await)))
+        .route("/v1/check", get(async |State(on): State<Shared<D>>| Json(on.data.check().await)))
+        .route("/v1/services", get(async |State(on): State<Shared<D>>| Json(on.data.services().await)))
+        .route("/v1/workloads", get(async |State(on): State<Shared<D>>| Json(on.data.workloads().await)))
+        .route("/v1/certs", get(async |State(on): State<Shared<D>>| Json(on.data.certs().await)))
+        .route("/v1/flows", get(flows))
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(health));
+    accept(|| socket.accept(), finish(router, data), shutdown).await;
+}
+
+/// Serves `/metrics` and `/healthz` alone until `shutdown` completes.
+pub async fn serve_metrics<D: AdminData>(
+    listener: TcpListener,
+    data: Arc<D>,
+    shutdown: impl Future<Output = ()>,
+) {
+    let router = Router::new().route("/metrics", get(metrics)).route("/healthz", get(health));
+    accept(async || Ok(listener.accept().await?.0), finish(router, data), shutdown).await;
+}
+
+fn finish<D: AdminData>(router: Router<Shared<D>>, data: Arc<D>) -> Router {
+    router
+        .fallback(async || error(StatusCode::NOT_FOUND, "no such document"))
+        .layer(middleware::from_fn(in_time))
+        .with_state(Shared { data, followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)) })
+}
+
+async fn in_time(request: Request, next: Next) -> Response {
+    tokio::time::timeout(ANSWER_TIMEOUT, next.run(request))
+        .await
+        .unwrap_or_else(|_elapsed| error(StatusCode::GATEWAY_TIMEOUT, "the agent took too long"))
+}
+
+/// Accepts until the shutdown; connections that are open then end with their tasks' runtime.
+async fn accept<S, F>(
+    mut next: impl FnMut() -> F,
+    router: Router,
+    shutdown: impl Future<Output = ()>,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    F: Future<Output = io::Result<S>>,
+{
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut tasks = tokio::task::JoinSet::new();
+    tokio::pin!(shutdown);
+    loop {
+        let accepted = async {
+            let permit = Arc::clone(&slots).acquire_owned().await;
+            (permit, next().await)
+        };
+        tokio::select! {
+            () = &mut shutdown => break,
+            Some(_) = tasks.join_next(), if !tasks.is_empty() => {}
+            (permit, accepted) = accepted => match accepted {
+                Ok(stream) => {
+                    tasks.spawn(connection(stream, router.clone(), permit.ok()));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "admin connection not accepted");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                }
+            },
+        }
+    }
+}
+
+async fn connection<S>(stream: S, router: Router, _slot: Option<OwnedSemaphorePermit>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    // One request a connection: an idle one is always one that has not asked yet.
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(REQUEST_TIMEOUT)
+        .keep_alive(false)
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "admin connection ended");
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct FlowsQuery {
+    limit: Option<usize>,
+    #[serde(default)]
+    follow: bool,
+}
+
+async fn flows<D: AdminData>(State(on): State<Shared<D>>, Query(query): Query<FlowsQuery>) -> Response {
+    let limit = query.limit.unwrap_or(DEFAULT_FLOWS);
+    if !query.follow {
+        let lines: Vec<u8> = on.data.flows().last(limit).iter().flat_map(|record| line(&**record)).collect();
+        return ndjson(Body::from(lines));
+    }
+    let Ok(permit) = Arc::clone(&on.followers).try_acquire_owned() else {
+        return error(StatusCode::SERVICE_UNAVAILABLE, "too many followers");
+    };
+    let (before, after) = on.data.flows().follow(limit);
+    let first: Vec<u8> = before.iter().flat_map(|record| line(&**record)).collect();
+    let following = stream::unfold((Some(first), after, permit), async |(first, mut after, permit)| {
+        let bytes = match first {
+            Some(first) => first,
+            None => match after.recv().await {
+                Ok(record) => line(&*record),
+                Err(RecvError::Lagged(missed)) => line(&FlowLine::Missed { missed }),
+                Err(RecvError::Closed) => return None,
+            },
+        };
+        Some((Ok::<_, Infallible>(Bytes::from(bytes)), (None, after, permit)))
+    });
+    ndjson(Body::from_stream(following))
+}
+
+fn line(record: &impl Serialize) -> Vec<u8> {
+    let mut line = serde_json::to_vec(record).unwrap_or_default();
+    line.push(b'\n');
+    line
+}
+
+fn ndjson(body: Body) -> Response {
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
+}
+
+async fn metrics<D: AdminData>(State(on): State<Shared<D>>) -> Response {
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], on.data.metrics().render()).into_response()
+}
+
+async fn health<D: AdminData>(State(on): State<Shared<D>>) -> Response {
+    match on.data.health() {
+        Ok(()) => "ok\n".into_response(),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
+    }
+}
+
+fn error(status: StatusCode, message: &str) -> Response {
+    (status, Json(ErrorReport { error: message.to_owned() })).into_response()
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use std::path::PathBuf;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+    use crate::admin::api::{CheckItem, KernelReport, ProgramStatus};
+
+    /// A folder for sockets, which have short names.
+    pub(crate) fn socket_dir() -> PathBuf {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("mesh-admin-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        dir
+    }
+
+    /// An agent that has little to say.
+    pub(crate) struct FakeAgent {
+        pub(crate) flows: FlowLog,
+        pub(crate) metrics: Metrics,
+    }
+
+    impl FakeAgent {
+        pub(crate) fn new() -> Arc<Self> {
+            Arc::new(Self { flows: FlowLog::default(), metrics: Metrics::new("test") })
+        }
+    }
+
+    impl AdminData for FakeAgent {
+        async fn status(&self) -> StatusReport {
+            let program =
+                ProgramStatus { name: "mesh_connect4".to_owned(), attached: true, ..ProgramStatus::default() };
+            let kernel = KernelReport { programs: vec![program], ..KernelReport::default() };
+            StatusReport { node: "node-1".to_owned(), pid: 7, kernel, ..StatusReport::default() }
+        }
+
+        async fn check(&self) -> CheckReport {
+            let item = CheckItem { name: "maps".to_owned(), ok: true, required: true, ..CheckItem::default() };
+            CheckReport { items: vec![item] }
+        }
+
+        async fn services(&self) -> Vec<ServiceReport> {
+            vec![ServiceReport {
+                namespace: "default".to_owned(),
+                name: "reviews".to_owned(),
+                ..ServiceReport::default()
+            }]
+        }
+
+        async fn workloads(&self) -> Vec<WorkloadReport> {
+            // Longer than any answer may take.
+            tokio::time::sleep(Duration::from_hours(1)).await;
+            Vec::new()
+        }
+
+        async fn certs(&self) -> Vec<CertReport> {
+            Vec::new()
+        }
+
+        fn flows(&self) -> &FlowLog {
+            &self.flows
+        }
+
+        fn metrics(&self) -> &Metrics {
+            &self.metrics
+        }
+
+        fn health(&self) -> Result<(), String> {
+            Err("no programs attached".to_owned())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+    use tokio::net::{TcpStream, UnixStream};
+
+    use super::testing::{FakeAgent, socket_dir};
+    use super::*;
+    use crate::telemetry::{Direction, FlowRecord, Outcome, Party, Reporter, ResponseFlags, Security};
+
+    fn flow() -> FlowRecord {
+        FlowRecord {
+            id: 0,
+            start: 1,
+            duration_ms: 2,
+            reporter: Reporter::Source,
+            direction: Direction::Outbound,
+            source: Party::default(),
+            destination: Party::default(),
+            original_destination: None,
+            service: None,
+            bytes_sent: 1,
+            bytes_received: 2,
+            security: Security::None,
+            outcome: Outcome::Closed,
+            response_flags: ResponseFlags::None,
+            error: None,
+            srtt_us: None,
+            retransmits: None,
+        }
+    }
+
+    async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> String {
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn documents_are_served_on_the_socket() {
+        let dir = socket_dir();
+        let path = dir.join("meshd.sock");
+        let agent = FakeAgent::new();
+        agent.flows.record(flow());
+        let socket = AdminSocket::bind(&path).unwrap();
+        tokio::spawn(serve_socket(socket, agent, std::future::pending()));
+        let cases = [
+            ("/v1/status", "200", "\"node\":\"node-1\""),
+            ("/v1/check", "200", "\"name\":\"maps\""),
+            ("/v1/services", "200", "\"name\":\"reviews\""),
+            ("/v1/certs", "200", "[]"),
+            ("/v1/flows?limit=5", "200", "\"id\":1"),
+            ("/v1/flows?limit=x", "400", ""),
+            ("/metrics", "200", "mesh_build_info{version=\"test\""),
+            ("/healthz", "503", "no programs attached"),
+            ("/v1/nothing", "404", "no such document"),
+        ];
+        for (document, status, content) in cases {
+            let answer = ask(UnixStream::connect(&path).await.unwrap(), document).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{document}: {answer}");
+            assert!(answer.contains(content), "{document}: {answer}");
+        }
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_port_has_metrics_and_health_alone() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(serve_metrics(listener, FakeAgent::new(), std::future::pending()));
+        for (document, status) in
+            [("/metrics", "200"), ("/healthz", "503"), ("/v1/status", "404"), ("/v1/certs", "404")]
+        {
+            let answer = ask(TcpStream::connect(address).await.unwrap(), document).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{document}: {answer}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn slow_ones_are_not_waited_for() {
+        let dir = socket_dir();
+        let path = dir.join("meshd.sock");
+        let socket = AdminSocket::bind(&path).unwrap();
+        tokio::spawn(serve_socket(socket, FakeAgent::new(), std::future::pending()));
+        // An answer that does not come.
+        let answer = ask(UnixStream::connect(&path).await.unwrap(), "/v1/workloads").await;
+        assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
+        // A client that asks nothing.
+        let mut silent = UnixStream::connect(&path).await.unwrap();
+        silent.write_all(b"GET /v1/sta").await.unwrap();
+        let mut rest = Vec::new();
+        let _ = silent.read_to_end(&mut rest).await;
+        // A client that asks too much.
+        let mut long = UnixStream::connect(&path).await.unwrap();
+        let request = format!("GET /v1/status HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(2 * MAX_HEAD));
+        let _ = long.write_all(request.as_bytes()).await;
+        let mut answer = String::new();
+        let _ = long.read_to_string(&mut answer).await;
+        assert!(!answer.starts_with("HTTP/1.1 200"), "{answer}");
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[tokio::test]
+    async fn followers_see_what_comes_and_are_bounded() {
+        let dir = socket_dir();
+        let path = dir.join("meshd.sock");
+        let agent = FakeAgent::new();
+        agent.flows.record(flow());
+        let socket = AdminSocket::bind(&path).unwrap();
+        tokio::spawn(serve_socket(socket, Arc::clone(&agent), std::future::pending()));
+        let mut followers = Vec::new();
+        for _ in 0..MAX_FOLLOWERS {
+            let mut stream = UnixStream::connect(&path).await.unwrap();
+            stream.write_all(b"GET /v1/flows?follow=true HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+            let mut stream = BufReader::new(stream);
+            let mut line = String::new();
+            while !line.contains("\"id\":1,") {
+                line.clear();
+                stream.read_line(&mut line).await.unwrap();
+            }
+            followers.push(stream);
+        }
+        let refused = ask(UnixStream::connect(&path).await.unwrap(), "/v1/flows?follow=true").await;
+        assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
+        agent.flows.record(flow());
+        let mut line = String::new();
+        while !line.contains("\"id\":2,") {
+            line.clear();
+            followers[0].read_line(&mut line).await.unwrap();
+        }
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+}

@@ -1,0 +1,249 @@
+//! The agent's metrics: Istio's for traffic, `mesh_*` for the agent itself. One declaration a metric; its doc comment
+//! is its HELP text.
+
+use std::fmt;
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, PoisonError};
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+
+use super::TrafficMetrics;
+use super::{Direction, Outcome, Reporter};
+
+/// Content type of [`Metrics::render`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// One label; its values are from a closed set of the program, or as many as there are identities on the node.
+type Labels<const N: usize> = [(&'static str, String); N];
+
+/// Declares the metrics; the encoder adds `_total` to a counter's name.
+macro_rules! metrics {
+    ($($name:literal $(# [doc = $help:literal])+ $field:ident: $kind:ty;)+) => {
+        #[derive(Debug, Default)]
+        struct Families { $($(#[doc = $help])+ $field: $kind,)+ }
+
+        impl Families {
+            fn register(&self, registry: &mut Registry) {
+                $(registry.register($name, concat!($($help),+).trim(), self.$field.clone());)+
+            }
+        }
+    };
+}
+
+metrics! {
+    "mesh_flows"
+    /// Flows that ended, those that went past the agent included
+    flows: Family<Labels<3>, Counter>;
+    "mesh_connections_active"
+    /// Connections that the agent carries now
+    connections: Gauge;
+    "mesh_tls_handshake_failures"
+    /// TLS handshakes that failed, by the side that this agent was and the reason
+    handshake_failures: Family<Labels<2>, Counter>;
+    "mesh_kernel_events"
+    /// Events in the eBPF programs, by the reason that the program gave
+    kernel_events: Family<Labels<1>, Counter>;
+    "mesh_kernel_plane_attached"
+    /// Whether an eBPF program is attached (1) or not (0)
+    programs: Family<Labels<1>, Gauge>;
+    "mesh_hbone_pool_connections"
+    /// TLS connections in the HBONE pool, by state
+    pool_connections: Family<Labels<1>, Gauge>;
+    "mesh_hbone_pool_streams"
+    /// Streams open on the HBONE pool's connections
+    pool_streams: Gauge;
+    "mesh_certificate_expiry_timestamp_seconds"
+    /// When an identity's certificate ends, in seconds since the Unix epoch
+    certificate_expiry: Family<Labels<1>, Gauge>;
+    "mesh_certificate_failures"
+    /// Certificates that could not be had or renewed, by reason
+    certificate_failures: Family<Labels<1>, Counter>;
+    "mesh_config_problems"
+    /// Problems in the configuration that is in force, by severity
+    config_problems: Family<Labels<1>, Gauge>;
+    "mesh_config_generation"
+    /// Generation of the snapshot that is in force
+    generation: Gauge;
+    "mesh_enrolled_pods"
+    /// Pods of this node whose traffic the mesh carries
+    enrolled_pods: Gauge;
+}
+
+type Refresh = Box<dyn Fn(&Metrics) + Send + Sync>;
+
+/// Every metric of the agent.
+pub struct Metrics {
+    registry: Registry,
+    traffic: TrafficMetrics,
+    families: Families,
+    refresh: Mutex<Vec<Refresh>>,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+impl Metrics {
+    /// The metrics of an agent of this version.
+    pub fn new(version: &str) -> Self {
+        let mut registry = Registry::default();
+        let (traffic, families) = (TrafficMetrics::default(), Families::default());
+        traffic.register(&mut registry);
+        families.register(&mut registry);
+        let labels = vec![("version", version.to_owned()), ("component", "meshd".to_owned())];
+        registry.register("mesh_build", "Version of the agent", Info::new(labels));
+        Self { registry, traffic, families, refresh: Mutex::default() }
+    }
+
+    /// Istio's metrics.
+    pub const fn traffic(&self) -> &TrafficMetrics {
+        &self.traffic
+    }
+
+    /// Calls `refresh` before each scrape, to set what is kept elsewhere. It must not render.
+    pub fn on_scrape(&self, refresh: impl Fn(&Self) + Send + Sync + 'static) {
+        self.refresh.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(refresh));
+    }
+
+    /// A flow ended.
+    pub fn flow_ended(&self, reporter: Reporter, direction: Direction, outcome: Outcome) {
+        let labels = [
+            ("reporter", reporter.as_str().to_owned()),
+            ("direction", direction.as_str().to_owned()),
+            ("outcome", outcome.as_str().to_owned()),
+        ];
+        self.families.flows.get_or_create_owned(&labels).inc();
+    }
+
+    /// A connection that the agent carries was opened.
+    pub fn connection_opened(&self) {
+        self.families.connections.inc();
+    }
+
+    /// A connection that the agent carried ended.
+    pub fn connection_closed(&self) {
+        self.families.connections.dec();
+    }
+
+    /// Connections that the agent carries now.
+    pub fn connections(&self) -> u64 {
+        u64::try_from(self.families.connections.get()).unwrap_or(0)
+    }
+
+    /// A handshake failed; `side` is `client` or `server`, `reason` that of [`crate::identity::handshake_reason`].
+    pub fn handshake_failed(&self, side: &'static str, reason: &'static str) {
+        let labels = [("side", side.to_owned()), ("reason", reason.to_owned())];
+        self.families.handshake_failures.get_or_create_owned(&labels).inc();
+    }
+
+    /// Sets a counter of the kernel plane to the value that the kernel has.
+    pub fn set_kernel_events(&self, reason: &'static str, value: u64) {
+        let counter = self.families.kernel_events.get_or_create_owned(&[("reason", reason.to_owned())]);
+        counter.inner().store(value, Ordering::Relaxed);
+    }
+
+    /// Whether a program is attached.
+    pub fn set_attached(&self, program: &'static str, attached: bool) {
+        let labels = [("program", program.to_owned())];
+        self.families.programs.get_or_create_owned(&labels).set(attached.into());
+    }
+
+    /// Size of the HBONE pool: connections in use, connections idle, streams.
+    pub fn set_pool(&self, active: usize, idle: usize, streams: usize) {
+        for (state, count) in [("active", active), ("idle", idle)] {
+            let gauge = self.families.pool_connections.get_or_create_owned(&[("state", state.to_owned())]);
+            gauge.set(gauge_value(count));
+        }
+        self.families.pool_streams.set(gauge_value(streams));
+    }
+
+    /// The ends of all certificates (identity, Unix seconds); what is not among them goes away.
+    pub fn set_certificates<'a>(&self, certificates: impl IntoIterator<Item = (&'a str, u64)>) {
+        self.families.certificate_expiry.clear();
+        for (identity, not_after) in certificates {
+            let labels = [("identity", identity.to_owned())];
+            let gauge = self.families.certificate_expiry.get_or_create_owned(&labels);
+            gauge.set(i64::try_from(not_after).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// A certificate could not be had.
+    pub fn certificate_failed(&self, reason: &'static str) {
+        let labels = [("reason", reason.to_owned())];
+        self.families.certificate_failures.get_or_create_owned(&labels).inc();
+    }
+
+    /// Problems in the configuration that is in force, and what it is worth noticing in it.
+    pub fn set_config(&self, generation: u64, problems: usize, notices: usize) {
+        self.families.generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
+        for (severity, count) in [("problem", problems), ("notice", notices)] {
+            let labels = [("severity", severity.to_owned())];
+            self.families.config_problems.get_or_create_owned(&labels).set(gauge_value(count));
+        }
+    }
+
+    /// Pods enrolled on this node.
+    pub fn set_enrolled(&self, pods: usize) {
+        self.families.enrolled_pods.set(gauge_value(pods));
+    }
+
+    /// Everything in the `OpenMetrics` text format, of type [`CONTENT_TYPE`].
+    pub fn render(&self) -> String {
+        for refresh in self.refresh.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            refresh(self);
+        }
+        let mut text = String::new();
+        if let Err(error) = prometheus_client::encoding::text::encode(&mut text, &self.registry) {
+            tracing::error!(%error, "metrics not encoded");
+        }
+        text
+    }
+}
+
+fn gauge_value(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_has_its_help() {
+        let metrics = Metrics::new("1.2.3");
+        metrics.handshake_failed("client", "expired");
+        let text = metrics.render();
+        for line in [
+            "# HELP mesh_enrolled_pods Pods of this node whose traffic the mesh carries.",
+            "# TYPE mesh_tls_handshake_failures counter",
+            "mesh_build_info{version=\"1.2.3\",component=\"meshd\"} 1",
+        ] {
+            assert!(text.lines().any(|each| each == line), "{line}\nnot in\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn values_are_set_at_the_scrape() {
+        let metrics = Metrics::new("1");
+        metrics.on_scrape(|metrics| {
+            metrics.set_kernel_events("no_endpoint", 7);
+            metrics.set_certificates([("spiffe://a/ns/b/sa/c", 1_700_000_000)]);
+        });
+        metrics.handshake_failed("server", "unknown_issuer");
+        let text = metrics.render();
+        for line in [
+            "mesh_kernel_events_total{reason=\"no_endpoint\"} 7",
+            "mesh_tls_handshake_failures_total{side=\"server\",reason=\"unknown_issuer\"} 1",
+            "mesh_certificate_expiry_timestamp_seconds{identity=\"spiffe://a/ns/b/sa/c\"} 1700000000",
+        ] {
+            assert!(text.lines().any(|each| each == line), "{line}\nnot in\n{text}");
+        }
+    }
+}

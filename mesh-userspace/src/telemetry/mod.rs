@@ -1,0 +1,15 @@
+//! What the agent says about the traffic that it carries: one flow record a connection, and metrics.
+//!
+//! A [`ConnectionRecord`] is opened when a connection is known and closes itself when dropped, so that there is exactly
+//! one record whatever happens. Nothing here decides anything, and nothing is done per packet: the copying loop adds to
+//! two counters of its connection.
+
+mod connection;
+mod flow;
+mod metrics;
+mod traffic;
+
+pub use connection::{ByteCounters, ConnectionRecord, OpenedConnection, Telemetry};
+pub use flow::{Direction, FlowLog, FlowRecord, Outcome, Party, Reporter, ResponseFlags, Security, ServiceAt};
+pub use metrics::{CONTENT_TYPE, Metrics};
+pub use traffic::{ConnectionMetrics, TrafficLabels, TrafficMetrics};
