@@ -15,13 +15,13 @@ use crate::socket::set_transparent;
 const BACKLOG: i32 = 4096;
 
 /// A listening socket for one role and one family.
-pub(crate) struct Listener {
+pub struct Listener {
     /// What it takes.
-    pub(crate) role: Role,
+    pub role: Role,
     /// Whether it serves the pod's IPv4 or its IPv6 addresses.
-    pub(crate) v4: bool,
+    pub v4: bool,
     /// The socket, non-blocking.
-    pub(crate) socket: TcpListener,
+    pub socket: TcpListener,
 }
 
 /// Opens the listeners for a pod with these addresses. Call on a thread inside the namespace.

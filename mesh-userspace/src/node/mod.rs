@@ -1,7 +1,14 @@
-//! The pods of this node: their namespaces, their enrolment, and the self-test.
+//! The pods of this node: their namespaces, and their enrolment.
+//!
+//! It lays what a pod's namespace needs and takes it up again; it neither accepts nor carries connections (`proxy`).
 
+mod enrol;
 mod listeners;
 mod netns;
 mod plumbing;
+pub mod probe;
+mod state;
 
+pub use enrol::{EnrolError, Enrolment, Enroller, uninstall};
+pub use listeners::Listener;
 pub use netns::NetNs;
