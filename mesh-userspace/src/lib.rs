@@ -12,6 +12,7 @@
 )]
 
 pub mod admin;
+pub mod cli;
 pub mod identity;
 pub mod model;
 pub mod telemetry;
