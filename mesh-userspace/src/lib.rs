@@ -14,10 +14,15 @@
 )]
 
 pub mod admin;
+pub mod agent;
+pub mod cli;
 pub mod datapath;
 pub mod identity;
 pub mod model;
 pub mod node;
+pub mod policy;
 pub mod proxy;
+pub mod resources;
 mod socket;
+pub mod source;
 pub mod telemetry;

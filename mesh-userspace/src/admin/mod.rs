@@ -9,3 +9,6 @@ mod socket;
 
 pub use server::{AdminData, serve_metrics, serve_socket};
 pub use socket::{AdminSocket, DEFAULT_SOCKET, SocketError};
+
+#[cfg(test)]
+pub(crate) use server::testing;

@@ -78,7 +78,11 @@ impl<D> Clone for Shared<D> {
 }
 
 /// Serves the whole API until `shutdown` completes.
-pub async fn serve_socket<D: AdminData>(socket: AdminSocket, data: Arc<D>, shutdown: impl Future<Output = ()>) {
+pub async fn serve_socket<D: AdminData>(
+    socket: AdminSocket,
+    data: Arc<D>,
+    shutdown: impl Future<Output = ()>,
+) {
     let router = Router::new()
         .route("/v1/status", get(async |State(on): State<Shared<D>>| Json(on.data.status().await)))
         .route("/v1/check", get(async |State(on): State<Shared<D>>| Json(on.data.check().await)))
@@ -115,11 +119,8 @@ async fn in_time(request: Request, next: Next) -> Response {
 }
 
 /// Accepts until the shutdown; connections that are open then end with their tasks' runtime.
-async fn accept<S, F>(
-    mut next: impl FnMut() -> F,
-    router: Router,
-    shutdown: impl Future<Output = ()>,
-) where
+async fn accept<S, F>(mut next: impl FnMut() -> F, router: Router, shutdown: impl Future<Output = ()>)
+where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Future<Output = io::Result<S>>,
 {
@@ -252,14 +253,18 @@ pub(crate) mod testing {
 
     impl AdminData for FakeAgent {
         async fn status(&self) -> StatusReport {
-            let program =
-                ProgramStatus { name: "mesh_connect4".to_owned(), attached: true, ..ProgramStatus::default() };
+            let program = ProgramStatus {
+                name: "mesh_connect4".to_owned(),
+                attached: true,
+                ..ProgramStatus::default()
+            };
             let kernel = KernelReport { programs: vec![program], ..KernelReport::default() };
             StatusReport { node: "node-1".to_owned(), pid: 7, kernel, ..StatusReport::default() }
         }
 
         async fn check(&self) -> CheckReport {
-            let item = CheckItem { name: "maps".to_owned(), ok: true, required: true, ..CheckItem::default() };
+            let item =
+                CheckItem { name: "maps".to_owned(), ok: true, required: true, ..CheckItem::default() };
             CheckReport { items: vec![item] }
         }
 

@@ -60,7 +60,11 @@ impl AdminSocket {
     pub fn bind(path: &Path) -> Result<Self, SocketError> {
         let failed = |operation| move |source| SocketError::File { operation, path: path.to_owned(), source };
         if let Some(dir) = path.parent().filter(|dir| !dir.exists()) {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("create folder of"))?;
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(dir)
+                .map_err(failed("create folder of"))?;
         }
         let lock = lock(path)?;
         match fs::symlink_metadata(path) {

@@ -1,1 +1,30 @@
-fn main(){}
+//! `meshd`, the node agent of the mesh.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use mesh_userspace::agent::{self, AgentError, Cli, Command};
+use tracing_subscriber::EnvFilter;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_env("MESH_LOG").unwrap_or_else(|_error| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let result = match cli.command {
+        Command::Run(config) => agent::run(*config),
+        Command::Uninstall(places) => agent::uninstall(&places),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+/// One line: what, and why down to the cause.
+fn fail(error: &AgentError) -> ExitCode {
+    eprintln!("meshd: {}", agent::chain(error));
+    ExitCode::FAILURE
+}

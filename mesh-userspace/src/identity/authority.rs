@@ -175,8 +175,9 @@ impl Authority {
             let chain_path = dir.join(CHAIN);
             if chain_path.exists() {
                 let rest = read_certificates(&chain_path)?;
-                intermediates
-                    .extend(rest.into_iter().filter(|issuer| *issuer != certificate && !roots.contains(issuer)));
+                intermediates.extend(
+                    rest.into_iter().filter(|issuer| *issuer != certificate && !roots.contains(issuer)),
+                );
             }
         }
         Ok(Self { key, certificate, not_after, intermediates, roots })
@@ -199,13 +200,12 @@ impl Authority {
             return Err(SignError::AuthorityExpired);
         }
         let mut params = leaf_params(identity).map_err(SignError::Signing)?;
-        params.serial_number = Some(random_serial().map_err(|_error| {
-            SignError::Unavailable(AuthorityError::Random.to_string())
-        })?);
+        params.serial_number = Some(
+            random_serial().map_err(|_error| SignError::Unavailable(AuthorityError::Random.to_string()))?,
+        );
         params.not_before = now - BACKDATE;
         params.not_after = (now + validity).min(self.not_after);
-        let issuer =
-            Issuer::from_ca_cert_der(&self.certificate, &*self.key).map_err(SignError::Signing)?;
+        let issuer = Issuer::from_ca_cert_der(&self.certificate, &*self.key).map_err(SignError::Signing)?;
         let leaf = params.signed_by(public_key, &issuer).map_err(SignError::Signing)?;
         Ok(leaf.der().clone())
     }
@@ -229,7 +229,8 @@ pub(super) fn leaf_params(identity: &Identity) -> Result<CertificateParams, rcge
     params.distinguished_name = DistinguishedName::new();
     params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into()?)];
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.is_ca = IsCa::ExplicitNoCa;
     params.use_authority_key_identifier_extension = true;
     Ok(params)
@@ -406,18 +407,20 @@ mod tests {
         let authority = open(&dir.path().join("ca")).unwrap();
         let key = KeyPair::generate().unwrap();
         let wanted = identity("reviews");
-        let leaf = authority.leaf(&wanted, &key, Duration::from_secs(3600)).unwrap();
+        let leaf = authority.leaf(&wanted, &key, Duration::from_hours(1)).unwrap();
         let (_, parsed) = x509_parser::parse_x509_certificate(&leaf).unwrap();
         let names = &parsed.subject_alternative_name().unwrap().unwrap().value.general_names;
         assert_eq!(names.len(), 1);
-        assert!(matches!(names[0], x509_parser::extensions::GeneralName::URI(uri) if uri == wanted.to_string()));
+        assert!(
+            matches!(names[0], x509_parser::extensions::GeneralName::URI(uri) if uri == wanted.to_string())
+        );
         let usage = parsed.extended_key_usage().unwrap().unwrap().value;
         assert!(usage.server_auth && usage.client_auth && !usage.any);
         assert!(parsed.key_usage().unwrap().unwrap().value.digital_signature());
         assert!(!parsed.is_ca());
         let life = parsed.validity().not_after.timestamp() - parsed.validity().not_before.timestamp();
         assert_eq!(life, 3600 + 120);
-        let again = authority.leaf(&wanted, &key, Duration::from_secs(3600)).unwrap();
+        let again = authority.leaf(&wanted, &key, Duration::from_hours(1)).unwrap();
         let (_, other) = x509_parser::parse_x509_certificate(&again).unwrap();
         assert_ne!(parsed.raw_serial(), other.raw_serial());
     }
@@ -427,7 +430,7 @@ mod tests {
         let dir = TempDir::new();
         let authority = open(&dir.path().join("ca")).unwrap();
         let key = KeyPair::generate().unwrap();
-        let leaf = authority.leaf(&identity("a"), &key, Duration::from_secs(100 * 365 * 86400)).unwrap();
+        let leaf = authority.leaf(&identity("a"), &key, Duration::from_hours(100 * 365 * 24)).unwrap();
         let (_, parsed) = x509_parser::parse_x509_certificate(&leaf).unwrap();
         assert_eq!(parsed.validity().not_after.timestamp(), authority.not_after.unix_timestamp());
     }

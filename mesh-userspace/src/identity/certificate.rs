@@ -169,7 +169,7 @@ fn fingerprint(der: &[u8]) -> String {
         .cipher_suites
         .iter()
         .find(|suite| suite.suite() == rustls::CipherSuite::TLS13_AES_128_GCM_SHA256)
-        .and_then(|suite| suite.tls13())
+        .and_then(rustls::SupportedCipherSuite::tls13)
         .map(|suite| hex(suite.common.hash_provider.hash(der).as_ref()))
         .unwrap_or_default()
 }

@@ -236,7 +236,8 @@ impl CertificateStore {
                 let left = certificate.not_after().duration_since(SystemTime::now()).unwrap_or_default();
                 // Half of its life, a tenth of that earlier or later.
                 progress.due = Some(now + left.mul_f64(0.5 * (0.9 + 0.2 * fastrand::f64())));
-                progress.current = Some(Current { certificate: Arc::clone(certificate), expires: now + left });
+                progress.current =
+                    Some(Current { certificate: Arc::clone(certificate), expires: now + left });
                 progress.failures = 0;
                 progress.error = None;
             }
@@ -264,8 +265,10 @@ impl CertificateStore {
             .await
             .map_err(|_elapsed| failed(SignError::Unavailable("no answer in time".to_owned())))?
             .map_err(failed)?;
-        let certificate = WorkloadCertificate::new(identity.clone(), signed, key.serialized_der())
-            .map_err(|source| StoreError::Certificate { identity: identity.clone(), source: Arc::new(source) })?;
+        let certificate =
+            WorkloadCertificate::new(identity.clone(), signed, key.serialized_der()).map_err(|source| {
+                StoreError::Certificate { identity: identity.clone(), source: Arc::new(source) }
+            })?;
         Ok(Arc::new(certificate))
     }
 
@@ -298,10 +301,7 @@ impl CertificateStore {
 }
 
 /// The request for a certificate: it names the identity and carries the public key.
-fn request(
-    identity: &Identity,
-    key: &KeyPair,
-) -> Result<rcgen::CertificateSigningRequest, rcgen::Error> {
+fn request(identity: &Identity, key: &KeyPair) -> Result<rcgen::CertificateSigningRequest, rcgen::Error> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.subject_alt_names = vec![rcgen::SanType::URI(identity.to_string().try_into()?)];

@@ -47,9 +47,7 @@ fn client_with(authority: &TestAuthority, presented: Option<Arc<CertifiedKey>>) 
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(PeerVerifier::new(&roots(authority), expected).unwrap()));
     let mut config = match presented {
-        Some(key) => {
-            builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(key)))
-        }
+        Some(key) => builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(key))),
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = vec![ALPN_H2.to_vec()];
@@ -110,8 +108,7 @@ async fn the_right_certificates_pass() {
     let authority = TestAuthority::new();
     let (a, b) = (certificate(&authority, identity("a")), certificate(&authority, identity("b")));
     let expected = Expected::identity(identity("b"));
-    let (client, server) =
-        handshake(client_config(&a, &expected).unwrap(), server_config(&b).unwrap()).await;
+    let (client, server) = handshake(client_config(&a, &expected).unwrap(), server_config(&b).unwrap()).await;
     assert_eq!(client, Ok(identity("b").to_string()));
     assert_eq!(server, Ok(identity("a").to_string()));
 }

@@ -31,7 +31,7 @@ use crate::telemetry::Telemetry;
 /// What all workers share; read on every connection, written when the mesh changes.
 pub struct Shared {
     /// The mesh as it is now.
-    pub snapshot: ArcSwap<Snapshot>,
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
     /// Certificates of this node's accounts.
     pub certificates: CertificateStore,
     /// Where connections are recorded.
@@ -43,10 +43,10 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Shared state around an empty mesh.
-    pub fn new(certificates: CertificateStore, telemetry: Telemetry) -> Self {
+    /// Shared state around the snapshot in force.
+    pub fn new(snapshot: Arc<ArcSwap<Snapshot>>, certificates: CertificateStore, telemetry: Telemetry) -> Self {
         Self {
-            snapshot: ArcSwap::default(),
+            snapshot,
             certificates,
             telemetry,
             canary: Canary::default(),

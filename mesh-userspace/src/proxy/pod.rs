@@ -1,6 +1,7 @@
 //! An enrolled pod, as the data path sees it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
@@ -14,6 +15,7 @@ pub struct Pod {
     pub(super) uid: WorkloadUid,
     pub(super) netns: NetNs,
     pub(super) stop: watch::Receiver<Stop>,
+    connections: AtomicUsize,
     // The workload as last seen, with what is derived from it alone.
     seen: ArcSwap<Seen>,
 }
@@ -40,7 +42,7 @@ impl Pod {
     pub fn new(workload: Arc<Workload>, netns: NetNs, stop: watch::Receiver<Stop>) -> Self {
         let uid = workload.uid.clone();
         let baggage = Baggage::of(&workload);
-        Self { uid, netns, stop, seen: ArcSwap::from_pointee(Seen { workload, baggage }) }
+        Self { uid, netns, stop, connections: AtomicUsize::new(0), seen: ArcSwap::from_pointee(Seen { workload, baggage }) }
     }
 
     /// `NAMESPACE/POD`.
@@ -51,6 +53,19 @@ impl Pod {
     /// Its namespace.
     pub const fn netns(&self) -> &NetNs {
         &self.netns
+    }
+
+    /// Connections that are being carried for it.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn begin(&self) {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn end(&self) {
+        self.connections.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// The workload in this snapshot, or as it was last seen.

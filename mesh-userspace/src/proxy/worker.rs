@@ -202,7 +202,7 @@ impl Worker {
         }
         let worker = self.clone();
         tokio::task::spawn_local(async move {
-            let _counted = Counted(&worker.peers[worker.index].connections);
+            let _counted = Counted::new(&worker.peers[worker.index].connections, &pod);
             match role {
                 Role::Outbound => outbound::serve(&worker, &pod, socket).await,
                 Role::Inbound => inbound::plaintext(&worker, &pod, socket).await,
@@ -212,11 +212,20 @@ impl Worker {
     }
 }
 
-struct Counted<'a>(&'a AtomicUsize);
+/// A connection that is being carried.
+struct Counted<'a>(&'a AtomicUsize, &'a Pod);
+
+impl<'a> Counted<'a> {
+    fn new(worker: &'a AtomicUsize, pod: &'a Pod) -> Self {
+        pod.begin();
+        Self(worker, pod)
+    }
+}
 
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+        self.1.end();
     }
 }
 

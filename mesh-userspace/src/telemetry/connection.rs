@@ -9,8 +9,8 @@ use slab::Slab;
 use tokio::time::Instant;
 
 use super::{
-    ConnectionMetrics, Direction, FlowLog, FlowRecord, Metrics, Outcome, Party, Reporter, Security, ServiceAt,
-    TrafficLabels,
+    ConnectionMetrics, Direction, FlowLog, FlowRecord, Metrics, Outcome, Party, Reporter, Security,
+    ServiceAt, TrafficLabels,
 };
 
 /// Where connections are recorded. Clones are the same.
@@ -127,14 +127,18 @@ impl Telemetry {
             connection.service.as_ref(),
             &self.0.cluster,
         );
-        let live = Arc::new(Live {
-            bytes: Arc::default(),
-            metrics: self.0.metrics.traffic().connection(labels),
-        });
+        let live =
+            Arc::new(Live { bytes: Arc::default(), metrics: self.0.metrics.traffic().connection(labels) });
         live.metrics.opened();
         self.0.metrics.connection_opened();
         let key = self.0.live.lock().unwrap_or_else(PoisonError::into_inner).insert(Arc::clone(&live));
-        ConnectionRecord { telemetry: self.clone(), connection, live, key, end: (Outcome::AgentShutdown, None) }
+        ConnectionRecord {
+            telemetry: self.clone(),
+            connection,
+            live,
+            key,
+            end: (Outcome::AgentShutdown, None),
+        }
     }
 
     /// Records a flow that did not pass through the agent; `id` is given by the log.

@@ -422,7 +422,10 @@ mod tests {
     #[test]
     fn a_record_is_read_as_it_is_written() {
         let text = serde_json::to_string(&example()).unwrap();
-        assert!(text.contains(r#""security":"mutual_tls""#) && text.contains(r#""response_flags":"-""#), "{text}");
+        assert!(
+            text.contains(r#""security":"mutual_tls""#) && text.contains(r#""response_flags":"-""#),
+            "{text}"
+        );
         assert!(!text.contains("null"), "{text}");
         assert_eq!(serde_json::from_str::<FlowRecord>(&text).unwrap(), example());
     }

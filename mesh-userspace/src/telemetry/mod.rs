@@ -10,6 +10,11 @@ mod metrics;
 mod traffic;
 
 pub use connection::{ByteCounters, ConnectionRecord, OpenedConnection, Telemetry};
-pub use flow::{Direction, FlowLog, FlowRecord, Outcome, Party, Reporter, ResponseFlags, Security, ServiceAt};
+pub use flow::{
+    Direction, FlowLog, FlowRecord, Outcome, Party, Reporter, ResponseFlags, Security, ServiceAt,
+};
 pub use metrics::{CONTENT_TYPE, Metrics};
 pub use traffic::{ConnectionMetrics, TrafficLabels, TrafficMetrics};
+
+#[cfg(test)]
+pub(crate) use flow::example;

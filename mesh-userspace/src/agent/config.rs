@@ -1,0 +1,149 @@
+//! How an agent is started: the one definition of its flags, their defaults and their help.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::model::TrustDomain;
+
+/// The node agent of the mesh.
+#[derive(Debug, Parser)]
+#[command(name = "meshd", version, about, max_term_width = 110)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What meshd does.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve this node until SIGTERM or SIGINT. Programs and services stay in force afterwards.
+    Run(Box<AgentConfig>),
+    /// Take everything off this node: programs, maps, and what enrolment has left in pods. No agent may be running.
+    Uninstall(Places),
+}
+
+/// Where an agent keeps what outlives it.
+#[derive(Clone, Debug, Args)]
+pub struct Places {
+    /// Folder for programs and maps, in a BPF file system.
+    #[arg(long, default_value = "/sys/fs/bpf/mesh", value_name = "DIR")]
+    pub bpffs: PathBuf,
+    /// Folder for the lock, the socket and what is remembered of enrolled pods; should not survive a reboot.
+    #[arg(long, default_value = "/run/mesh", value_name = "DIR")]
+    pub state_dir: PathBuf,
+}
+
+/// Flags of `meshd run`.
+#[derive(Clone, Debug, Args)]
+pub struct AgentConfig {
+    /// Kubernetes manifests: a file or a folder, re-read when it changes. May be given more than once.
+    #[arg(long, required = true, value_name = "PATH", num_args = 1..)]
+    pub manifests: Vec<PathBuf>,
+    /// Name of this node, as in a Pod's `spec.nodeName`.
+    #[arg(long, env = "NODE_NAME", value_name = "NAME", default_value_t = hostname())]
+    pub node: String,
+    /// Folder of the local certificate authority; made on first start.
+    #[arg(long, default_value = "/var/lib/mesh/ca", value_name = "DIR")]
+    pub ca_dir: PathBuf,
+    /// Where it keeps things.
+    #[command(flatten)]
+    pub places: Places,
+    /// The cgroup (v2) whose processes are served [default: the root, from /proc/mounts].
+    #[arg(long, value_name = "DIR")]
+    pub cgroup: Option<PathBuf>,
+    /// Unix socket for meshctl [default: meshd.sock in the state folder].
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Address for /metrics and /healthz.
+    #[arg(long, default_value = "127.0.0.1:15020", value_name = "ADDR:PORT")]
+    pub metrics_addr: SocketAddr,
+    /// Threads that carry connections [default: half of the CPUs].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub workers: Option<u16>,
+    /// Trust domain of every identity.
+    #[arg(long, default_value = "cluster.local", value_name = "DOMAIN")]
+    pub trust_domain: TrustDomain,
+    /// Domain that every service's host ends in.
+    #[arg(long, default_value = "cluster.local", value_name = "DOMAIN")]
+    pub cluster_domain: String,
+    /// Namespace whose policies without a selector hold for the whole mesh.
+    #[arg(long, default_value = "istio-system", value_name = "NAMESPACE")]
+    pub root_namespace: String,
+    /// Istio's name of this cluster, a label of the traffic metrics.
+    #[arg(long, default_value = "Kubernetes", value_name = "NAME")]
+    pub cluster: String,
+    /// Life of a workload's certificate, such as 24h or 90s; renewed at half of it.
+    #[arg(long, default_value = "24h", value_name = "TIME", value_parser = duration)]
+    pub cert_ttl: Duration,
+    /// How long connections may go on after SIGTERM, or after their pod left the mesh.
+    #[arg(long, default_value = "30s", value_name = "TIME", value_parser = duration)]
+    pub drain: Duration,
+}
+
+impl AgentConfig {
+    /// The unix socket.
+    pub fn socket(&self) -> PathBuf {
+        self.socket.clone().unwrap_or_else(|| self.places.state_dir.join("meshd.sock"))
+    }
+
+    /// Number of workers.
+    pub fn workers(&self) -> usize {
+        let half = || std::thread::available_parallelism().map_or(1, |cpus| (cpus.get() / 2).max(1));
+        self.workers.map_or_else(half, usize::from)
+    }
+}
+
+fn hostname() -> String {
+    let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    name.unwrap_or_else(|| "localhost".to_owned())
+}
+
+/// A whole number of `ms`, `s`, `m` or `h`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let number: u64 = number.parse().map_err(|_error| format!("`{text}` is no time: write 24h, 30m, 90s or 500ms"))?;
+    let milliseconds = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(format!("`{text}` has no unit: write 24h, 30m, 90s or 500ms")),
+    };
+    number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(|| format!("`{text}` is too long"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_with_their_unit() {
+        let cases = [
+            ("24h", Some(86_400_000)),
+            ("90s", Some(90_000)),
+            ("500ms", Some(500)),
+            ("2m", Some(120_000)),
+            ("5", None),
+            ("", None),
+            ("h", None),
+            ("-1s", None),
+            ("1d", None),
+            ("99999999999999999999h", None),
+            ("9999999999999999999h", None),
+        ];
+        for (text, milliseconds) in cases {
+            assert_eq!(duration(text).ok(), milliseconds.map(Duration::from_millis), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_flags_are_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,426 @@
+//! The one thread that changes the kernel and the pods: snapshots in, enrolments out.
+//!
+//! It may block (namespaces, netlink, grace periods); nothing on the data path waits for it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use crate::datapath::{Attachment, Datapath, Role};
+use crate::model::{NodeName, Snapshot, Workload, WorkloadUid};
+use crate::node::{EnrolError, Enrolment, Enroller, probe};
+use crate::proxy::{Canary, Pod, Shared, Stop, Workers};
+
+/// How often pods that could not be enrolled, or were replaced, are looked at again.
+const RETRY: Duration = Duration::from_secs(1);
+/// How often what is ending is looked at.
+const TICK: Duration = Duration::from_millis(100);
+
+/// What others ask of the controller.
+pub(super) enum Request {
+    /// How the kernel and the pods stand.
+    Status(oneshot::Sender<NodeStatus>),
+    /// The same, after a test connection in every pod and a look at all that should be there.
+    Check(oneshot::Sender<NodeStatus>),
+    /// End capture and let connections come to their ends.
+    Stop(oneshot::Sender<()>),
+}
+
+/// How the kernel and the pods stand.
+#[derive(Clone, Debug, Default)]
+pub(super) struct NodeStatus {
+    pub(super) attachments: Vec<Attachment>,
+    pub(super) pods: Vec<PodState>,
+    pub(super) sync_errors: Vec<String>,
+    pub(super) generation: u64,
+    pub(super) sees_agent: bool,
+    pub(super) service_entries: (usize, usize),
+}
+
+/// One pod.
+#[derive(Clone, Debug)]
+pub(super) struct PodState {
+    pub(super) uid: WorkloadUid,
+    pub(super) state: &'static str,
+    pub(super) since: SystemTime,
+    pub(super) detail: Option<String>,
+    pub(super) netns: String,
+    pub(super) addresses: Vec<std::net::IpAddr>,
+    pub(super) canary: Option<Result<(), String>>,
+    pub(super) connections: usize,
+}
+
+struct Enrolled {
+    enrolment: Enrolment,
+    workload: Arc<Workload>,
+    pod: Arc<Pod>,
+    stop: watch::Sender<Stop>,
+    since: SystemTime,
+    canary: Option<Result<(), String>>,
+    missing: Vec<String>,
+}
+
+struct Leaving {
+    enrolled: Enrolled,
+    deadline: Instant,
+}
+
+struct Failed {
+    reason: String,
+    since: SystemTime,
+    netns: String,
+}
+
+/// See the module.
+pub(super) struct Controller {
+    node: NodeName,
+    drain: Duration,
+    datapath: Datapath,
+    enroller: Enroller,
+    workers: Workers,
+    shared: Arc<Shared>,
+    pods: BTreeMap<WorkloadUid, Enrolled>,
+    leaving: Vec<Leaving>,
+    failed: BTreeMap<WorkloadUid, Failed>,
+    sync_errors: Vec<String>,
+    generation: u64,
+}
+
+impl Controller {
+    /// Brings the kernel and the pods in line with the first snapshot, and only then puts the programs in force.
+    pub(super) fn start(
+        node: NodeName,
+        drain: Duration,
+        datapath: Datapath,
+        enroller: Enroller,
+        workers: Workers,
+        shared: Arc<Shared>,
+        snapshot: &Snapshot,
+    ) -> Result<Self, crate::datapath::DatapathError> {
+        let mut controller = Self {
+            node,
+            drain,
+            datapath,
+            enroller,
+            workers,
+            shared,
+            pods: BTreeMap::new(),
+            leaving: Vec::new(),
+            failed: BTreeMap::new(),
+            sync_errors: Vec::new(),
+            generation: 0,
+        };
+        controller.apply(snapshot);
+        let pods = &controller.pods;
+        let enrolled = |cookie| pods.values().any(|pod| pod.enrolment.cookie == cookie);
+        for error in controller.enroller.release_strays(&mut controller.datapath, enrolled) {
+            tracing::warn!(error = %chain(&error), "a pod of an earlier agent could not be released");
+        }
+        controller.datapath.attach()?;
+        controller.test_pods();
+        Ok(controller)
+    }
+
+    /// Follows the snapshots until it is told to stop and has.
+    pub(super) async fn run(
+        mut self,
+        mut snapshots: watch::Receiver<Arc<Snapshot>>,
+        mut requests: mpsc::Receiver<Request>,
+    ) {
+        let mut tick = tokio::time::interval(TICK);
+        let mut retry = tokio::time::interval(RETRY);
+        loop {
+            let busy = !self.leaving.is_empty() || self.datapath.has_retired();
+            tokio::select! {
+                changed = snapshots.changed() => {
+                    if changed.is_err() {
+                        // The feed ended: the agent is stopping, which comes as a request of its own.
+                        return self.stop(&mut requests).await;
+                    }
+                    let snapshot = Arc::clone(&snapshots.borrow_and_update());
+                    self.apply(&snapshot);
+                }
+                request = requests.recv() => match request {
+                    Some(Request::Status(answer)) => drop(answer.send(self.status())),
+                    Some(Request::Check(answer)) => {
+                        self.test_pods();
+                        drop(answer.send(self.status()));
+                    }
+                    Some(Request::Stop(done)) => {
+                        self.stop(&mut requests).await;
+                        drop(done.send(()));
+                        return;
+                    }
+                    None => return,
+                },
+                _ = tick.tick(), if busy => {
+                    self.datapath.sweep();
+                    self.finish_leaving();
+                }
+                _ = retry.tick() => {
+                    self.end_replaced();
+                    if !self.failed.is_empty() || !self.sync_errors.is_empty() {
+                        let snapshot = Arc::clone(&snapshots.borrow());
+                        self.apply(&snapshot);
+                    }
+                }
+            }
+        }
+    }
+
+    fn apply(&mut self, snapshot: &Snapshot) {
+        let errors = self.datapath.sync(snapshot);
+        self.sync_errors = errors.iter().map(|error| chain(error)).collect();
+        for error in &self.sync_errors {
+            tracing::error!(error, "the kernel does not hold what it should");
+        }
+        self.reconcile_pods(snapshot);
+        self.generation = snapshot.generation;
+    }
+
+    fn reconcile_pods(&mut self, snapshot: &Snapshot) {
+        let wanted: BTreeMap<WorkloadUid, Arc<Workload>> = snapshot
+            .workloads
+            .values()
+            .filter(|workload| workload.enrolled && !workload.host_network && workload.is_on(&self.node))
+            .map(|workload| (workload.uid.clone(), Arc::clone(workload)))
+            .collect();
+        let is_other = |pod: &Enrolled, workload: &Workload| {
+            workload.netns.as_ref() != Some(&pod.enrolment.netns) || workload.addresses != pod.enrolment.addresses
+        };
+        let gone: Vec<WorkloadUid> = self
+            .pods
+            .iter()
+            .filter(|(uid, pod)| wanted.get(*uid).is_none_or(|workload| is_other(pod, workload)))
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        for uid in gone {
+            self.begin_leaving(&uid);
+        }
+        self.failed.retain(|uid, _| wanted.contains_key(uid));
+        for (uid, workload) in wanted {
+            match self.pods.get_mut(&uid) {
+                Some(pod) if Arc::ptr_eq(&pod.workload, &workload) => {}
+                Some(pod) => {
+                    pod.workload = Arc::clone(&workload);
+                    if let Err(error) = self.datapath.set_inbound_modes(&workload.addresses, &workload.mtls) {
+                        self.sync_errors.push(chain(&error));
+                    }
+                }
+                None => self.enrol(&workload),
+            }
+        }
+        self.publish();
+    }
+
+    fn enrol(&mut self, workload: &Arc<Workload>) {
+        // A pod that is still leaving the same namespace must have left it before it can come again.
+        if let Some(index) = self.leaving.iter().position(|leaving| leaving.enrolled.enrolment.uid == workload.uid) {
+            let leaving = self.leaving.swap_remove(index);
+            self.leave(leaving.enrolled);
+        }
+        match self.try_enrol(workload) {
+            Ok(enrolled) => {
+                tracing::info!(pod = %workload.uid, netns_cookie = enrolled.enrolment.cookie, "enrolled");
+                self.failed.remove(&workload.uid);
+                self.pods.insert(workload.uid.clone(), enrolled);
+            }
+            Err(error) => {
+                let reason = chain(&error);
+                let before = self.failed.get(&workload.uid);
+                if before.is_none_or(|before| before.reason != reason) {
+                    tracing::error!(pod = %workload.uid, error = reason, "pod cannot be enrolled");
+                    let netns = workload.netns.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+                    self.failed.insert(workload.uid.clone(), Failed { reason, since: SystemTime::now(), netns });
+                }
+            }
+        }
+    }
+
+    fn try_enrol(&mut self, workload: &Arc<Workload>) -> Result<Enrolled, EnrolError> {
+        let (enrolment, netns, listeners) = self.enroller.enrol(&mut self.datapath, workload)?;
+        let (stop, stopped) = watch::channel(Stop::Serving);
+        let pod = Arc::new(Pod::new(Arc::clone(workload), netns, stopped));
+        for listener in listeners {
+            self.workers.listen(&pod, listener.role, listener.socket);
+        }
+        if let Err(error) = self.enroller.begin_capture(&mut self.datapath, &enrolment) {
+            stop.send_replace(Stop::Cut);
+            self.enroller.release(&mut self.datapath, enrolment)?;
+            return Err(error);
+        }
+        // The certificate is there before the first connection needs it.
+        let (certificates, identity) = (self.shared.certificates.clone(), workload.identity.clone());
+        tokio::spawn(async move {
+            if let Err(error) = certificates.certificate(&identity).await {
+                tracing::warn!(%error, %identity, "no certificate yet");
+            }
+        });
+        let (workload, since) = (Arc::clone(workload), SystemTime::now());
+        Ok(Enrolled { enrolment, workload, pod, stop, since, canary: None, missing: Vec::new() })
+    }
+
+    fn begin_leaving(&mut self, uid: &WorkloadUid) {
+        let Some(enrolled) = self.pods.remove(uid) else { return };
+        if let Err(error) = self.enroller.end_capture(&mut self.datapath, &enrolled.enrolment) {
+            tracing::error!(pod = %uid, error = %chain(&error), "capture cannot be ended");
+        }
+        enrolled.stop.send_replace(Stop::Draining);
+        self.leaving.push(Leaving { enrolled, deadline: Instant::now() + self.drain });
+        self.publish();
+    }
+
+    /// Releases the pods whose connections have ended, or whose time is up.
+    fn finish_leaving(&mut self) {
+        let now = Instant::now();
+        let done = |leaving: &Leaving| connections(&leaving.enrolled.pod) == 0 || now >= leaving.deadline;
+        let (done, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.leaving).into_iter().partition(done);
+        self.leaving = rest;
+        for leaving in done {
+            self.leave(leaving.enrolled);
+        }
+    }
+
+    fn leave(&mut self, enrolled: Enrolled) {
+        let Enrolled { enrolment, stop, pod, .. } = enrolled;
+        stop.send_replace(Stop::Cut);
+        self.workers.forget(enrolment.cookie);
+        let uid = enrolment.uid.clone();
+        drop(pod);
+        match self.enroller.release(&mut self.datapath, enrolment) {
+            Ok(()) => tracing::info!(pod = %uid, "released"),
+            Err(error) => tracing::error!(pod = %uid, error = %chain(&error), "pod cannot be released"),
+        }
+    }
+
+    /// A pod whose namespace is another one now was made anew under its old name.
+    fn end_replaced(&mut self) {
+        let replaced: Vec<WorkloadUid> = self
+            .pods
+            .iter()
+            .filter(|(_, pod)| Enroller::is_replaced(&pod.enrolment))
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        for uid in replaced {
+            let netns = self.pods.get(&uid).map(|pod| pod.enrolment.netns.display().to_string()).unwrap_or_default();
+            self.begin_leaving(&uid);
+            let reason = format!("{netns} is gone or another namespace now");
+            self.failed.insert(uid, Failed { reason, since: SystemTime::now(), netns });
+        }
+    }
+
+    /// Lets the data path know who is here, and the certificate store whose certificates are wanted.
+    fn publish(&self) {
+        let pods: HashMap<_, _> = self.pods.iter().map(|(uid, pod)| (uid.clone(), Arc::clone(&pod.pod))).collect();
+        self.shared.telemetry.metrics().set_enrolled(pods.len());
+        self.shared.set_pods(pods);
+        let leaving = self.leaving.iter().map(|leaving| &leaving.enrolled);
+        let identities: BTreeSet<_> =
+            self.pods.values().chain(leaving).map(|pod| pod.workload.identity.clone()).collect();
+        self.shared.certificates.retain(&identities);
+    }
+
+    /// A test connection through every pod, and a look at all that should be there.
+    fn test_pods(&mut self) {
+        for pod in self.pods.values_mut() {
+            pod.missing = self.enroller.missing(&self.datapath, &pod.enrolment);
+            let token: [u8; 16] = fastrand::u128(..).to_ne_bytes();
+            self.shared.canary.expect(token);
+            let address = Canary::address(pod.enrolment.addresses[0]);
+            let result = probe::run(&self.datapath, pod.pod.netns(), address, token);
+            if let Err(reason) = &result {
+                tracing::warn!(pod = %pod.enrolment.uid, reason, "the test connection did not arrive");
+            }
+            pod.canary = Some(result);
+        }
+    }
+
+    /// Ends capture, lets connections end by themselves for a while, and leaves everything in the kernel in force.
+    async fn stop(&mut self, requests: &mut mpsc::Receiver<Request>) {
+        self.datapath.stop_capture();
+        for pod in self.pods.values() {
+            pod.stop.send_replace(Stop::Draining);
+        }
+        let deadline = Instant::now() + self.drain;
+        let mut tick = tokio::time::interval(TICK);
+        let open = |pods: &BTreeMap<_, Enrolled>| pods.values().map(|pod| connections(&pod.pod)).sum::<usize>();
+        while open(&self.pods) > 0 && Instant::now() < deadline {
+            tokio::select! {
+                _ = tick.tick() => self.finish_leaving(),
+                request = requests.recv() => match request {
+                    Some(Request::Status(answer) | Request::Check(answer)) => drop(answer.send(self.status())),
+                    Some(Request::Stop(done)) => drop(done.send(())),
+                    None => break,
+                },
+            }
+        }
+        for pod in self.pods.values() {
+            pod.stop.send_replace(Stop::Cut);
+        }
+        for leaving in std::mem::take(&mut self.leaving) {
+            self.leave(leaving.enrolled);
+        }
+    }
+
+    fn status(&self) -> NodeStatus {
+        let enrolled = self.pods.values().map(|pod| pod_state(pod, "enrolled"));
+        let leaving = self.leaving.iter().map(|leaving| pod_state(&leaving.enrolled, "leaving"));
+        let failed = self.failed.iter().map(|(uid, failed)| PodState {
+            uid: uid.clone(),
+            state: "failed",
+            since: failed.since,
+            detail: Some(failed.reason.clone()),
+            netns: failed.netns.clone(),
+            addresses: Vec::new(),
+            canary: None,
+            connections: 0,
+        });
+        NodeStatus {
+            attachments: self.datapath.attachments(),
+            pods: enrolled.chain(leaving).chain(failed).collect(),
+            sync_errors: self.sync_errors.clone(),
+            generation: self.generation,
+            sees_agent: self.datapath.sees_agent(),
+            service_entries: self.datapath.service_entries(),
+        }
+    }
+}
+
+fn pod_state(pod: &Enrolled, state: &'static str) -> PodState {
+    PodState {
+        uid: pod.enrolment.uid.clone(),
+        state,
+        since: pod.since,
+        detail: (!pod.missing.is_empty()).then(|| pod.missing.join("; ")),
+        netns: pod.enrolment.netns.display().to_string(),
+        addresses: pod.enrolment.addresses.clone(),
+        canary: pod.canary.clone(),
+        connections: connections(&pod.pod),
+    }
+}
+
+/// Roles of the listeners in a pod, for reports.
+pub(super) const ROLES: [Role; 3] = [Role::Outbound, Role::Inbound, Role::Hbone];
+
+/// Connections that hold the pod.
+fn connections(pod: &Arc<Pod>) -> usize {
+    pod.connections()
+}
+
+/// An error and its sources on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}

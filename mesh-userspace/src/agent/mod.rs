@@ -1,0 +1,309 @@
+//! The agent as a whole: its parts made, joined and taken down in order. Everything else is below it.
+//!
+//! Threads: the main one (API, source, certificates), `controller` (kernel and pods), `heartbeat`, and the workers that
+//! carry connections.
+
+mod config;
+mod controller;
+mod direct;
+mod report;
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
+
+pub use self::config::{AgentConfig, Cli, Command, Places};
+pub use self::report::needs;
+
+pub use self::controller::chain;
+
+use self::controller::{Controller, Request};
+use self::report::AgentData;
+use crate::admin::{AdminSocket, SocketError, serve_metrics, serve_socket};
+use crate::datapath::{self, CounterReader, Datapath, DatapathConfig, DatapathError, FlowEvents, Lifeline, check};
+use crate::identity::{Authority, AuthorityError, CertificateStore};
+use crate::model::{MeshConfig, NodeName, Snapshot};
+use crate::node::{self, EnrolError, Enroller};
+use crate::proxy::{Shared, Workers};
+use crate::source::{self, Feed, SourceError};
+use crate::telemetry::{FlowLog, Metrics, Telemetry};
+
+/// How often long connections' bytes reach the metrics.
+const FLUSH: Duration = Duration::from_secs(5);
+
+/// Why an agent cannot start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// Not root.
+    #[error("meshd must run as root (or with the capabilities that `meshctl check` lists)")]
+    NotRoot,
+    /// Another agent has the state folder.
+    #[error("another agent runs with the state folder {}: one agent a node", .0.display())]
+    Running(PathBuf),
+    /// The state folder cannot be used.
+    #[error("cannot use the state folder {}", path.display())]
+    StateDir {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// cgroup v2.
+    #[error("cannot find cgroup v2: mount it, or give its folder with --cgroup")]
+    Cgroup(#[source] io::Error),
+    /// The certificate authority.
+    #[error("cannot open the certificate authority")]
+    Authority(#[source] AuthorityError),
+    /// The source.
+    #[error("cannot read the manifests")]
+    Source(#[source] SourceError),
+    /// The kernel.
+    #[error("cannot set up the kernel plane")]
+    Datapath(#[source] DatapathError),
+    /// The pods.
+    #[error("cannot release the pods")]
+    Enrol(#[source] EnrolError),
+    /// Threads or signals.
+    #[error("cannot start {what}")]
+    Start {
+        /// What.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The API's socket.
+    #[error("cannot open the socket for meshctl")]
+    Socket(#[source] SocketError),
+    /// The metrics' port.
+    #[error("cannot listen on {address} for metrics: give another with --metrics-addr")]
+    Metrics {
+        /// Where.
+        address: std::net::SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The controller ended without being told.
+    #[error("the controller ended")]
+    ControllerEnded,
+}
+
+fn starting(what: &'static str) -> impl FnOnce(io::Error) -> AgentError {
+    move |source| AgentError::Start { what, source }
+}
+
+/// Runs an agent until SIGTERM or SIGINT, on this thread.
+pub fn run(config: AgentConfig) -> Result<(), AgentError> {
+    // First of all sockets, so that it is the first to be closed.
+    let lifeline = Lifeline::open().map_err(AgentError::Datapath)?;
+    if !nix::unistd::geteuid().is_root() {
+        return Err(AgentError::NotRoot);
+    }
+    let _lock = lock(&config.places.state_dir)?;
+    raise_file_limit();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(starting("the runtime"))?;
+    runtime.block_on(serve(config, lifeline))
+}
+
+/// Takes everything off the node.
+pub fn uninstall(places: &Places) -> Result<(), AgentError> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(AgentError::NotRoot);
+    }
+    let _lock = lock(&places.state_dir)?;
+    datapath::uninstall(&places.bpffs).map_err(AgentError::Datapath)?;
+    for pod in node::uninstall(&places.state_dir).map_err(AgentError::Enrol)? {
+        tracing::info!(%pod, "released");
+    }
+    Ok(())
+}
+
+async fn serve(config: AgentConfig, lifeline: Lifeline) -> Result<(), AgentError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(starting("the signal handlers"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(starting("the signal handlers"))?;
+    let cgroup = match config.cgroup.clone() {
+        Some(cgroup) => cgroup,
+        None => check::cgroup2_mount().map_err(AgentError::Cgroup)?,
+    };
+    let socket = AdminSocket::bind(&config.socket()).map_err(AgentError::Socket)?;
+    let address = config.metrics_addr;
+    let metrics_listener =
+        TcpListener::bind(address).await.map_err(|source| AgentError::Metrics { address, source })?;
+    let authority = Authority::open(&config.ca_dir, &config.trust_domain).map_err(AgentError::Authority)?;
+    let certificates = CertificateStore::with_validity(Arc::new(authority), config.cert_ttl);
+    let (stop, stopped) = watch::channel(false);
+    let feed = source::run(config.manifests.clone(), mesh_config(&config), on(stopped.clone()))
+        .await
+        .map_err(AgentError::Source)?;
+    let telemetry = telemetry(&config.cluster, &certificates, &feed);
+    let shared = Arc::new(Shared::new(Arc::clone(&feed.current), certificates.clone(), telemetry.clone()));
+    let requests = start_controller(&config, &cgroup, lifeline, &shared, &feed).await?;
+    let data = Arc::new(AgentData {
+        node: config.node.clone(),
+        started: SystemTime::now(),
+        cgroup,
+        bpffs: config.places.bpffs.clone(),
+        feed,
+        shared,
+        requests: requests.clone(),
+    });
+    tracing::info!(node = config.node, socket = %config.socket().display(), metrics = %address, "serving");
+    let api = serve_socket(socket, Arc::clone(&data), on(stopped.clone()));
+    let metrics = serve_metrics(metrics_listener, data, on(stopped));
+    let flush = async {
+        let mut tick = tokio::time::interval(FLUSH);
+        loop {
+            tick.tick().await;
+            telemetry.flush();
+        }
+    };
+    let ended = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            () = requests.closed() => return Err(AgentError::ControllerEnded),
+        }
+        tracing::info!("stopping: capture ends, connections have {:?} to end", config.drain);
+        let (done, stopped) = oneshot::channel();
+        if requests.send(Request::Stop(done)).await.is_ok() {
+            tokio::select! {
+                // Gone without an answer is stopped as well.
+                _done = stopped => {}
+                _ = terminate.recv() => tracing::warn!("told twice: ending at once"),
+                _ = interrupt.recv() => tracing::warn!("told twice: ending at once"),
+            }
+        }
+        stop.send_replace(true);
+        Ok(())
+    };
+    tokio::select! {
+        result = ended => result,
+        // None of these ends before `ended` does.
+        ((), (), (), ()) = async { tokio::join!(api, metrics, flush, certificates.run()) } => Ok(()),
+    }
+}
+
+/// Completes once the flag is set, or its owner is gone.
+async fn on(mut flag: watch::Receiver<bool>) {
+    let _ = flag.wait_for(|set| *set).await;
+}
+
+fn mesh_config(config: &AgentConfig) -> MeshConfig {
+    MeshConfig {
+        trust_domain: config.trust_domain.clone(),
+        root_namespace: config.root_namespace.as_str().into(),
+        cluster_domain: config.cluster_domain.as_str().into(),
+    }
+}
+
+fn telemetry(cluster: &str, certificates: &CertificateStore, feed: &Feed) -> Telemetry {
+    let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION")));
+    let (certificates, reports, current) = (certificates.clone(), feed.reports.clone(), Arc::clone(&feed.current));
+    metrics.on_scrape(move |metrics| {
+        let certificates = certificates.certificates();
+        let ends: Vec<(String, u64)> = certificates
+            .iter()
+            .filter_map(|status| {
+                let end = status.certificate.as_ref()?.not_after().duration_since(SystemTime::UNIX_EPOCH).ok()?;
+                Some((status.identity.to_string(), end.as_secs()))
+            })
+            .collect();
+        metrics.set_certificates(ends.iter().map(|(identity, end)| (identity.as_str(), *end)));
+        let reports = reports.borrow();
+        metrics.set_config(current.load().generation, reports.problems.len(), reports.notices.len());
+    });
+    Telemetry::new(metrics, Arc::new(FlowLog::default()), cluster)
+}
+
+/// Starts the thread that owns the kernel and the pods; returns once the first snapshot is in force.
+async fn start_controller(
+    config: &AgentConfig,
+    cgroup: &Path,
+    lifeline: Lifeline,
+    shared: &Arc<Shared>,
+    feed: &Feed,
+) -> Result<mpsc::Sender<Request>, AgentError> {
+    let (requests, queue) = mpsc::channel(16);
+    let (ready, started) = oneshot::channel();
+    let (config, shared, snapshots) = (config.clone(), Arc::clone(shared), feed.snapshot.clone());
+    let datapath = DatapathConfig::new(config.places.bpffs.clone(), cgroup.to_owned());
+    let current = Arc::clone(&feed.current);
+    let main = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = match runtime {
+            Ok(runtime) => runtime,
+            Err(error) => return drop(ready.send(Err(starting("the controller's runtime")(error)))),
+        };
+        runtime.block_on(async {
+            let snapshot = Arc::clone(&snapshots.borrow());
+            match controller(&config, &datapath, lifeline, &shared, &snapshot) {
+                Err(error) => drop(ready.send(Err(error))),
+                Ok((controller, events, counters)) => {
+                    shared.telemetry.metrics().on_scrape(move |metrics| {
+                        for (counter, value) in counters.read() {
+                            metrics.set_kernel_events(counter.name(), value);
+                        }
+                    });
+                    tokio::spawn(direct::record(events, current, shared.telemetry.clone()));
+                    drop(ready.send(Ok(())));
+                    controller.run(snapshots, queue).await;
+                }
+            }
+        });
+    };
+    std::thread::Builder::new().name("controller".into()).spawn(main).map_err(starting("the controller"))?;
+    started.await.unwrap_or(Err(AgentError::ControllerEnded))?;
+    Ok(requests)
+}
+
+fn controller(
+    config: &AgentConfig,
+    datapath: &DatapathConfig,
+    lifeline: Lifeline,
+    shared: &Arc<Shared>,
+    snapshot: &Snapshot,
+) -> Result<(Controller, FlowEvents, CounterReader), AgentError> {
+    let (datapath, events) = Datapath::load(datapath, lifeline).map_err(AgentError::Datapath)?;
+    let counters = datapath.counter_reader().map_err(AgentError::Datapath)?;
+    let state_dir = &config.places.state_dir;
+    let enroller = Enroller::open(state_dir)
+        .map_err(|source| AgentError::StateDir { path: state_dir.clone(), source })?;
+    let workers = Workers::start(config.workers(), shared).map_err(starting("the workers"))?;
+    let node = NodeName::new(config.node.as_str());
+    let controller =
+        Controller::start(node, config.drain, datapath, enroller, workers, Arc::clone(shared), snapshot)
+            .map_err(AgentError::Datapath)?;
+    Ok((controller, events, counters))
+}
+
+/// One agent a node: held for as long as the agent lives, released by the kernel however it ends.
+fn lock(state_dir: &Path) -> Result<Flock<File>, AgentError> {
+    let error = |source| AgentError::StateDir { path: state_dir.to_owned(), source };
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir).map_err(error)?;
+    let path = state_dir.join("lock");
+    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path).map_err(error)?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        nix::errno::Errno::EWOULDBLOCK => AgentError::Running(state_dir.to_owned()),
+        errno => error(errno.into()),
+    })
+}
+
+/// Two descriptors a connection: the soft limit of 1,024 is soon reached.
+fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit on open files stays as it is");
+    }
+}

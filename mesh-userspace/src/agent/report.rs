@@ -1,0 +1,298 @@
+//! What the agent tells of itself: the documents of the node's API.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use mesh_common::abi::LAYOUT_VERSION;
+use tokio::sync::{mpsc, oneshot};
+
+use super::controller::{NodeStatus, PodState, ROLES, Request};
+use crate::admin::AdminData;
+use crate::admin::api::{
+    BackendReport, Canary, CertReport, CheckItem, CheckReport, KernelReport, PodStatus, ProgramStatus, ServicePortReport,
+    ServiceReport, StatusReport, TargetReport, WorkloadReport,
+};
+use crate::datapath::check;
+use crate::identity::{CertificateState, CertificateStatus};
+use crate::model::{Backend, BackendSet, Service, ServicePort, Snapshot, Workload};
+use crate::proxy::Shared;
+use crate::source::Feed;
+use crate::telemetry::{FlowLog, Metrics};
+
+/// Where the reports come from.
+pub(super) struct AgentData {
+    pub(super) node: String,
+    pub(super) started: SystemTime,
+    pub(super) cgroup: PathBuf,
+    pub(super) bpffs: PathBuf,
+    pub(super) feed: Feed,
+    pub(super) shared: Arc<Shared>,
+    pub(super) requests: mpsc::Sender<Request>,
+}
+
+impl AgentData {
+    async fn ask(&self, request: impl FnOnce(oneshot::Sender<NodeStatus>) -> Request) -> NodeStatus {
+        let (answer, answered) = oneshot::channel();
+        if self.requests.send(request(answer)).await.is_err() {
+            return NodeStatus::default();
+        }
+        answered.await.unwrap_or_default()
+    }
+
+    fn kernel(&self, status: &NodeStatus) -> KernelReport {
+        let programs = status.attachments.iter().map(|attachment| ProgramStatus {
+            name: attachment.program.to_owned(),
+            attached: attachment.attached,
+            program_id: (attachment.program_id != 0).then_some(attachment.program_id),
+            link_id: (attachment.link_id != 0).then_some(attachment.link_id),
+            cgroup: Some(self.cgroup.display().to_string()),
+        });
+        KernelReport { layout: LAYOUT_VERSION, heartbeat_age_ms: None, programs: programs.collect() }
+    }
+
+    fn problems(&self, status: &NodeStatus) -> Vec<String> {
+        let reports = self.feed.reports.borrow();
+        let rejected = reports.problems.iter().map(|problem| {
+            let line = problem.line.map(|line| format!(":{line}")).unwrap_or_default();
+            let object = problem.object.as_ref().map(|object| format!(" {object}")).unwrap_or_default();
+            let field = if problem.field.is_empty() { String::new() } else { format!(" {}", problem.field) };
+            format!("{}{line}:{object}{field}: {}", problem.file.display(), problem.reason)
+        });
+        let detached = status.attachments.iter().filter_map(|attachment| {
+            attachment.detail.as_ref().map(|detail| format!("{}: {detail}", attachment.program))
+        });
+        let pods = status.pods.iter().filter_map(|pod| {
+            let detail = pod.detail.clone().or_else(|| pod.canary.clone()?.err())?;
+            Some(format!("pod {}: {detail}", pod.uid))
+        });
+        rejected.chain(status.sync_errors.iter().cloned()).chain(detached).chain(pods).collect()
+    }
+}
+
+impl AdminData for AgentData {
+    async fn status(&self) -> StatusReport {
+        let status = self.ask(Request::Status).await;
+        let snapshot = self.feed.current.load();
+        let notices = self.feed.reports.borrow().notices.iter().map(|notice| {
+            let field = if notice.field.is_empty() { String::new() } else { format!(" {}", notice.field) };
+            format!("{:?}: {}{field}: {}", notice.severity, notice.object, notice.message).to_lowercase_first()
+        }).collect();
+        StatusReport {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: self.node.clone(),
+            pid: std::process::id(),
+            started: seconds(self.started),
+            generation: status.generation,
+            services: snapshot.services.len(),
+            workloads: snapshot.workloads.len(),
+            enrolled: status.pods.iter().filter(|pod| pod.state == "enrolled").count(),
+            connections: self.shared.telemetry.metrics().connections(),
+            kernel: self.kernel(&status),
+            problems: self.problems(&status),
+            pods: status.pods.into_iter().map(pod_status).collect(),
+            notices,
+        }
+    }
+
+    async fn check(&self) -> CheckReport {
+        let (bpffs, cgroup) = (self.bpffs.clone(), self.cgroup.clone());
+        let needs = tokio::task::spawn_blocking(move || needs(&bpffs, &cgroup)).await;
+        let status = self.ask(Request::Check).await;
+        let mut items = needs.unwrap_or_default();
+        items.extend(status.attachments.iter().map(|attachment| CheckItem {
+            name: attachment.program.to_owned(),
+            purpose: "program in force on the cgroup".to_owned(),
+            ok: attachment.attached,
+            required: true,
+            detail: attachment.detail.clone().unwrap_or_else(|| {
+                format!("link {}, program {}", attachment.link_id, attachment.program_id)
+            }),
+            remedy: "restart meshd; it attaches what is missing".to_owned(),
+        }));
+        items.push(CheckItem {
+            name: "own cgroup".to_owned(),
+            purpose: "the agent can test its own capture".to_owned(),
+            ok: status.sees_agent,
+            required: false,
+            detail: format!("programs serve {}", self.cgroup.display()),
+            remedy: "run meshd in a cgroup below the one that it serves".to_owned(),
+        });
+        items.extend(status.pods.iter().map(pod_check));
+        CheckReport { items }
+    }
+
+    async fn services(&self) -> Vec<ServiceReport> {
+        let snapshot = self.feed.current.load_full();
+        snapshot.services.values().map(|service| service_report(&snapshot, service)).collect()
+    }
+
+    async fn workloads(&self) -> Vec<WorkloadReport> {
+        let snapshot = self.feed.current.load_full();
+        snapshot.workloads.values().map(|workload| workload_report(workload)).collect()
+    }
+
+    async fn certs(&self) -> Vec<CertReport> {
+        self.shared.certificates.certificates().into_iter().map(cert_report).collect()
+    }
+
+    fn flows(&self) -> &FlowLog {
+        self.shared.telemetry.flows()
+    }
+
+    fn metrics(&self) -> &Metrics {
+        self.shared.telemetry.metrics()
+    }
+
+    fn health(&self) -> Result<(), String> {
+        if self.requests.is_closed() { Err("the controller has ended".to_owned()) } else { Ok(()) }
+    }
+}
+
+trait LowercaseFirst {
+    fn to_lowercase_first(self) -> String;
+}
+
+impl LowercaseFirst for String {
+    fn to_lowercase_first(mut self) -> String {
+        if let Some(first) = self.get_mut(..1) {
+            first.make_ascii_lowercase();
+        }
+        self
+    }
+}
+
+/// What the kernel must offer, as the check prints it. Needs no agent.
+pub fn needs(bpffs: &std::path::Path, cgroup: &std::path::Path) -> Vec<CheckItem> {
+    let item = |need: check::Need| CheckItem {
+        name: need.name.to_owned(),
+        purpose: need.purpose.to_owned(),
+        ok: need.found.is_ok(),
+        required: true,
+        detail: need.found.unwrap_or_else(|missing| missing),
+        remedy: need.remedy.to_owned(),
+    };
+    check::needs(bpffs, cgroup).into_iter().map(item).collect()
+}
+
+fn pod_check(pod: &PodState) -> CheckItem {
+    let problem = pod.detail.clone().or_else(|| pod.canary.clone()?.err());
+    CheckItem {
+        name: format!("pod {}", pod.uid),
+        purpose: "a connection from inside the pod reaches the agent".to_owned(),
+        ok: problem.is_none() && pod.state != "failed",
+        required: true,
+        detail: problem.unwrap_or_else(|| match pod.canary {
+            Some(Ok(())) => "the test connection arrived".to_owned(),
+            _ => pod.state.to_owned(),
+        }),
+        remedy: "see `meshctl status` and the agent's log".to_owned(),
+    }
+}
+
+fn pod_status(pod: PodState) -> PodStatus {
+    let is_listening = pod.state == "enrolled";
+    let listeners = pod.addresses.iter().filter(|_| is_listening).flat_map(|address| {
+        ROLES.map(|role| format!("{} {address}", format!("{role:?}").to_lowercase()))
+    });
+    PodStatus {
+        uid: pod.uid.to_string(),
+        state: pod.state.to_owned(),
+        since: seconds(pod.since),
+        detail: pod.detail,
+        netns: pod.netns,
+        listeners: listeners.collect(),
+        addresses: pod.addresses,
+        canary: match pod.canary {
+            None => Canary::Pending,
+            Some(Ok(())) => Canary::Ok,
+            Some(Err(reason)) => Canary::Failed(reason),
+        },
+        connections: pod.connections as u64,
+    }
+}
+
+fn service_report(snapshot: &Snapshot, service: &Service) -> ServiceReport {
+    ServiceReport {
+        namespace: service.name.namespace.to_string(),
+        name: service.name.name.to_string(),
+        addresses: service.addresses.clone(),
+        ports: service.ports.iter().map(|port| port_report(snapshot, port)).collect(),
+    }
+}
+
+fn port_report(snapshot: &Snapshot, port: &ServicePort) -> ServicePortReport {
+    let targets = port.route.targets.iter().map(|target| TargetReport {
+        service: target.service.to_string(),
+        subset: target.subset.as_ref().map(ToString::to_string),
+        weight: target.weight,
+        endpoints: target.endpoints.len(),
+    });
+    let sets = [&port.route.v4, &port.route.v6];
+    ServicePortReport {
+        name: port.name.to_string(),
+        port: port.port,
+        protocol: port.protocol,
+        rule: port.route.rule.as_ref().map(ToString::to_string),
+        targets: targets.collect(),
+        backends: sets.into_iter().flat_map(|set| backends(snapshot, set)).collect(),
+    }
+}
+
+fn backends(snapshot: &Snapshot, set: &BackendSet) -> Vec<BackendReport> {
+    let total: u128 = set.backends().iter().map(|backend| u128::from(backend.weight)).sum();
+    let report = |backend: &Backend| {
+        let share_ppm = u32::try_from(u128::from(backend.weight) * 1_000_000 / total.max(1)).unwrap_or(u32::MAX);
+        let Some(endpoint) = &backend.endpoint else { return BackendReport { share_ppm, ..BackendReport::default() } };
+        let workload = endpoint.workload.as_ref().and_then(|uid| snapshot.workloads.get(uid));
+        BackendReport {
+            address: Some(endpoint.address),
+            share_ppm,
+            workload: endpoint.workload.as_ref().map(ToString::to_string),
+            node: workload.and_then(|workload| workload.node.as_ref()).map(ToString::to_string),
+            mode: endpoint.mode,
+            enrolled: endpoint.enrolled,
+        }
+    };
+    set.backends().iter().map(report).collect()
+}
+
+fn workload_report(workload: &Workload) -> WorkloadReport {
+    WorkloadReport {
+        namespace: workload.namespace.to_string(),
+        name: workload.name.to_string(),
+        workload: workload.workload_name.to_string(),
+        addresses: workload.addresses.clone(),
+        node: workload.node.as_ref().map(ToString::to_string),
+        identity: workload.identity.to_string(),
+        canonical_name: workload.canonical_name.to_string(),
+        canonical_revision: workload.canonical_revision.to_string(),
+        enrolled: workload.enrolled,
+        host_network: workload.host_network,
+        mode: workload.mtls.default,
+    }
+}
+
+fn cert_report(status: CertificateStatus) -> CertReport {
+    let certificate = status.certificate.as_deref();
+    CertReport {
+        identity: status.identity.to_string(),
+        serial: certificate.map(|certificate| certificate.serial().to_owned()).unwrap_or_default(),
+        not_before: certificate.map(|certificate| seconds(certificate.not_before())),
+        not_after: certificate.map(|certificate| seconds(certificate.not_after())),
+        renew_at: status.renew_at.map(seconds),
+        state: match status.state {
+            CertificateState::Pending => "pending",
+            CertificateState::Valid => "valid",
+            CertificateState::RenewalFailing => "renewal_failing",
+            CertificateState::Unavailable => "unavailable",
+        }
+        .to_owned(),
+        error: status.error.map(|error| error.to_string()),
+        root_fingerprint: certificate.map(|certificate| certificate.root_fingerprint().to_owned()).unwrap_or_default(),
+    }
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

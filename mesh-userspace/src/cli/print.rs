@@ -1,0 +1,427 @@
+//! The documents as tables.
+
+use std::fmt::Write as _;
+
+use super::table::{Rows, Tone, list, plain, span, yes};
+use crate::admin::api::{
+    Canary, CertReport, CheckReport, ServicePortReport, ServiceReport, StatusReport, WorkloadReport,
+};
+
+/// How much, in which colours, and when it is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct View {
+    pub(super) wide: bool,
+    pub(super) colour: bool,
+    /// Seconds since the Unix epoch.
+    pub(super) now: u64,
+}
+
+impl View {
+    fn ago(&self, time: u64) -> String {
+        span(self.now.saturating_sub(time))
+    }
+
+    /// A moment to come, or past.
+    fn until(&self, time: Option<u64>) -> String {
+        match time {
+            None => String::new(),
+            Some(time) if time >= self.now => format!("in {}", span(time - self.now)),
+            Some(time) => format!("{} ago", span(self.now - time)),
+        }
+    }
+}
+
+pub(super) fn status(report: &StatusReport, view: View) -> String {
+    let mut text = String::new();
+    let heartbeat = match report.kernel.heartbeat_age_ms {
+        Some(age) => format!("{age} ms ago"),
+        None => "never".to_owned(),
+    };
+    let lines = [
+        ("Node", report.node.clone()),
+        ("Agent", format!("{}, pid {}, up {}", report.version, report.pid, view.ago(report.started))),
+        (
+            "Snapshot",
+            format!(
+                "generation {}: {} services, {} workloads",
+                report.generation, report.services, report.workloads
+            ),
+        ),
+        ("Mesh", format!("{} pods enrolled, {} connections", report.enrolled, report.connections)),
+        ("Kernel", format!("layout {}, heartbeat {heartbeat}", report.kernel.layout)),
+    ];
+    for (name, value) in lines {
+        let _ = writeln!(text, "{name:<10}{value}");
+    }
+    text.push('\n');
+    text.push_str(&programs(report, view));
+    if !report.pods.is_empty() {
+        text.push('\n');
+        text.push_str(&pods(report, view));
+    }
+    for (title, notes) in [("Problems", &report.problems), ("Notices", &report.notices)] {
+        if !notes.is_empty() {
+            let _ = writeln!(text, "\n{title}:");
+            for note in notes {
+                let _ = writeln!(text, "  {note}");
+            }
+        }
+    }
+    text
+}
+
+fn programs(report: &StatusReport, view: View) -> String {
+    let mut rows = Rows::new(&["PROGRAM", "ATTACHED", "ID", "LINK", "CGROUP"], view.colour);
+    let id = |id: Option<u32>| plain(id.map(|id| id.to_string()).unwrap_or_default());
+    for program in &report.kernel.programs {
+        let tone = if program.attached { Tone::Good } else { Tone::Bad };
+        rows.add([
+            plain(&program.name),
+            (yes(program.attached).0, tone),
+            id(program.program_id),
+            id(program.link_id),
+            plain(program.cgroup.as_deref().unwrap_or_default()),
+        ]);
+    }
+    rows.render()
+}
+
+fn pods(report: &StatusReport, view: View) -> String {
+    let header = ["POD", "STATE", "SINCE", "CANARY", "CONNECTIONS", "ADDRESSES", "NETNS", "LISTENERS"];
+    let mut rows = Rows::new(if view.wide { &header } else { &header[..6] }, view.colour);
+    for pod in &report.pods {
+        let state = match &pod.detail {
+            Some(detail) => format!("{} ({detail})", pod.state),
+            None => pod.state.clone(),
+        };
+        let tone = match pod.state.as_str() {
+            "enrolled" => Tone::Good,
+            "failed" => Tone::Bad,
+            _ => Tone::Warn,
+        };
+        let canary = match &pod.canary {
+            Canary::Pending => plain("pending"),
+            Canary::Ok => ("ok".to_owned(), Tone::Good),
+            Canary::Failed(reason) => (format!("failed: {reason}"), Tone::Bad),
+        };
+        rows.add([
+            plain(&pod.uid),
+            (state, tone),
+            plain(view.ago(pod.since)),
+            canary,
+            plain(pod.connections),
+            list(&pod.addresses),
+            plain(&pod.netns),
+            list(&pod.listeners),
+        ]);
+    }
+    rows.render()
+}
+
+pub(super) fn check(report: &CheckReport, view: View) -> String {
+    let mut rows = Rows::new(&["CHECK", "RESULT", "DETAIL", "NEEDED FOR"], view.colour);
+    for item in &report.items {
+        let result = match (item.ok, item.required) {
+            (true, _) => ("ok".to_owned(), Tone::Good),
+            (false, true) => ("FAILED".to_owned(), Tone::Bad),
+            (false, false) => ("absent".to_owned(), Tone::Warn),
+        };
+        rows.add([plain(&item.name), result, plain(&item.detail), plain(&item.purpose)]);
+    }
+    let mut text = rows.render();
+    for item in report.items.iter().filter(|item| !item.ok && !item.remedy.is_empty()) {
+        let _ = write!(text, "\n{}: {}", item.name, item.remedy);
+    }
+    if report.items.iter().any(|item| !item.ok && !item.remedy.is_empty()) {
+        text.push('\n');
+    }
+    text
+}
+
+pub(super) fn services(reports: &[ServiceReport], view: View) -> String {
+    let header =
+        ["NAMESPACE", "NAME", "ADDRESSES", "PORT", "PROTOCOL", "BACKENDS", "ROUTE", "PORT NAME", "TARGETS"];
+    let mut rows = Rows::new(if view.wide { &header } else { &header[..7] }, view.colour);
+    for service in reports {
+        for port in &service.ports {
+            let usable = port.backends.iter().filter(|backend| backend.address.is_some()).count();
+            let tone = if usable == 0 { Tone::Warn } else { Tone::Plain };
+            rows.add([
+                plain(&service.namespace),
+                plain(&service.name),
+                list(&service.addresses),
+                plain(port.port),
+                plain(protocol(port)),
+                (usable.to_string(), tone),
+                plain(port.rule.as_deref().unwrap_or_default()),
+                plain(&port.name),
+                list(targets(port)),
+            ]);
+        }
+        if service.ports.is_empty() {
+            let nothing = || plain("");
+            let (namespace, name) = (plain(&service.namespace), plain(&service.name));
+            rows.add([namespace, name, list(&service.addresses), nothing(), nothing(), plain(0), nothing()]);
+        }
+    }
+    rows.render()
+}
+
+fn targets(port: &ServicePortReport) -> Vec<String> {
+    let target = |target: &crate::admin::api::TargetReport| match &target.subset {
+        Some(subset) => format!("{}/{subset}={}", target.service, target.weight),
+        None => format!("{}={}", target.service, target.weight),
+    };
+    port.targets.iter().map(target).collect()
+}
+
+const fn protocol(port: &ServicePortReport) -> &'static str {
+    match port.protocol {
+        crate::model::Protocol::Tcp => "TCP",
+        crate::model::Protocol::Udp => "UDP",
+        crate::model::Protocol::Sctp => "SCTP",
+    }
+}
+
+/// One service, with every backend of every port.
+pub(super) fn service(report: &ServiceReport, view: View) -> String {
+    let mut text = format!("{}/{}  {}\n", report.namespace, report.name, list(&report.addresses).0);
+    for port in &report.ports {
+        let _ = write!(text, "\n{}/{}", port.port, protocol(port));
+        if !port.name.is_empty() {
+            let _ = write!(text, " ({})", port.name);
+        }
+        match &port.rule {
+            Some(rule) => {
+                let _ = writeln!(text, ", routed by {rule}");
+                for target in &port.targets {
+                    let subset = target.subset.as_deref().map(|name| format!(" subset {name}"));
+                    let (weight, endpoints) = (target.weight, target.endpoints);
+                    let subset = subset.unwrap_or_default();
+                    let _ = writeln!(
+                        text,
+                        "  weight {weight}: {}{subset}, {endpoints} endpoints",
+                        target.service
+                    );
+                }
+            }
+            None => text.push('\n'),
+        }
+        text.push_str(&backends(port, view));
+    }
+    text
+}
+
+fn backends(port: &ServicePortReport, view: View) -> String {
+    let header = ["BACKEND", "SHARE", "WORKLOAD", "NODE", "MODE", "ENROLLED"];
+    let mut rows = Rows::new(&header, view.colour);
+    for backend in &port.backends {
+        let address = match backend.address {
+            Some(address) => plain(address),
+            None => ("(refused: no endpoint)".to_owned(), Tone::Warn),
+        };
+        rows.add([
+            address,
+            plain(format!("{}.{:02}%", backend.share_ppm / 10_000, backend.share_ppm % 10_000 / 100)),
+            plain(backend.workload.as_deref().unwrap_or_default()),
+            plain(backend.node.as_deref().unwrap_or_default()),
+            plain(mode(backend.mode)),
+            yes(backend.enrolled),
+        ]);
+    }
+    rows.render()
+}
+
+const fn mode(mode: crate::model::Mode) -> &'static str {
+    match mode {
+        crate::model::Mode::Permissive => "PERMISSIVE",
+        crate::model::Mode::Strict => "STRICT",
+        crate::model::Mode::Disable => "DISABLE",
+    }
+}
+
+pub(super) fn workloads(reports: &[WorkloadReport], view: View) -> String {
+    let header = [
+        "NAMESPACE",
+        "POD",
+        "ADDRESSES",
+        "NODE",
+        "ENROLLED",
+        "MODE",
+        "WORKLOAD",
+        "SERVICE",
+        "REVISION",
+        "IDENTITY",
+    ];
+    let mut rows = Rows::new(if view.wide { &header } else { &header[..6] }, view.colour);
+    for workload in reports {
+        rows.add([
+            plain(&workload.namespace),
+            plain(&workload.name),
+            list(&workload.addresses),
+            plain(workload.node.as_deref().unwrap_or_default()),
+            yes(workload.enrolled),
+            plain(mode(workload.mode)),
+            plain(&workload.workload),
+            plain(&workload.canonical_name),
+            plain(&workload.canonical_revision),
+            plain(&workload.identity),
+        ]);
+    }
+    rows.render()
+}
+
+pub(super) fn certs(reports: &[CertReport], view: View) -> String {
+    let header = ["IDENTITY", "STATE", "EXPIRES", "RENEWED", "SERIAL", "ISSUED", "ROOT SHA-256", "ERROR"];
+    let mut rows = Rows::new(if view.wide { &header } else { &header[..4] }, view.colour);
+    for cert in reports {
+        let tone = match cert.state.as_str() {
+            "valid" => Tone::Good,
+            "unavailable" => Tone::Bad,
+            _ => Tone::Warn,
+        };
+        rows.add([
+            plain(&cert.identity),
+            (cert.state.clone(), tone),
+            plain(view.until(cert.not_after)),
+            plain(view.until(cert.renew_at)),
+            plain(&cert.serial),
+            plain(view.until(cert.not_before)),
+            plain(&cert.root_fingerprint),
+            plain(cert.error.as_deref().unwrap_or_default()),
+        ]);
+    }
+    rows.render()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::api::{BackendReport, CheckItem, KernelReport, PodStatus, ProgramStatus, TargetReport};
+    use crate::model::{Mode, Protocol};
+
+    const VIEW: View = View { wide: false, colour: false, now: 1_000_000 };
+
+    #[test]
+    fn a_status_says_what_does_not_work() {
+        let programs = vec![
+            ProgramStatus {
+                name: "mesh_connect4".to_owned(),
+                attached: true,
+                program_id: Some(7),
+                link_id: Some(8),
+                cgroup: Some("/sys/fs/cgroup".to_owned()),
+            },
+            ProgramStatus { name: "mesh_connect6".to_owned(), ..ProgramStatus::default() },
+        ];
+        let pod = PodStatus {
+            uid: "default/a".to_owned(),
+            state: "failed".to_owned(),
+            since: VIEW.now - 90,
+            detail: Some("no netns".to_owned()),
+            canary: Canary::Failed("timed out".to_owned()),
+            ..PodStatus::default()
+        };
+        let report = StatusReport {
+            version: "0.1.0".to_owned(),
+            node: "n1".to_owned(),
+            pid: 42,
+            started: VIEW.now - 3700,
+            kernel: KernelReport { layout: 1, heartbeat_age_ms: Some(12), programs },
+            pods: vec![pod],
+            problems: vec!["service x: no such subset".to_owned()],
+            ..StatusReport::default()
+        };
+        let text = status(&report, VIEW);
+        for line in [
+            "Agent     0.1.0, pid 42, up 1h1m",
+            "Kernel    layout 1, heartbeat 12 ms ago",
+            "mesh_connect4   yes        7    8      /sys/fs/cgroup",
+            "mesh_connect6   no         -    -      -",
+            "default/a   failed (no netns)   1m30s   failed: timed out   0             -",
+            "  service x: no such subset",
+        ] {
+            assert!(text.lines().any(|each| each == line), "{line:?} not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_check_says_what_to_do() {
+        let item = |name: &str, ok, required, remedy: &str| CheckItem {
+            name: name.to_owned(),
+            ok,
+            required,
+            remedy: remedy.to_owned(),
+            detail: "x".to_owned(),
+            purpose: "y".to_owned(),
+        };
+        let report = CheckReport {
+            items: vec![
+                item("bpf", false, true, "mount bpffs"),
+                item("btf", false, false, ""),
+                item("v", true, true, ""),
+            ],
+        };
+        let text = check(&report, VIEW);
+        assert!(
+            text.contains("bpf     FAILED") && text.contains("btf     absent") && text.contains("v       ok"),
+            "{text}"
+        );
+        assert!(text.ends_with("\nbpf: mount bpffs\n"), "{text}");
+        assert!(!report.passed());
+    }
+
+    #[test]
+    fn a_service_shows_where_connections_go() {
+        let backend = BackendReport {
+            address: Some(([10, 0, 0, 1], 9080).into()),
+            share_ppm: 900_000,
+            workload: Some("default/reviews-1".to_owned()),
+            node: None,
+            mode: Mode::Strict,
+            enrolled: true,
+        };
+        let port = ServicePortReport {
+            name: "http".to_owned(),
+            port: 80,
+            protocol: Protocol::Tcp,
+            rule: Some("default/split".to_owned()),
+            targets: vec![TargetReport {
+                service: "default/reviews".to_owned(),
+                subset: Some("v1".to_owned()),
+                weight: 90,
+                endpoints: 1,
+            }],
+            backends: vec![backend, BackendReport { share_ppm: 100_000, ..BackendReport::default() }],
+        };
+        let report = ServiceReport {
+            namespace: "default".to_owned(),
+            name: "reviews".to_owned(),
+            addresses: vec![[10, 96, 0, 1].into()],
+            ports: vec![port],
+        };
+        let text = service(&report, VIEW);
+        for part in [
+            "80/TCP (http), routed by default/split",
+            "  weight 90: default/reviews subset v1, 1 endpoints",
+            "10.0.0.1:9080            90.00%   default/reviews-1   -      STRICT       yes",
+            "(refused: no endpoint)   10.00%",
+        ] {
+            assert!(text.contains(part), "{part:?} not in\n{text}");
+        }
+        assert!(services(&[report], VIEW).contains("default     reviews   10.96.0.1   80     TCP        1"));
+    }
+
+    #[test]
+    fn a_certificate_says_how_long_it_lasts() {
+        let report = CertReport {
+            identity: "spiffe://a/ns/b/sa/c".to_owned(),
+            state: "valid".to_owned(),
+            not_after: Some(VIEW.now + 7200),
+            renew_at: Some(VIEW.now + 60),
+            ..CertReport::default()
+        };
+        let text = certs(&[report], VIEW);
+        assert!(text.contains("spiffe://a/ns/b/sa/c   valid   in 2h0m   in 1m0s"), "{text}");
+    }
+}

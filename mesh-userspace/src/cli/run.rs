@@ -1,0 +1,342 @@
+//! Carries a command out and maps its end to an exit code.
+
+use std::io::{self, IsTerminal as _, Write};
+use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use clap::{CommandFactory as _, Parser as _};
+use serde::Serialize;
+
+use super::args::{Cli, Command, Format, Output};
+use super::client::{Client, ClientError};
+use super::flows;
+use super::print::{self, View};
+use crate::admin::api::{
+    CertReport, CheckItem, CheckReport, FlowLine, ServiceReport, StatusReport, WorkloadReport,
+};
+use crate::telemetry::FlowRecord;
+
+const UNHEALTHY: u8 = 1;
+const USAGE: u8 = 2;
+const NO_AGENT: u8 = 3;
+
+/// What the kernel part of `meshctl check` adds its findings to.
+pub type LocalCheck = fn(&mut Vec<CheckItem>);
+
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error("write the output")]
+    Write(#[from] io::Error),
+    #[error("no service {0} on this node")]
+    NoService(String),
+    #[error("write the output as YAML")]
+    Yaml(#[from] serde_yaml_ng::Error),
+    #[error("write the output as JSON")]
+    Json(#[source] serde_json::Error),
+}
+
+impl From<serde_json::Error> for Failure {
+    fn from(error: serde_json::Error) -> Self {
+        // What goes wrong while JSON is written is mostly the pipe.
+        if error.is_io() { Self::Write(error.into()) } else { Self::Json(error) }
+    }
+}
+
+impl Failure {
+    const fn code(&self) -> u8 {
+        match self {
+            Self::Client(
+                ClientError::NoAgent { .. } | ClientError::Permission { .. } | ClientError::Timeout { .. },
+            ) => NO_AGENT,
+            _ => UNHEALTHY,
+        }
+    }
+}
+
+/// `meshctl`: parses the process's arguments, does what they say, and returns the exit code.
+///
+/// `local_check` is what `check` finds out without an agent.
+pub fn main(local_check: LocalCheck) -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors; a closed pipe is none either.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return report(&Failure::Write(error)),
+    };
+    let stdout = io::stdout();
+    let colour = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let mut out = stdout.lock();
+    match runtime.block_on(run(&cli, local_check, colour, &mut out)) {
+        Ok(healthy) => ExitCode::from(if healthy { 0 } else { UNHEALTHY }),
+        Err(failure) => report(&failure),
+    }
+}
+
+fn report(failure: &Failure) -> ExitCode {
+    if let Failure::Write(error) = failure
+        && error.kind() == io::ErrorKind::BrokenPipe
+    {
+        return ExitCode::SUCCESS;
+    }
+    let mut line = format!("meshctl: {failure}");
+    if !matches!(failure, Failure::Client(_))
+        && let Some(source) = std::error::Error::source(failure)
+    {
+        line = format!("{line}: {source}");
+    }
+    let _ = writeln!(io::stderr(), "{line}");
+    ExitCode::from(failure.code())
+}
+
+/// Does what the command says; returns whether all is well.
+async fn run(cli: &Cli, local: LocalCheck, colour: bool, out: &mut dyn Write) -> Result<bool, Failure> {
+    let client = Client::new(&cli.socket);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let view = |output: Output| View { wide: output.format == Format::Wide, colour, now };
+    match &cli.command {
+        Command::Status(output) => {
+            let status: StatusReport = client.document("/v1/status").await?;
+            write(out, *output, &status, || print::status(&status, view(*output)))?;
+            let attached = status.kernel.programs.iter().all(|program| program.attached);
+            Ok(attached && status.problems.is_empty())
+        }
+        Command::Check(output) => {
+            let report = check(&client, local).await;
+            write(out, *output, &report, || print::check(&report, view(*output)))?;
+            Ok(report.passed())
+        }
+        Command::Services { name, output } => {
+            services(&client, name.as_deref(), *output, view(*output), out).await?;
+            Ok(true)
+        }
+        Command::Workloads(output) => {
+            let workloads: Vec<WorkloadReport> = client.document("/v1/workloads").await?;
+            write(out, *output, &workloads, || print::workloads(&workloads, view(*output)))?;
+            Ok(true)
+        }
+        Command::Flows { follow: true, limit, output } => {
+            follow(&client, *limit, output.format, out).await?;
+            Ok(true)
+        }
+        Command::Flows { follow: false, limit, output } => {
+            let records: Vec<FlowRecord> = client.lines(&format!("/v1/flows?limit={limit}")).await?;
+            let wide = output.format == Format::Wide;
+            let rows = records.iter().map(|record| flows::row(record, wide));
+            write(out, *output, &records, || std::iter::once(flows::header(wide)).chain(rows).collect())?;
+            Ok(true)
+        }
+        Command::Certs(output) => {
+            let certs: Vec<CertReport> = client.document("/v1/certs").await?;
+            write(out, *output, &certs, || print::certs(&certs, view(*output)))?;
+            Ok(certs.iter().all(|cert| cert.state != "unavailable"))
+        }
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "meshctl", &mut script);
+            out.write_all(&script)?;
+            Ok(true)
+        }
+    }
+}
+
+/// What the agent finds, then what is found without it.
+async fn check(client: &Client, local: LocalCheck) -> CheckReport {
+    let mut agent = CheckItem {
+        name: "agent".to_owned(),
+        purpose: "the mesh plane, and changes to the kernel plane".to_owned(),
+        ..CheckItem::default()
+    };
+    let mut items = match client.document::<CheckReport>("/v1/check").await {
+        Ok(report) => {
+            agent.ok = true;
+            agent.detail = String::from("answers");
+            report.items
+        }
+        Err(error) => {
+            agent.detail = match error {
+                ClientError::NoAgent { source, .. } => format!("not running: {source}"),
+                error => error.to_string(),
+            };
+            agent.remedy = String::from("start meshd on this node");
+            Vec::new()
+        }
+    };
+    let mut found = Vec::new();
+    local(&mut found);
+    found.retain(|item| items.iter().all(|known| known.name != item.name));
+    items.extend(found);
+    items.insert(0, agent);
+    CheckReport { items }
+}
+
+async fn services(
+    client: &Client,
+    name: Option<&str>,
+    output: Output,
+    view: View,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    let mut services: Vec<ServiceReport> = client.document("/v1/services").await?;
+    let Some(name) = name else {
+        return write(out, output, &services, || print::services(&services, view));
+    };
+    services.retain(|service| match name.split_once('/') {
+        Some((namespace, name)) => service.namespace == namespace && service.name == name,
+        None => service.name == name,
+    });
+    if services.is_empty() {
+        return Err(Failure::NoService(name.to_owned()));
+    }
+    write(out, output, &services, || {
+        services.iter().map(|service| print::service(service, view)).collect::<Vec<_>>().join("\n")
+    })
+}
+
+async fn follow(client: &Client, limit: usize, format: Format, out: &mut dyn Write) -> Result<(), Failure> {
+    let mut lines = client.follow(&format!("/v1/flows?follow=true&limit={limit}")).await?;
+    let wide = format == Format::Wide;
+    if matches!(format, Format::Table | Format::Wide) {
+        out.write_all(flows::header(wide).as_bytes())?;
+        out.flush()?;
+    }
+    while let Some(line) = lines.next::<FlowLine>().await? {
+        match (format, &line) {
+            (Format::Json, _) => {
+                serde_json::to_writer(&mut *out, &line)?;
+                out.write_all(b"\n")?;
+            }
+            (Format::Yaml, _) => write!(out, "---\n{}", serde_yaml_ng::to_string(&line)?)?,
+            (_, FlowLine::Flow(flow)) => out.write_all(flows::row(flow, wide).as_bytes())?,
+            (_, FlowLine::Missed { missed }) => writeln!(out, "({missed} flows missed)")?,
+        }
+        out.flush()?;
+    }
+    Err(ClientError::Broken("it stopped".to_owned()).into())
+}
+
+fn write<T: Serialize>(
+    out: &mut dyn Write,
+    output: Output,
+    document: &T,
+    table: impl FnOnce() -> String,
+) -> Result<(), Failure> {
+    match output.format {
+        Format::Table | Format::Wide => out.write_all(table().as_bytes())?,
+        Format::Json => {
+            serde_json::to_writer_pretty(&mut *out, document)?;
+            out.write_all(b"\n")?;
+        }
+        Format::Yaml => out.write_all(serde_yaml_ng::to_string(document)?.as_bytes())?,
+    }
+    Ok(out.flush()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::admin::testing::{FakeAgent, socket_dir};
+    use crate::admin::{AdminSocket, serve_socket};
+    use crate::telemetry::example;
+
+    fn nothing(_items: &mut Vec<CheckItem>) {}
+
+    fn missing(items: &mut Vec<CheckItem>) {
+        let (name, remedy) = ("bpffs".to_owned(), "mount it".to_owned());
+        items.push(CheckItem { name, required: true, remedy, ..CheckItem::default() });
+    }
+
+    async fn meshctl(socket: &Path, line: &str, local: LocalCheck) -> (Result<bool, Failure>, String) {
+        let words = ["meshctl", "--socket", socket.to_str().unwrap()].into_iter().chain(line.split(' '));
+        let cli = Cli::try_parse_from(words).unwrap();
+        let mut out = Vec::new();
+        let result = run(&cli, local, false, &mut out).await;
+        (result, String::from_utf8(out).unwrap())
+    }
+
+    #[tokio::test]
+    async fn what_an_agent_answers_is_printed() {
+        let dir = socket_dir();
+        let path = dir.join("meshd.sock");
+        let agent = FakeAgent::new();
+        agent.flows.record(example());
+        let socket = AdminSocket::bind(&path).unwrap();
+        tokio::spawn(serve_socket(socket, agent, std::future::pending()));
+        let cases = [
+            ("status", "mesh_connect4   yes"),
+            ("status -o json", "\"node\": \"node-1\""),
+            ("status -o yaml", "node: node-1"),
+            ("check", "maps    ok"),
+            ("services", "default     reviews"),
+            ("services default/reviews", "default/reviews"),
+            ("certs", "IDENTITY"),
+            ("flows", "default/productpage-1"),
+            ("flows -o json", "\"bytes_sent\": 10"),
+            ("completions bash", "complete -F"),
+        ];
+        for (line, part) in cases {
+            let (result, text) = meshctl(&path, line, nothing).await;
+            assert!(result.unwrap(), "{line}");
+            assert!(text.contains(part), "{line}: {text}");
+        }
+        let (result, _) = meshctl(&path, "services nobody", nothing).await;
+        let failure = result.unwrap_err();
+        assert_eq!((failure.to_string().as_str(), failure.code()), ("no service nobody on this node", 1));
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[tokio::test]
+    async fn without_an_agent() {
+        let path = Path::new("/nonexistent/meshd.sock");
+        let (result, _) = meshctl(path, "status", nothing).await;
+        let failure = result.unwrap_err();
+        assert_eq!(failure.code(), NO_AGENT);
+        let message = failure.to_string();
+        assert!(message.starts_with("no agent at /nonexistent/meshd.sock: No such file"), "{message}");
+        assert!(message.contains("is meshd running on this node?"), "{message}");
+        let (result, text) = meshctl(path, "check", nothing).await;
+        assert!(result.unwrap() && text.contains("agent   absent   not running"), "{text}");
+        let (result, text) = meshctl(path, "check", missing).await;
+        assert!(!result.unwrap() && text.contains("bpffs: mount it"), "{text}");
+    }
+
+    /// A reader that went away.
+    struct Closed;
+
+    impl Write for Closed {
+        fn write(&mut self, _bytes: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn flows_are_followed_until_the_reader_goes() {
+        let dir = socket_dir();
+        let path = dir.join("meshd.sock");
+        let agent = FakeAgent::new();
+        agent.flows.record(example());
+        let socket = AdminSocket::bind(&path).unwrap();
+        tokio::spawn(serve_socket(socket, Arc::clone(&agent), std::future::pending()));
+        for format in [Format::Table, Format::Json, Format::Yaml] {
+            let failure = follow(&Client::new(&path), 5, format, &mut Closed).await.unwrap_err();
+            let broken =
+                matches!(&failure, Failure::Write(error) if error.kind() == io::ErrorKind::BrokenPipe);
+            assert!(broken, "{format:?}: {failure:?}");
+        }
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+}
