@@ -134,6 +134,10 @@ impl Authority {
     /// # Errors
     /// See [`AuthorityError`]; nothing that exists is ever overwritten.
     pub fn open(dir: &Path, trust_domain: &TrustDomain) -> Result<Self, AuthorityError> {
+        // The key is put in place last. A folder that has one may be read-only, as a mounted secret is.
+        if dir.join(KEY).exists() {
+            return Self::load(dir);
+        }
         if !dir.exists() {
             fs::DirBuilder::new()
                 .recursive(true)

@@ -105,7 +105,11 @@ struct Progress {
 
 impl Progress {
     fn usable(&self) -> Option<Arc<WorkloadCertificate>> {
-        let current = self.current.as_ref().filter(|current| Instant::now() < current.expires)?;
+        // Both clocks: the monotonic one stands still while the machine sleeps, the other may be set.
+        let usable = |current: &&Current| {
+            Instant::now() < current.expires && SystemTime::now() < current.certificate.not_after()
+        };
+        let current = self.current.as_ref().filter(usable)?;
         Some(Arc::clone(&current.certificate))
     }
 }
