@@ -1,3 +1,20 @@
 //! The node agent of the mesh, as a library.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::panic,
+        clippy::cast_possible_truncation,
+        clippy::cast_precision_loss,
+        clippy::float_cmp,
+        clippy::type_complexity,
+        clippy::too_many_lines,
+        clippy::needless_pass_by_value,
+        clippy::format_collect,
+        reason = "a test fails by panicking, its casts are of small numbers, and its table of cases is long"
+    )
+)]
+
 pub mod model;
+pub mod policy;
