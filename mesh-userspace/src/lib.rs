@@ -9,7 +9,11 @@
         clippy::cast_possible_truncation,
         clippy::cast_precision_loss,
         clippy::float_cmp,
-        reason = "a test fails by panicking"
+        clippy::type_complexity,
+        clippy::too_many_lines,
+        clippy::needless_pass_by_value,
+        clippy::format_collect,
+        reason = "a test fails by panicking, its casts are of small numbers, and its table of cases is long"
     )
 )]
 

@@ -1,0 +1,367 @@
+//! Manifest text to objects, with file position, field and reason of whatever is wrong.
+
+use std::sync::Arc;
+
+use k8s_openapi::serde::de::DeserializeOwned;
+use serde_json::Value;
+use serde_path_to_error::Segment;
+
+use super::validate::validate;
+use super::yaml::{self, Node, Step};
+use super::{Kind, Object, ObjectRef};
+
+/// Largest text that is read, in bytes.
+pub(crate) const MAX_TEXT: usize = 64 << 20;
+/// Deepest `List` inside a `List`.
+const MAX_LISTS: usize = 4;
+
+/// Groups whose kinds are never skipped in silence.
+const GROUPS: [&str; 5] = [
+    "networking.istio.io",
+    "security.istio.io",
+    "telemetry.istio.io",
+    "extensions.istio.io",
+    "gateway.networking.k8s.io",
+];
+
+/// What a text holds.
+#[derive(Clone, Debug, Default)]
+pub struct Decoded {
+    /// The objects in the order written.
+    pub objects: Vec<Item>,
+    /// What is wrong with the others.
+    pub mistakes: Vec<Mistake>,
+    /// Objects of kinds that are no concern of a mesh.
+    pub ignored: usize,
+}
+
+/// An object and where it is.
+#[derive(Clone, Debug)]
+pub struct Item {
+    /// The line it begins on, from 1.
+    pub line: u32,
+    /// The object.
+    pub object: Arc<Object>,
+}
+
+/// Why something is no object.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {field}: {reason}")]
+pub struct Mistake {
+    /// The line, from 1.
+    pub line: u32,
+    /// The object, where its name can be read.
+    pub object: Option<ObjectRef>,
+    /// The field's path; empty where none is to blame.
+    pub field: String,
+    /// What is wrong.
+    pub reason: String,
+}
+
+/// Reads YAML or JSON text of any number of documents.
+pub fn decode(text: &str) -> Decoded {
+    let mut decoded = Decoded::default();
+    if text.len() > MAX_TEXT {
+        let reason = format!("larger than {} MiB", MAX_TEXT >> 20);
+        decoded.mistakes.push(Mistake { line: 1, object: None, field: String::new(), reason });
+        return decoded;
+    }
+    for document in yaml::documents(text) {
+        match document {
+            Ok(node) if node.is_null() => {}
+            Ok(node) => decoded.add(&node, 0),
+            Err(error) => decoded.mistakes.push(Mistake {
+                line: error.line,
+                object: None,
+                field: String::new(),
+                reason: error.reason,
+            }),
+        }
+    }
+    decoded
+}
+
+impl Decoded {
+    fn add(&mut self, node: &Node, lists: usize) {
+        let kind = node.child("kind").and_then(|kind| kind.text());
+        if kind.is_some_and(|kind| kind == "List")
+            && let Some(items) = node.child("items").and_then(|items| items.items())
+            && lists < MAX_LISTS
+        {
+            for item in items {
+                self.add(item, lists + 1);
+            }
+            return;
+        }
+        match object(node) {
+            Ok(Some(object)) => self.objects.push(Item { line: node.line, object: Arc::new(object) }),
+            Ok(None) => {
+                tracing::debug!(kind, line = node.line, "kind is no concern of the mesh");
+                self.ignored += 1;
+            }
+            Err(mistakes) => self.mistakes.extend(mistakes),
+        }
+    }
+}
+
+/// The object that a document is; `None` for a kind that is no concern of ours.
+fn object(node: &Node) -> Result<Option<Object>, Vec<Mistake>> {
+    let mistake = |field: &str, reason: String| {
+        vec![Mistake { line: line_of(node, field), object: None, field: field.to_owned(), reason }]
+    };
+    if !node.is_mapping() {
+        return Err(mistake("", "not a Kubernetes object".to_owned()));
+    }
+    let text = |field: &str| {
+        let text = node.child(field).and_then(|value| value.text()).filter(|text| !text.is_empty());
+        text.ok_or_else(|| mistake(field, "missing, or not a string".to_owned()))
+    };
+    let (version, kind) = (text("apiVersion")?, Kind::from(text("kind")?.to_owned()));
+    let group = version.split_once('/').map_or("", |(group, _)| group);
+    let versions: &[&str] = match &kind {
+        Kind::Namespace | Kind::Node | Kind::Pod | Kind::Service | Kind::ServiceAccount => &["v1"],
+        Kind::EndpointSlice => &["discovery.k8s.io/v1"],
+        Kind::VirtualService | Kind::DestinationRule => {
+            &["networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3"]
+        }
+        Kind::PeerAuthentication => &["security.istio.io/v1", "security.istio.io/v1beta1"],
+        Kind::Other(_) if GROUPS.contains(&group) => &[],
+        Kind::Other(_) => return Ok(None),
+    };
+    let groups_match =
+        versions.first().is_none_or(|known| known.split_once('/').map_or("", |(group, _)| group) == group);
+    if !groups_match {
+        // Another project's kind of the same name, such as Knative's Service.
+        return Ok(None);
+    }
+    let reference = reference(node, kind.clone());
+    let mistake = |field: &str, reason: String| {
+        let object = reference.clone();
+        vec![Mistake { line: line_of(node, field), object, field: field.to_owned(), reason }]
+    };
+    if !versions.is_empty() && !versions.contains(&version) {
+        return Err(mistake(
+            "apiVersion",
+            format!("{version} is not understood, {} is", versions.join(", ")),
+        ));
+    }
+    let Some(name) = reference.clone() else {
+        return Err(mistake("metadata.name", "missing, or not a string".to_owned()));
+    };
+    let value = node.value();
+    let object = match kind {
+        Kind::Namespace => typed(value).map(Object::Namespace),
+        Kind::Node => typed(value).map(Object::Node),
+        Kind::Pod => typed(value).map(Object::Pod),
+        Kind::Service => typed(value).map(Object::Service),
+        Kind::ServiceAccount => typed(value).map(Object::ServiceAccount),
+        Kind::EndpointSlice => typed(value).map(Object::EndpointSlice),
+        Kind::VirtualService => typed(value).map(Object::VirtualService),
+        Kind::DestinationRule => typed(value).map(Object::DestinationRule),
+        Kind::PeerAuthentication => typed(value).map(Object::PeerAuthentication),
+        Kind::Other(_) => Ok(Object::Unsupported(name)),
+    };
+    let object = object.map_err(|error| {
+        let line = node.line_of(error.path().iter().filter_map(|segment| match segment {
+            Segment::Seq { index } => Some(Step::Index(*index)),
+            Segment::Map { key } => Some(Step::Key(key)),
+            Segment::Enum { .. } | Segment::Unknown => None,
+        }));
+        let field = Some(error.path().to_string()).filter(|path| path != ".").unwrap_or_default();
+        vec![Mistake { line, object: reference.clone(), field, reason: error.inner().to_string() }]
+    })?;
+    let wrong: Vec<Mistake> =
+        validate(&object).into_iter().flat_map(|(field, reason)| mistake(&field, reason)).collect();
+    if wrong.is_empty() { Ok(Some(object)) } else { Err(wrong) }
+}
+
+fn typed<T: DeserializeOwned>(value: Value) -> Result<Box<T>, serde_path_to_error::Error<serde_json::Error>> {
+    serde_path_to_error::deserialize(value).map(Box::new)
+}
+
+/// The name of an object whose other fields may all be wrong.
+fn reference(node: &Node, kind: Kind) -> Option<ObjectRef> {
+    let metadata = node.child("metadata")?;
+    let text = |field| metadata.child(field).and_then(|value| value.text()).filter(|text| !text.is_empty());
+    let namespace = if kind.is_cluster_wide() { "" } else { text("namespace").unwrap_or("default") };
+    Some(ObjectRef::new(kind, namespace, text("name")?))
+}
+
+/// The line of a path such as `spec.ports[0].port`.
+fn line_of(node: &Node, field: &str) -> u32 {
+    let steps = field.split(['.', '[']).filter(|step| !step.is_empty());
+    node.line_of(steps.map(|step| match step.strip_suffix(']').and_then(|index| index.parse().ok()) {
+        Some(index) => Step::Index(index),
+        None => Step::Key(step),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: web, namespace: shop}\n";
+    const VIRTUAL_SERVICE: &str =
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: web}\n";
+
+    #[test]
+    fn mistakes_name_line_field_and_object() {
+        let pod = Some("Pod shop/web");
+        let rule = Some("VirtualService default/web");
+        let service = "apiVersion: v1\nkind: Service\nmetadata:\n  name: web\n";
+        let peer =
+            "apiVersion: security.istio.io/v1beta1\nkind: PeerAuthentication\nmetadata:\n  name: web\n";
+        let cases: Vec<(&str, String, u32, Option<&str>, &str, &str)> = vec![
+            ("no object", "just text".into(), 1, None, "", "not a Kubernetes object"),
+            ("no kind", "apiVersion: v1\n".into(), 1, None, "kind", "missing"),
+            (
+                "no name",
+                "apiVersion: v1\nkind: Service\nmetadata: {}\n".into(),
+                3,
+                None,
+                "metadata.name",
+                "missing",
+            ),
+            ("old version", POD.replace("v1", "v2"), 1, pod, "apiVersion", "not understood"),
+            (
+                "bad address",
+                format!("{POD}status:\n  podIP: 10.0.0.256\n"),
+                5,
+                pod,
+                "status.podIP",
+                "IP address",
+            ),
+            (
+                "bad second address",
+                format!("{POD}status:\n  podIPs:\n  - ip: 10.0.0.1\n  - ip: x\n"),
+                7,
+                pod,
+                "status.podIPs[1].ip",
+                "IP address",
+            ),
+            (
+                "wrong type",
+                format!("{POD}spec:\n  containers: []\n  hostNetwork: 7\n"),
+                6,
+                pod,
+                "spec.hostNetwork",
+                "boolean",
+            ),
+            (
+                "port out of range",
+                format!(
+                    "{service}spec:\n  ports:\n  - port: 80\n    name: a\n  - port: 70000\n    name: b\n"
+                ),
+                9,
+                Some("Service default/web"),
+                "spec.ports[1].port",
+                "1 to 65535",
+            ),
+            (
+                "port as text",
+                format!("{service}spec:\n  ports:\n  - port: \"80\"\n"),
+                7,
+                Some("Service default/web"),
+                "spec.ports[0].port",
+                "i32",
+            ),
+            (
+                "weight as text",
+                format!(
+                    "{VIRTUAL_SERVICE}spec:\n  hosts: [a]\n  http:\n  - route:\n    - destination: {{host: a}}\n      weight: ten\n"
+                ),
+                9,
+                rule,
+                "spec.http[0].route[0].weight",
+                "i64",
+            ),
+            (
+                "negative weight",
+                format!(
+                    "{VIRTUAL_SERVICE}spec:\n  hosts: [a]\n  tcp:\n  - route:\n    - destination: {{host: a}}\n      weight: -1\n"
+                ),
+                9,
+                rule,
+                "spec.tcp[0].route[0].weight",
+                "below 0",
+            ),
+            (
+                "no weight at all",
+                format!(
+                    "{VIRTUAL_SERVICE}spec:\n  hosts: [a]\n  tcp:\n  - route:\n    - destination: {{host: a}}\n    - destination: {{host: b}}\n"
+                ),
+                7,
+                rule,
+                "spec.tcp[0].route",
+                "sum",
+            ),
+            (
+                "unknown mode",
+                format!("{peer}spec:\n  mtls:\n    mode: STRCT\n"),
+                7,
+                Some("PeerAuthentication default/web"),
+                "spec.mtls.mode",
+                "STRCT",
+            ),
+            (
+                "port of a mode",
+                format!(
+                    "{peer}spec:\n  selector:\n    matchLabels: {{app: a}}\n  portLevelMtls:\n    0: {{mode: STRICT}}\n"
+                ),
+                9,
+                Some("PeerAuthentication default/web"),
+                "spec.portLevelMtls.0",
+                "1 to 65535",
+            ),
+        ];
+        for (name, text, line, object, field, reason) in cases {
+            let decoded = decode(&text);
+            let [mistake] = &decoded.mistakes[..] else { panic!("{name}: {decoded:?}") };
+            assert!(decoded.objects.is_empty(), "{name}");
+            assert_eq!(mistake.object.as_ref().map(ToString::to_string).as_deref(), object, "{name}");
+            assert_eq!((mistake.line, mistake.field.as_str()), (line, field), "{name}: {mistake:?}");
+            assert!(mistake.reason.contains(reason), "{name}: {mistake:?}");
+        }
+    }
+
+    #[test]
+    fn one_mistake_costs_no_other_object() {
+        let text = format!(
+            "{POD}---\na: [\n---\n{}---\n{VIRTUAL_SERVICE}spec: {{hosts: [a]}}\n",
+            POD.replace("web", "db")
+        );
+        let decoded = decode(&text);
+        let names: Vec<String> =
+            decoded.objects.iter().map(|item| item.object.reference().to_string()).collect();
+        assert_eq!(names, ["Pod shop/web", "Pod shop/db", "VirtualService default/web"]);
+        assert_eq!(decoded.objects[1].line, 7);
+        assert_eq!(decoded.mistakes.len(), 1);
+    }
+
+    #[test]
+    fn lists_and_other_kinds() {
+        let text = "kind: List\napiVersion: v1\nitems:\n\
+            - {apiVersion: v1, kind: Namespace, metadata: {name: shop}}\n\
+            - {apiVersion: v1, kind: ConfigMap, metadata: {name: a}}\n\
+            - {apiVersion: serving.knative.dev/v1, kind: Service, metadata: {name: a}}\n\
+            - {apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: a}}\n\
+            - {apiVersion: v1, kind: Pod, metadata: {name: 7}}\n";
+        let decoded = decode(text);
+        let names: Vec<String> =
+            decoded.objects.iter().map(|item| item.object.reference().to_string()).collect();
+        assert_eq!(names, ["Namespace shop", "AuthorizationPolicy default/a"]);
+        assert_eq!(decoded.ignored, 2);
+        assert_eq!(decoded.mistakes[0].line, 8);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_panics(body in r"(?s)([a-z:{}\[\] \n\-0-9]|spec:|ports:|hosts:|\n  ){0,80}") {
+            decode(&body);
+            decode(&format!("{POD}{body}"));
+            decode(&format!("{VIRTUAL_SERVICE}spec:\n  {body}"));
+        }
+    }
+}

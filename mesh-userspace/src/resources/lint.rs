@@ -1,0 +1,242 @@
+//! What a well-formed object asks for that this mesh does not carry out, told from the object alone.
+
+use super::istio::{DestinationRule, PeerAuthentication, Rest, RouteEntry, VirtualService};
+use super::{Kind, Notice, Object, ObjectRef, Severity};
+
+/// Fields that Istio has and layer 4 cannot honour, or that are not honoured yet; others are taken for typing mistakes.
+const VIRTUAL_SERVICE: &[&str] = &["exportTo"];
+const ROUTE: &[&str] = &[
+    "name",
+    "redirect",
+    "directResponse",
+    "delegate",
+    "rewrite",
+    "timeout",
+    "retries",
+    "fault",
+    "mirror",
+    "mirrors",
+    "mirrorPercentage",
+    "mirror_percent",
+    "mirrorPercent",
+    "corsPolicy",
+    "headers",
+];
+const MATCH: &[&str] = &[
+    "uri",
+    "scheme",
+    "method",
+    "authority",
+    "headers",
+    "queryParams",
+    "ignoreUriCase",
+    "withoutHeaders",
+    "statPrefix",
+    "sourceLabels",
+    "sourceNamespace",
+    "sourceSubnet",
+    "destinationSubnets",
+    "sniHosts",
+];
+const DESTINATION_RULE: &[&str] = &["trafficPolicy", "exportTo", "workloadSelector"];
+
+/// Everything to be said about the object.
+pub(super) fn lint(object: &Object, root_namespace: &str) -> Vec<Notice> {
+    let mut notices = Notices { object: object.reference(), list: Vec::new() };
+    match object {
+        Object::VirtualService(rule) => virtual_service(&mut notices, rule),
+        Object::DestinationRule(rule) => destination_rule(&mut notices, rule),
+        Object::PeerAuthentication(policy) => peer_authentication(&mut notices, policy, root_namespace),
+        Object::Unsupported(reference) => unsupported(&mut notices, reference),
+        Object::Service(service) => {
+            let ports = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten()).enumerate();
+            for (index, port) in ports {
+                if port.protocol.as_deref() == Some("SCTP") {
+                    let field = format!("spec.ports[{index}].protocol");
+                    notices.add(Severity::Warning, field, "SCTP is not carried".to_owned());
+                }
+            }
+        }
+        _ => {}
+    }
+    notices.list
+}
+
+struct Notices {
+    object: ObjectRef,
+    list: Vec<Notice>,
+}
+
+impl Notices {
+    fn add(&mut self, severity: Severity, field: String, message: String) {
+        self.list.push(Notice { severity, object: self.object.clone(), field, message });
+    }
+
+    /// Names the fields beside `metadata` and `spec` that no object has.
+    fn top_level(&mut self, rest: &Rest) {
+        for name in rest.keys().filter(|name| !matches!(name.as_str(), "apiVersion" | "kind" | "status")) {
+            self.add(Severity::Warning, name.clone(), "unknown field, ignored".to_owned());
+        }
+    }
+
+    /// Names the fields that were read into `rest`.
+    fn rest(&mut self, at: &str, rest: &Rest, known: &[&str]) {
+        for name in rest.keys() {
+            let message = if known.contains(&name.as_str()) {
+                "not honoured at layer 4"
+            } else {
+                "unknown field, ignored"
+            };
+            self.add(Severity::Warning, format!("{at}.{name}"), message.to_owned());
+        }
+    }
+}
+
+fn unsupported(notices: &mut Notices, reference: &ObjectRef) {
+    let (severity, message) = match &reference.kind {
+        Kind::Other(kind) if &**kind == "AuthorizationPolicy" => {
+            (Severity::Error, "NOT ENFORCED: this mesh does not carry out AuthorizationPolicy yet".to_owned())
+        }
+        kind => (Severity::Warning, format!("{} is not honoured yet", kind.as_str())),
+    };
+    notices.add(severity, String::new(), message);
+}
+
+fn virtual_service(notices: &mut Notices, rule: &VirtualService) {
+    let spec = &rule.spec;
+    notices.top_level(&rule.rest);
+    notices.rest("spec", &spec.rest, VIRTUAL_SERVICE);
+    if !spec.gateways.is_empty() && spec.gateways.iter().any(|gateway| gateway != "mesh") {
+        let message = "gateways other than mesh are not honoured yet".to_owned();
+        notices.add(Severity::Warning, "spec.gateways".to_owned(), message);
+    }
+    for (index, host) in spec.hosts.iter().enumerate().filter(|(_, host)| host.contains('*')) {
+        let message = format!("{host} names no service: hosts with a wildcard are not honoured at layer 4");
+        notices.add(Severity::Warning, format!("spec.hosts[{index}]"), message);
+    }
+    if !spec.tls.is_empty() {
+        let message = "routes by server name are not honoured yet".to_owned();
+        notices.add(Severity::Warning, "spec.tls".to_owned(), message);
+    }
+    for (list, entries) in [("http", &spec.http), ("tcp", &spec.tcp)] {
+        for (index, entry) in entries.iter().enumerate() {
+            route(notices, &format!("spec.{list}[{index}]"), entry);
+        }
+    }
+}
+
+fn route(notices: &mut Notices, at: &str, entry: &RouteEntry) {
+    let mut rest = entry.rest.clone();
+    rest.remove("name");
+    notices.rest(at, &rest, ROUTE);
+    for (index, alternative) in entry.matches.iter().enumerate() {
+        notices.rest(&format!("{at}.match[{index}]"), &alternative.rest, MATCH);
+    }
+    for (index, target) in entry.route.iter().enumerate() {
+        let at = format!("{at}.route[{index}]");
+        notices.rest(&at, &target.rest, &["headers"]);
+        notices.rest(&format!("{at}.destination"), &target.destination.rest, &[]);
+        if let Some(port) = &target.destination.port {
+            notices.rest(&format!("{at}.destination.port"), &port.rest, &[]);
+        }
+    }
+    if entry.route.is_empty() {
+        let message = "a route without destinations is skipped at layer 4".to_owned();
+        notices.add(Severity::Warning, format!("{at}.route"), message);
+    }
+}
+
+fn destination_rule(notices: &mut Notices, rule: &DestinationRule) {
+    notices.top_level(&rule.rest);
+    notices.rest("spec", &rule.spec.rest, DESTINATION_RULE);
+    for (index, subset) in rule.spec.subsets.iter().enumerate() {
+        notices.rest(&format!("spec.subsets[{index}]"), &subset.rest, &["trafficPolicy"]);
+    }
+}
+
+fn peer_authentication(notices: &mut Notices, policy: &PeerAuthentication, root_namespace: &str) {
+    let spec = &policy.spec;
+    notices.top_level(&policy.rest);
+    notices.rest("spec", &spec.rest, &[]);
+    if let Some(mtls) = &spec.mtls {
+        notices.rest("spec.mtls", &mtls.rest, &[]);
+    }
+    for (port, mtls) in &spec.port_level_mtls {
+        notices.rest(&format!("spec.portLevelMtls.{port}"), &mtls.rest, &[]);
+    }
+    if let Some(selector) = &spec.selector {
+        notices.rest("spec.selector", &selector.rest, &[]);
+    }
+    let selects = spec.selector.as_ref().is_some_and(|selector| !selector.match_labels.is_empty());
+    if selects && &*notices.object.namespace == root_namespace {
+        let message = "ignored: a policy with a selector has no effect in the root namespace".to_owned();
+        notices.add(Severity::Warning, "spec.selector".to_owned(), message);
+    }
+    if !selects && !spec.port_level_mtls.is_empty() {
+        let message = "ignored: modes of single ports need a selector".to_owned();
+        notices.add(Severity::Warning, "spec.portLevelMtls".to_owned(), message);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::decode;
+    use super::*;
+
+    #[test]
+    fn what_is_not_honoured_is_named() {
+        let rule = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: a}\nspec:\n  hosts: [a]\n";
+        let peer = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: a, namespace: NS}\nspec:\n";
+        let route = "route: [{destination: {host: a}}]";
+        let cases: Vec<(&str, String, Vec<(&str, &str)>)> = vec![
+            ("all is honoured", format!("{rule}  http: [{{name: main, {route}}}]\n"), vec![]),
+            ("a typing mistake", format!("{rule}  htp: []\n"), vec![("spec.htp", "unknown field")]),
+            (
+                "layer 7",
+                format!("{rule}  http: [{{timeout: 5s, match: [{{uri: {{prefix: /a}}}}], {route}}}]\n"),
+                vec![("spec.http[0].timeout", "layer 4"), ("spec.http[0].match[0].uri", "layer 4")],
+            ),
+            (
+                "a typing mistake beside the spec",
+                peer.replace("NS", "shop").replace("spec:", "specs: {}"),
+                vec![("specs", "unknown field")],
+            ),
+            ("tls", format!("{rule}  tls: [{{{route}}}]\n"), vec![("spec.tls", "server name")]),
+            (
+                "a typing mistake in a destination",
+                format!("{rule}  tcp: [{{route: [{{destination: {{host: a, subst: v1}}}}]}}]\n"),
+                vec![("spec.tcp[0].route[0].destination.subst", "unknown field")],
+            ),
+            (
+                "traffic policy",
+                "apiVersion: networking.istio.io/v1beta1\nkind: DestinationRule\nmetadata: {name: a}\nspec: {host: a, trafficPolicy: {}}\n".into(),
+                vec![("spec.trafficPolicy", "layer 4")],
+            ),
+            (
+                "a selector in the root namespace",
+                format!("{}  selector: {{matchLabels: {{a: b}}}}\n", peer.replace("NS", "istio-system")),
+                vec![("spec.selector", "root namespace")],
+            ),
+            (
+                "ports without a selector",
+                format!("{}  portLevelMtls: {{80: {{mode: STRICT}}}}\n", peer.replace("NS", "shop")),
+                vec![("spec.portLevelMtls", "need a selector")],
+            ),
+            (
+                "authorization",
+                "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a}\n".into(),
+                vec![("", "NOT ENFORCED")],
+            ),
+        ];
+        for (name, text, wanted) in cases {
+            let decoded = decode(&text);
+            assert!(decoded.mistakes.is_empty(), "{name}: {decoded:?}");
+            let notices = lint(&decoded.objects[0].object, "istio-system");
+            assert_eq!(notices.len(), wanted.len(), "{name}: {notices:?}");
+            for (notice, (field, message)) in notices.iter().zip(wanted) {
+                assert_eq!(notice.field, field, "{name}");
+                assert!(notice.message.contains(message), "{name}: {notice}");
+            }
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! The Kubernetes and Istio objects as they are written, and their translation into the model.
+//!
+//! Text becomes [`Object`]s in [`decode`], which says where a mistake is; objects become a
+//! [`Snapshot`](crate::model::Snapshot) in the [`Translator`], which rebuilds only what a change concerns. Nothing here
+//! reads files or the network: that is `source`.
+
+mod decode;
+mod istio;
+mod lint;
+mod object;
+mod report;
+mod store;
+mod translate;
+mod validate;
+mod yaml;
+
+pub use decode::{Decoded, Item, Mistake, decode};
+pub use istio::{
+    Destination, DestinationRule, IstioMode, LabelSelector, MutualTls, PeerAuthentication, Subset,
+    VirtualService,
+};
+pub use object::{Kind, Object, ObjectRef};
+pub use report::{Notice, Problem, Severity};
+pub use store::{Change, Translator};

@@ -1,0 +1,85 @@
+//! What is told to the operator about objects.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use super::ObjectRef;
+
+/// Something that could not be read: the last good state of the object stays in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// The file.
+    pub file: PathBuf,
+    /// The line in it, from 1.
+    pub line: Option<u32>,
+    /// The object, where its name could still be read.
+    pub object: Option<ObjectRef>,
+    /// The field's path, such as `spec.ports[0].port`; empty where none is to blame.
+    pub field: String,
+    /// What is wrong with it.
+    pub reason: String,
+    /// When it was first seen.
+    pub since: SystemTime,
+}
+
+impl Problem {
+    /// Whether it is the same problem, whenever it was first seen.
+    pub fn is_same(&self, other: &Self) -> bool {
+        (&self.file, self.line, &self.object, &self.field, &self.reason)
+            == (&other.file, other.line, &other.object, &other.field, &other.reason)
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if let Some(line) = self.line {
+            write!(f, ":{line}")?;
+        }
+        if let Some(object) = &self.object {
+            write!(f, ": {object}")?;
+        }
+        if !self.field.is_empty() {
+            write!(f, ": {}", self.field)?;
+        }
+        write!(f, ": {}", self.reason)
+    }
+}
+
+/// How much a notice matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Worth knowing.
+    Info,
+    /// Not honoured, or not as its author may expect.
+    Warning,
+    /// Connections fail, or a protection is not in force.
+    Error,
+}
+
+/// Something in a well-formed object that this mesh does not carry out, or carries out differently.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Notice {
+    /// How much it matters.
+    pub severity: Severity,
+    /// The object.
+    pub object: ObjectRef,
+    /// The field's path; empty for the object as a whole.
+    pub field: String,
+    /// What about it.
+    pub message: String,
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.object)?;
+        if !self.field.is_empty() {
+            write!(f, ": {}", self.field)?;
+        }
+        write!(f, ": {}", self.message)
+    }
+}

@@ -1,0 +1,107 @@
+//! The indexes behind the translator.
+
+use std::collections::{BTreeSet, HashMap};
+use std::hash::Hash;
+use std::net::IpAddr;
+
+use crate::model::ServiceName;
+
+/// Adds a value to a key's set or takes it out; a set that becomes empty goes.
+pub(super) fn set<K: Eq + Hash, V: Ord>(index: &mut HashMap<K, BTreeSet<V>>, key: K, value: V, add: bool) {
+    if add {
+        index.entry(key).or_default().insert(value);
+    } else if let Some(values) = index.get_mut(&key) {
+        values.remove(&value);
+        if values.is_empty() {
+            index.remove(&key);
+        }
+    }
+}
+
+/// Which services use what.
+#[derive(Debug)]
+pub(super) struct Users<D> {
+    users: HashMap<D, BTreeSet<ServiceName>>,
+    uses: HashMap<ServiceName, BTreeSet<D>>,
+}
+
+impl<D> Default for Users<D> {
+    fn default() -> Self {
+        Self { users: HashMap::new(), uses: HashMap::new() }
+    }
+}
+
+impl<D: Clone + Ord + Hash> Users<D> {
+    /// Says anew what a service uses.
+    pub(super) fn set(&mut self, user: &ServiceName, uses: BTreeSet<D>) {
+        let old = self.uses.remove(user).unwrap_or_default();
+        for gone in old.difference(&uses) {
+            set(&mut self.users, gone.clone(), user.clone(), false);
+        }
+        for new in uses.difference(&old) {
+            set(&mut self.users, new.clone(), user.clone(), true);
+        }
+        if !uses.is_empty() {
+            self.uses.insert(user.clone(), uses);
+        }
+    }
+
+    /// The services that use something.
+    pub(super) fn of(&self, used: &D) -> impl Iterator<Item = &ServiceName> {
+        self.users.get(used).into_iter().flatten()
+    }
+}
+
+/// Who says that an address is theirs. The first by name has it, whatever came first.
+#[derive(Debug)]
+pub(super) struct Claims<N> {
+    claimants: HashMap<IpAddr, BTreeSet<N>>,
+    addresses: HashMap<N, Vec<IpAddr>>,
+    contested: BTreeSet<IpAddr>,
+}
+
+impl<N> Default for Claims<N> {
+    fn default() -> Self {
+        Self { claimants: HashMap::new(), addresses: HashMap::new(), contested: BTreeSet::new() }
+    }
+}
+
+impl<N: Clone + Ord + Hash> Claims<N> {
+    /// Says anew which addresses someone has.
+    pub(super) fn set(&mut self, name: &N, addresses: Vec<IpAddr>) {
+        for address in self.addresses.remove(name).unwrap_or_default() {
+            set(&mut self.claimants, address, name.clone(), false);
+            self.note_contest(address);
+        }
+        for &address in &addresses {
+            set(&mut self.claimants, address, name.clone(), true);
+            self.note_contest(address);
+        }
+        if !addresses.is_empty() {
+            self.addresses.insert(name.clone(), addresses);
+        }
+    }
+
+    fn note_contest(&mut self, address: IpAddr) {
+        if self.claimants.get(&address).is_some_and(|names| names.len() > 1) {
+            self.contested.insert(address);
+        } else {
+            self.contested.remove(&address);
+        }
+    }
+
+    /// Whose the address is.
+    pub(super) fn owner(&self, address: IpAddr) -> Option<&N> {
+        self.claimants.get(&address)?.first()
+    }
+
+    /// Address, owner, and each of the others that claim it.
+    pub(super) fn conflicts(&self) -> impl Iterator<Item = (&IpAddr, &N, &N)> {
+        self.contested.iter().flat_map(|address| {
+            let names = self.claimants.get(address);
+            let owner = names.and_then(BTreeSet::first);
+            let others = names.into_iter().flatten().skip(1);
+            owner.into_iter().flat_map(move |owner| others.clone().map(move |other| (address, owner, other)))
+        })
+    }
+}

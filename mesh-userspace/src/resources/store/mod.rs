@@ -1,0 +1,471 @@
+//! The objects that are in force, and the snapshot made of them.
+//!
+//! A change is carried through in four steps, each of which passes on only what really became different: objects into
+//! the indexes, pods into workloads, services into endpoints, rules into routes. What is not concerned keeps its `Arc`.
+//!
+//! Invariant: the outcome depends on the set of objects alone, never on the order in which they came.
+
+mod index;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Pod;
+
+use self::index::{Claims, Users};
+use super::lint::lint;
+use super::translate::route::{Destinations, resolve_host, routed};
+use super::translate::service::{Cluster, Dependency, Label, PlainService, plain_service};
+use super::translate::workload::{peer_policy, workload};
+use super::{Kind, Notice, Object, ObjectRef, Severity, VirtualService};
+use crate::model::{MeshConfig, ServiceName, Snapshot, Workload, WorkloadUid};
+use crate::policy::peer_authentication::PeerPolicy;
+
+/// The label that names an `EndpointSlice`'s service.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// One change to the set of objects.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// The object is new or different.
+    Upsert(Arc<Object>),
+    /// The object is gone.
+    Delete(ObjectRef),
+}
+
+/// Age and name: rules of one host in the order of their precedence.
+type ByAge = BTreeSet<(i64, ObjectRef)>;
+
+/// Turns changes into snapshots.
+#[derive(Debug)]
+pub struct Translator {
+    snapshot: Snapshot,
+    objects: HashMap<ObjectRef, Arc<Object>>,
+    pods: HashMap<WorkloadUid, Arc<Object>>,
+    pods_by_namespace: HashMap<Arc<str>, BTreeSet<WorkloadUid>>,
+    pods_by_label: HashMap<Label, BTreeSet<WorkloadUid>>,
+    slices_by_service: HashMap<ServiceName, BTreeSet<ObjectRef>>,
+    /// By namespace, then name.
+    policies: HashMap<Arc<str>, BTreeMap<Arc<str>, PeerPolicy>>,
+    virtual_services: HashMap<ServiceName, ByAge>,
+    destination_rules: HashMap<ServiceName, ByAge>,
+    plain: HashMap<ServiceName, PlainService>,
+    endpoint_users: Users<Dependency>,
+    route_users: Users<ServiceName>,
+    workload_claims: Claims<WorkloadUid>,
+    service_claims: Claims<ServiceName>,
+    object_notices: BTreeMap<ObjectRef, Vec<Notice>>,
+    route_notices: BTreeMap<ServiceName, Vec<Notice>>,
+}
+
+/// What a batch of changes concerns, step by step.
+#[derive(Debug, Default)]
+struct Dirty {
+    pods: BTreeSet<WorkloadUid>,
+    dependencies: BTreeSet<Dependency>,
+    addresses: BTreeSet<IpAddr>,
+    services: BTreeSet<ServiceName>,
+    /// Services whose endpoints, subsets or rules became different.
+    destinations: BTreeSet<ServiceName>,
+}
+
+impl Translator {
+    /// A translator without objects.
+    pub fn new(mesh: MeshConfig) -> Self {
+        Self {
+            snapshot: Snapshot { mesh: Arc::new(mesh), ..Snapshot::default() },
+            objects: HashMap::new(),
+            pods: HashMap::new(),
+            pods_by_namespace: HashMap::new(),
+            pods_by_label: HashMap::new(),
+            slices_by_service: HashMap::new(),
+            policies: HashMap::new(),
+            virtual_services: HashMap::new(),
+            destination_rules: HashMap::new(),
+            plain: HashMap::new(),
+            endpoint_users: Users::default(),
+            route_users: Users::default(),
+            workload_claims: Claims::default(),
+            service_claims: Claims::default(),
+            object_notices: BTreeMap::new(),
+            route_notices: BTreeMap::new(),
+        }
+    }
+
+    /// Carries out the changes; returns the snapshot and everything there is to say about the objects now in force.
+    pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> (Snapshot, Vec<Notice>) {
+        let mut dirty = Dirty::default();
+        let mut changed = false;
+        for change in changes {
+            let (reference, object) = match change {
+                Change::Upsert(object) => (object.reference(), Some(object)),
+                Change::Delete(reference) => (reference, None),
+            };
+            changed |= self.replace(reference, object, &mut dirty);
+        }
+        self.rebuild_workloads(&mut dirty);
+        self.rebuild_endpoints(&mut dirty);
+        self.rebuild_routes(&dirty);
+        if changed {
+            self.snapshot.generation += 1;
+        }
+        (self.snapshot.clone(), self.notices())
+    }
+
+    fn notices(&self) -> Vec<Notice> {
+        let of_objects = self.object_notices.values().flatten();
+        let conflicts = self.conflicts();
+        of_objects.chain(self.route_notices.values().flatten()).cloned().chain(conflicts).collect()
+    }
+
+    /// Addresses that more than one object says it has.
+    fn conflicts(&self) -> Vec<Notice> {
+        let notice = |object: ObjectRef, field: &str, address: &IpAddr, owner: &dyn std::fmt::Display| {
+            let message = format!("{address} belongs to {owner} already");
+            Notice { severity: Severity::Error, object, field: field.to_owned(), message }
+        };
+        let mut notices = Vec::new();
+        for (address, owner, other) in self.workload_claims.conflicts() {
+            let Some(pod) = self.pods.get(other) else { continue };
+            notices.push(notice(pod.reference(), "status.podIPs", address, owner));
+        }
+        for (address, owner, other) in self.service_claims.conflicts() {
+            let object = ObjectRef::new(Kind::Service, Arc::clone(&other.namespace), Arc::clone(&other.name));
+            notices.push(notice(object, "spec.clusterIPs", address, owner));
+        }
+        notices
+    }
+
+    /// Puts an object in the place of the one before; false where they are equal.
+    fn replace(&mut self, reference: ObjectRef, object: Option<Arc<Object>>, dirty: &mut Dirty) -> bool {
+        let old = self.objects.get(&reference).map(Arc::clone);
+        if old == object {
+            return false;
+        }
+        if let Some(old) = &old {
+            self.index(&reference, old, false, dirty);
+            self.object_notices.remove(&reference);
+        }
+        match object {
+            Some(object) => {
+                self.index(&reference, &object, true, dirty);
+                let mut notices = lint(&object, &self.snapshot.mesh.root_namespace);
+                notices.extend(self.foreign_hosts(&reference, &object));
+                if !notices.is_empty() {
+                    self.object_notices.insert(reference.clone(), notices);
+                }
+                self.objects.insert(reference, object);
+            }
+            None => {
+                self.objects.remove(&reference);
+            }
+        }
+        true
+    }
+
+    /// Adds an object to the indexes or takes it out, and notes whom that concerns.
+    fn index(&mut self, reference: &ObjectRef, object: &Arc<Object>, add: bool, dirty: &mut Dirty) {
+        let name = ServiceName::new(Arc::clone(&reference.namespace), Arc::clone(&reference.name));
+        match &**object {
+            Object::Pod(pod) => self.index_pod(reference, object, pod, add, dirty),
+            Object::Namespace(_) => {
+                dirty.pods.extend(self.pods_by_namespace.get(&reference.name).into_iter().flatten().cloned());
+            }
+            Object::Service(_) => {
+                dirty.services.insert(name);
+            }
+            Object::EndpointSlice(slice) => {
+                let service = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME));
+                if let Some(service) = service {
+                    let service = ServiceName::new(Arc::clone(&reference.namespace), service.as_str());
+                    index::set(&mut self.slices_by_service, service.clone(), reference.clone(), add);
+                    dirty.services.insert(service);
+                }
+            }
+            Object::VirtualService(rule) if is_for_mesh(rule) => {
+                for host in &rule.spec.hosts {
+                    if let Some(service) = resolve_host(host, &reference.namespace, &self.snapshot.mesh) {
+                        let entry = (object.created(), reference.clone());
+                        index::set(&mut self.virtual_services, service.clone(), entry, add);
+                        dirty.destinations.insert(service);
+                    }
+                }
+            }
+            Object::DestinationRule(rule) => {
+                if let Some(service) =
+                    resolve_host(&rule.spec.host, &reference.namespace, &self.snapshot.mesh)
+                {
+                    let entry = (object.created(), reference.clone());
+                    index::set(&mut self.destination_rules, service.clone(), entry, add);
+                    dirty.destinations.insert(service);
+                }
+            }
+            Object::PeerAuthentication(policy) => {
+                let policies = self.policies.entry(Arc::clone(&reference.namespace)).or_default();
+                if add {
+                    let policy = peer_policy(policy, reference, object.created());
+                    policies.insert(Arc::clone(&reference.name), policy);
+                } else {
+                    policies.remove(&reference.name);
+                }
+                if reference.namespace == self.snapshot.mesh.root_namespace {
+                    dirty.pods.extend(self.pods.keys().cloned());
+                } else {
+                    let pods = self.pods_by_namespace.get(&reference.namespace);
+                    dirty.pods.extend(pods.into_iter().flatten().cloned());
+                }
+            }
+            Object::VirtualService(_)
+            | Object::Node(_)
+            | Object::ServiceAccount(_)
+            | Object::Unsupported(_) => {}
+        }
+    }
+
+    fn index_pod(
+        &mut self,
+        reference: &ObjectRef,
+        object: &Arc<Object>,
+        pod: &Pod,
+        add: bool,
+        dirty: &mut Dirty,
+    ) {
+        let uid = WorkloadUid::pod(&reference.namespace, &reference.name);
+        index::set(&mut self.pods_by_namespace, Arc::clone(&reference.namespace), uid.clone(), add);
+        for (key, value) in pod.metadata.labels.iter().flatten() {
+            let label = (Arc::clone(&reference.namespace), key.clone(), value.clone());
+            index::set(&mut self.pods_by_label, label.clone(), uid.clone(), add);
+            // Readiness and named ports are no part of the workload.
+            dirty.dependencies.insert(Dependency::Label(label));
+        }
+        if add {
+            self.pods.insert(uid.clone(), Arc::clone(object));
+        } else {
+            self.pods.remove(&uid);
+        }
+        dirty.pods.insert(uid);
+    }
+
+    fn rebuild_workloads(&mut self, dirty: &mut Dirty) {
+        for uid in std::mem::take(&mut dirty.pods) {
+            let new = self.workload_of(&uid);
+            let old = self.snapshot.workloads.get(&uid).map(Arc::clone);
+            if old.as_deref() == new.as_ref() {
+                continue;
+            }
+            let new = new.map(Arc::new);
+            for workload in [&old, &new].into_iter().flatten() {
+                dirty.note_workload(workload);
+            }
+            let addresses = new.as_ref().filter(|new| !new.host_network).map(|new| new.addresses.clone());
+            self.workload_claims.set(&uid, addresses.unwrap_or_default());
+            match new {
+                Some(new) => self.snapshot.workloads.insert(uid, new),
+                None => self.snapshot.workloads.remove(&uid),
+            };
+        }
+        for address in std::mem::take(&mut dirty.addresses) {
+            let owner = self.workload_claims.owner(address).and_then(|uid| self.snapshot.workloads.get(uid));
+            match owner {
+                Some(owner) => self.snapshot.addresses.insert(address, Arc::clone(owner)),
+                None => self.snapshot.addresses.remove(&address),
+            };
+        }
+    }
+
+    fn workload_of(&self, uid: &WorkloadUid) -> Option<Workload> {
+        let object = self.pods.get(uid)?;
+        let Object::Pod(pod) = &**object else { return None };
+        let reference = object.reference();
+        let mesh = &self.snapshot.mesh;
+        let namespace = ObjectRef::new(Kind::Namespace, "", Arc::clone(&reference.namespace));
+        let namespace = match self.objects.get(&namespace).map(|object| &**object) {
+            Some(Object::Namespace(namespace)) => Some(&**namespace),
+            _ => None,
+        };
+        let own = self.policies.get(&reference.namespace);
+        let root =
+            self.policies.get(&mesh.root_namespace).filter(|_| reference.namespace != mesh.root_namespace);
+        let policies = own.into_iter().chain(root).flat_map(BTreeMap::values);
+        workload(pod, &reference, namespace, policies, mesh)
+    }
+
+    fn rebuild_endpoints(&mut self, dirty: &mut Dirty) {
+        for dependency in &dirty.dependencies {
+            dirty.services.extend(self.endpoint_users.of(dependency).cloned());
+        }
+        for name in std::mem::take(&mut dirty.services) {
+            let (new, uses) = self.plain_of(&name).unzip();
+            self.endpoint_users.set(&name, uses.unwrap_or_default());
+            if self.plain.get(&name) == new.as_ref() {
+                continue;
+            }
+            match new {
+                Some(new) => self.plain.insert(name.clone(), new),
+                None => self.plain.remove(&name),
+            };
+            dirty.destinations.insert(name);
+        }
+    }
+
+    fn plain_of(&self, name: &ServiceName) -> Option<(PlainService, BTreeSet<Dependency>)> {
+        let reference = ObjectRef::new(Kind::Service, Arc::clone(&name.namespace), Arc::clone(&name.name));
+        let Object::Service(service) = &**self.objects.get(&reference)? else { return None };
+        let slices = self.slices_by_service.get(name).into_iter().flatten().filter_map(|slice| {
+            match self.objects.get(slice).map(|object| &**object) {
+                Some(Object::EndpointSlice(slice)) => Some(&**slice),
+                _ => None,
+            }
+        });
+        plain_service(service, name, &slices.collect::<Vec<_>>(), self, &self.snapshot.mesh)
+    }
+
+    fn rebuild_routes(&mut self, dirty: &Dirty) {
+        let users = dirty.destinations.iter().flat_map(|name| self.route_users.of(name));
+        let concerned: BTreeSet<ServiceName> = dirty.destinations.iter().chain(users).cloned().collect();
+        let mut addresses = BTreeSet::new();
+        for name in concerned {
+            let rules = self.rules_for(&name);
+            let routed = self.plain.get(&name).map(|plain| routed(plain, &rules, self, &self.snapshot.mesh));
+            let (service, notices, uses) = match routed {
+                Some(routed) => (Some(routed.service), routed.notices, routed.uses),
+                None => (None, rules_without_service(&name, &rules), BTreeSet::new()),
+            };
+            self.route_users.set(&name, uses);
+            if notices.is_empty() {
+                self.route_notices.remove(&name);
+            } else {
+                self.route_notices.insert(name.clone(), notices);
+            }
+            let old = self.snapshot.services.get(&name);
+            if old.map(|old| &**old) == service.as_ref() {
+                continue;
+            }
+            addresses.extend(old.iter().flat_map(|old| old.addresses.iter().copied()));
+            let own = service.as_ref().map(|service| service.addresses.clone()).unwrap_or_default();
+            addresses.extend(own.iter().copied());
+            self.service_claims.set(&name, own);
+            match service {
+                Some(service) => self.snapshot.services.insert(name, Arc::new(service)),
+                None => self.snapshot.services.remove(&name),
+            };
+        }
+        for address in addresses {
+            let owner = self.service_claims.owner(address).and_then(|name| self.snapshot.services.get(name));
+            match owner {
+                Some(owner) => self.snapshot.frontends.insert(address, Arc::clone(owner)),
+                None => self.snapshot.frontends.remove(&address),
+            };
+        }
+    }
+
+    /// The rules that name a service's host, oldest first.
+    fn rules_for(&self, name: &ServiceName) -> Vec<(&ObjectRef, &VirtualService)> {
+        let by_age = self.virtual_services.get(name).into_iter().flatten();
+        by_age
+            .filter_map(|(_, reference)| match self.objects.get_key_value(reference) {
+                Some((reference, object)) => match &**object {
+                    Object::VirtualService(rule) => Some((reference, &**rule)),
+                    _ => None,
+                },
+                None => None,
+            })
+            .collect()
+    }
+
+    /// Hosts of a rule that can be no service of this cluster.
+    fn foreign_hosts(&self, reference: &ObjectRef, object: &Object) -> Vec<Notice> {
+        let mesh = &self.snapshot.mesh;
+        let hosts: Vec<(String, &String)> = match object {
+            Object::VirtualService(rule) if is_for_mesh(rule) => {
+                let hosts = rule.spec.hosts.iter().enumerate();
+                hosts.map(|(index, host)| (format!("spec.hosts[{index}]"), host)).collect()
+            }
+            Object::DestinationRule(rule) => vec![("spec.host".to_owned(), &rule.spec.host)],
+            _ => Vec::new(),
+        };
+        let foreign =
+            |host: &str| !host.contains('*') && resolve_host(host, &reference.namespace, mesh).is_none();
+        hosts
+            .into_iter()
+            .filter(|(_, host)| foreign(host))
+            .map(|(field, host)| Notice {
+                severity: Severity::Warning,
+                object: reference.clone(),
+                field,
+                message: format!("{host} is no service of this cluster, the rule has no effect on it"),
+            })
+            .collect()
+    }
+}
+
+impl Dirty {
+    fn note_workload(&mut self, workload: &Workload) {
+        self.dependencies.insert(Dependency::Pod(workload.uid.clone()));
+        for &address in &workload.addresses {
+            self.dependencies.insert(Dependency::Address(address));
+            self.addresses.insert(address);
+        }
+        for (key, value) in &workload.labels {
+            let label = (Arc::clone(&workload.namespace), key.clone(), value.clone());
+            self.dependencies.insert(Dependency::Label(label));
+        }
+    }
+}
+
+impl Cluster for Translator {
+    fn workload(&self, uid: &WorkloadUid) -> Option<&Arc<Workload>> {
+        self.snapshot.workloads.get(uid)
+    }
+
+    fn workload_at(&self, address: IpAddr) -> Option<&Arc<Workload>> {
+        self.snapshot.addresses.get(&address)
+    }
+
+    fn labelled(&self, label: &Label) -> Vec<(&Pod, &Arc<Workload>)> {
+        let uids = self.pods_by_label.get(label).into_iter().flatten();
+        uids.filter_map(|uid| match &**self.pods.get(uid)? {
+            Object::Pod(pod) => Some((&**pod, self.snapshot.workloads.get(uid)?)),
+            _ => None,
+        })
+        .collect()
+    }
+}
+
+impl Destinations for Translator {
+    fn service(&self, name: &ServiceName) -> Option<&PlainService> {
+        self.plain.get(name)
+    }
+
+    /// Rules of the service's own namespace come first, then those of the root namespace, then the oldest.
+    fn subset(&self, service: &ServiceName, subset: &str) -> Option<&BTreeMap<String, String>> {
+        let rank = |namespace: &Arc<str>| {
+            (*namespace != service.namespace, *namespace != self.snapshot.mesh.root_namespace)
+        };
+        let rules = self.destination_rules.get(service)?;
+        let named = rules.iter().filter_map(|(created, reference)| {
+            let Object::DestinationRule(rule) = &**self.objects.get(reference)? else { return None };
+            let found = rule.spec.subsets.iter().find(|candidate| candidate.name == subset)?;
+            Some(((rank(&reference.namespace), created, reference), &found.labels))
+        });
+        named.min_by_key(|(order, _)| *order).map(|(_, labels)| labels)
+    }
+}
+
+/// Whether the rule concerns clients in the mesh, not those of an ingress gateway alone.
+fn is_for_mesh(rule: &VirtualService) -> bool {
+    rule.spec.gateways.is_empty() || rule.spec.gateways.iter().any(|gateway| gateway == "mesh")
+}
+
+fn rules_without_service(name: &ServiceName, rules: &[(&ObjectRef, &VirtualService)]) -> Vec<Notice> {
+    let notice = |&(reference, _): &(&ObjectRef, &VirtualService)| Notice {
+        severity: Severity::Warning,
+        object: reference.clone(),
+        field: "spec.hosts".to_owned(),
+        message: format!("there is no service {name}, the rule has no effect on it"),
+    };
+    rules.iter().map(notice).collect()
+}

@@ -1,0 +1,5 @@
+//! From checked objects to the model: pure functions, each told what it needs. `store` decides what is called when.
+
+pub(super) mod route;
+pub(super) mod service;
+pub(super) mod workload;

@@ -1,0 +1,235 @@
+//! A service with its routes: which `VirtualService` entry holds at a port, and what its destinations are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::service::{PlainPort, PlainService};
+use crate::model::{MeshConfig, Protocol, Route, RouteTarget, Service, ServiceName, ServicePort};
+use crate::resources::istio::{Match, RouteDestination, RouteEntry, VirtualServiceSpec};
+use crate::resources::{Notice, ObjectRef, Severity, VirtualService};
+
+/// Weight of a destination that is alone.
+const WHOLE: u32 = 100;
+
+/// Where destinations are looked up.
+pub(in crate::resources) trait Destinations {
+    fn service(&self, name: &ServiceName) -> Option<&PlainService>;
+    /// The labels of a subset, as the `DestinationRule`s for the service name them.
+    fn subset(&self, service: &ServiceName, subset: &str) -> Option<&BTreeMap<String, String>>;
+}
+
+/// A service with routes, what is to be said about them, and the services that they lead to.
+pub(in crate::resources) struct Routed {
+    pub(in crate::resources) service: Service,
+    pub(in crate::resources) notices: Vec<Notice>,
+    pub(in crate::resources) uses: BTreeSet<ServiceName>,
+}
+
+/// Applies the oldest of `rules`, which all name the service's host and come oldest first.
+pub(in crate::resources) fn routed(
+    plain: &PlainService,
+    rules: &[(&ObjectRef, &VirtualService)],
+    destinations: &impl Destinations,
+    mesh: &MeshConfig,
+) -> Routed {
+    let mut resolver = Resolver { destinations, mesh, notices: Vec::new(), uses: BTreeSet::new() };
+    let rule = rules.split_first().map(|(&oldest, younger)| {
+        for &(other, _) in younger {
+            let message = format!("ignored for {}: {} is older", plain.host, oldest.0);
+            resolver.notice(Severity::Warning, other, "spec.hosts", message);
+        }
+        oldest
+    });
+    let port = |port: &PlainPort| {
+        let routed = rule.and_then(|(name, rule)| resolver.route(plain, port, name, &rule.spec));
+        let endpoints = port.endpoints(&BTreeMap::new());
+        let route = routed.unwrap_or_else(|| {
+            let target = RouteTarget {
+                service: plain.name.clone(),
+                port: port.port,
+                subset: None,
+                weight: 1,
+                endpoints: Arc::clone(&endpoints),
+            };
+            Route::new(None, vec![target])
+        });
+        let (name, protocol) = (Arc::clone(&port.name), port.protocol);
+        ServicePort { name, port: port.port, protocol, endpoints, route }
+    };
+    let ports = plain.ports.iter().map(port).collect();
+    let (name, host) = (plain.name.clone(), Arc::clone(&plain.host));
+    let service = Service { name, host, addresses: plain.addresses.clone(), ports };
+    let (mut notices, uses) = (resolver.notices, resolver.uses);
+    notices.sort();
+    notices.dedup();
+    Routed { service, notices, uses }
+}
+
+/// The service that a host in a rule of `namespace` names: `NAME`, `NAME.NS`, `NAME.NS.svc` or the full host.
+pub(in crate::resources) fn resolve_host(
+    host: &str,
+    namespace: &str,
+    mesh: &MeshConfig,
+) -> Option<ServiceName> {
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let full = host.strip_suffix(&*mesh.cluster_domain).and_then(|rest| rest.strip_suffix(".svc."));
+    let service_host = full.or_else(|| host.strip_suffix(".svc"));
+    let parts: Vec<&str> = service_host.unwrap_or(host).split('.').collect();
+    match parts[..] {
+        _ if host.contains('*') || parts.iter().any(|part| part.is_empty()) => None,
+        [name] if service_host.is_none() => Some(ServiceName::new(namespace, name)),
+        [name, namespace] => Some(ServiceName::new(namespace, name)),
+        _ => None,
+    }
+}
+
+struct Resolver<'a, D> {
+    destinations: &'a D,
+    mesh: &'a MeshConfig,
+    notices: Vec<Notice>,
+    uses: BTreeSet<ServiceName>,
+}
+
+impl<D: Destinations> Resolver<'_, D> {
+    fn notice(&mut self, severity: Severity, object: &ObjectRef, field: &str, message: String) {
+        self.notices.push(Notice { severity, object: object.clone(), field: field.to_owned(), message });
+    }
+
+    fn route(
+        &mut self,
+        plain: &PlainService,
+        port: &PlainPort,
+        rule: &ObjectRef,
+        spec: &VirtualServiceSpec,
+    ) -> Option<Route> {
+        if port.protocol != Protocol::Tcp {
+            return None;
+        }
+        let Some((field, entry)) = entry_for(port, spec) else {
+            let message = format!(
+                "no route holds for every connection to {}:{}, they go to the service's own endpoints",
+                plain.host, port.port
+            );
+            self.notice(Severity::Warning, rule, "spec", message);
+            return None;
+        };
+        let alone = entry.route.len() == 1;
+        let mut targets = Vec::new();
+        for (index, destination) in entry.route.iter().enumerate() {
+            let written = destination.weight.and_then(|weight| u32::try_from(weight).ok()).unwrap_or(0);
+            // "If there is only one destination in a rule, it will receive all traffic." (HTTPRouteDestination.weight)
+            let weight = if alone && written == 0 { WHOLE } else { written };
+            if weight > 0 {
+                let field = format!("{field}.route[{index}].destination");
+                targets.push(self.target(destination, weight, port, rule, &field));
+            }
+        }
+        Some(Route::new(Some(format!("{}/{}", rule.namespace, rule.name).into()), targets))
+    }
+
+    /// A destination that does not exist keeps its share, which refuses.
+    fn target(
+        &mut self,
+        written: &RouteDestination,
+        weight: u32,
+        asked: &PlainPort,
+        rule: &ObjectRef,
+        field: &str,
+    ) -> RouteTarget {
+        let written = &written.destination;
+        let named = written.port.as_ref().and_then(|port| u16::try_from(port.number).ok());
+        let subset: Option<Arc<str>> =
+            written.subset.as_deref().filter(|name| !name.is_empty()).map(Into::into);
+        let resolved = resolve_host(&written.host, &rule.namespace, self.mesh);
+        let service = resolved.clone().unwrap_or_else(|| ServiceName::new(&*rule.namespace, &*written.host));
+        let mut target = RouteTarget {
+            service: service.clone(),
+            port: named.unwrap_or(asked.port),
+            subset: subset.clone(),
+            weight,
+            endpoints: Arc::from([]),
+        };
+        self.uses.extend(resolved.clone());
+        let Some(found) = resolved.and_then(|name| self.destinations.service(&name)) else {
+            let message =
+                format!("{} is no service here: its share of the connections is refused", written.host);
+            self.notice(Severity::Error, rule, &format!("{field}.host"), message);
+            return target;
+        };
+        let mut tcp = found.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
+        let port = match tcp.clone().find(|port| port.port == target.port) {
+            None if named.is_none() && tcp.clone().count() == 1 => tcp.next(),
+            port => port,
+        };
+        let Some(port) = port else {
+            let message = format!("{} has no port {}: its share is refused", found.host, target.port);
+            self.notice(Severity::Error, rule, &format!("{field}.port.number"), message);
+            return target;
+        };
+        target.port = port.port;
+        let everything = BTreeMap::new();
+        let labels = match &subset {
+            None => Some(&everything),
+            Some(subset) => self.destinations.subset(&service, subset),
+        };
+        let Some(labels) = labels else {
+            let subset = subset.unwrap_or_default();
+            let message =
+                format!("no DestinationRule for {} has subset {subset}: its share is refused", found.host);
+            self.notice(Severity::Error, rule, &format!("{field}.subset"), message);
+            return target;
+        };
+        target.endpoints = port.endpoints(labels);
+        target
+    }
+}
+
+/// The first entry that holds for every connection to the port, and its field.
+fn entry_for<'a>(port: &PlainPort, spec: &'a VirtualServiceSpec) -> Option<(String, &'a RouteEntry)> {
+    let find = |list: &str, entries: &'a [RouteEntry]| {
+        let holds = |entry: &RouteEntry| {
+            !entry.route.is_empty()
+                && (entry.matches.is_empty() || entry.matches.iter().any(|one| always_holds(one, port.port)))
+        };
+        let index = entries.iter().position(holds)?;
+        Some((format!("spec.{list}[{index}]"), &entries[index]))
+    };
+    let (http, tcp) = (|| find("http", &spec.http), || find("tcp", &spec.tcp));
+    match port.application.as_deref() {
+        Some("tcp" | "mongo" | "mysql" | "redis" | "tls") => tcp(),
+        Some("http" | "http2" | "grpc" | "grpc-web") => http().or_else(tcp),
+        _ => tcp().or_else(http),
+    }
+}
+
+fn always_holds(one: &Match, port: u16) -> bool {
+    let gateway = one.gateways.is_empty() || one.gateways.iter().any(|gateway| gateway == "mesh");
+    one.rest.is_empty() && gateway && one.port.is_none_or(|wanted| wanted == u32::from(port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts() {
+        let mesh = MeshConfig::default();
+        let cases = [
+            ("web", Some(("shop", "web"))),
+            ("web.prod", Some(("prod", "web"))),
+            ("web.prod.svc", Some(("prod", "web"))),
+            ("web.prod.svc.cluster.local", Some(("prod", "web"))),
+            ("web.prod.svc.cluster.local.", Some(("prod", "web"))),
+            ("www.example.com", None),
+            ("*.prod.svc.cluster.local", None),
+            ("*", None),
+            ("", None),
+            ("web.svc", None),
+            ("a.b.c.svc.cluster.local", None),
+        ];
+        for (host, wanted) in cases {
+            let wanted = wanted.map(|(namespace, name)| ServiceName::new(namespace, name));
+            assert_eq!(resolve_host(host, "shop", &mesh), wanted, "{host}");
+        }
+    }
+}

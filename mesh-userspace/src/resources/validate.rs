@@ -1,0 +1,203 @@
+//! What must hold of an object beyond its types. What passes here can be translated without further checks.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+
+use super::Object;
+use super::istio::{DestinationRule, PeerAuthentication, RouteEntry, VirtualService};
+
+/// A field's path and what is wrong with it.
+pub(super) type Wrong = (String, String);
+
+/// Everything that is wrong with the object.
+pub(super) fn validate(object: &Object) -> Vec<Wrong> {
+    let mut wrong = Vec::new();
+    let reference = object.reference();
+    check_name(&mut wrong, "metadata.name", &reference.name);
+    if !reference.kind.is_cluster_wide() {
+        check_name(&mut wrong, "metadata.namespace", &reference.namespace);
+    }
+    match object {
+        Object::Pod(pod) => check_pod(&mut wrong, pod),
+        Object::Service(service) => check_service(&mut wrong, service),
+        Object::EndpointSlice(slice) => check_slice(&mut wrong, slice),
+        Object::VirtualService(rule) => check_virtual_service(&mut wrong, rule),
+        Object::DestinationRule(rule) => check_destination_rule(&mut wrong, rule),
+        Object::PeerAuthentication(policy) => check_peer_authentication(&mut wrong, policy),
+        Object::Namespace(_) | Object::Node(_) | Object::ServiceAccount(_) | Object::Unsupported(_) => {}
+    }
+    wrong
+}
+
+/// The names become parts of SPIFFE IDs and hosts.
+fn check_name(wrong: &mut Vec<Wrong>, field: &str, name: &str) {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+    let valid =
+        !name.is_empty() && name.len() <= 253 && name.bytes().all(allowed) && name != "." && name != "..";
+    if !valid {
+        wrong.push((field.to_owned(), format!("{name:?} is no Kubernetes name")));
+    }
+}
+
+fn check_address(wrong: &mut Vec<Wrong>, field: String, address: &str) {
+    if address.parse::<IpAddr>().is_err() {
+        wrong.push((field, format!("{address:?} is no IP address")));
+    }
+}
+
+fn check_port(wrong: &mut Vec<Wrong>, field: String, port: impl Into<i64>) {
+    let port = port.into();
+    if !(1..=65535).contains(&port) {
+        wrong.push((field, format!("{port} is no port, those are 1 to 65535")));
+    }
+}
+
+fn check_protocol(wrong: &mut Vec<Wrong>, field: String, protocol: Option<&str>) {
+    if let Some(protocol) = protocol
+        && !matches!(protocol, "TCP" | "UDP" | "SCTP")
+    {
+        wrong.push((field, format!("{protocol:?} is none of TCP, UDP, SCTP")));
+    }
+}
+
+fn check_pod(wrong: &mut Vec<Wrong>, pod: &Pod) {
+    let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref());
+    if let Some(account) = account.filter(|account| !account.is_empty()) {
+        check_name(wrong, "spec.serviceAccountName", account);
+    }
+    let Some(status) = &pod.status else { return };
+    if let Some(address) = status.pod_ip.as_deref().filter(|address| !address.is_empty()) {
+        check_address(wrong, "status.podIP".to_owned(), address);
+    }
+    for (index, address) in status.pod_ips.iter().flatten().enumerate() {
+        check_address(wrong, format!("status.podIPs[{index}].ip"), &address.ip);
+    }
+}
+
+fn check_service(wrong: &mut Vec<Wrong>, service: &Service) {
+    let Some(spec) = &service.spec else {
+        wrong.push(("spec".to_owned(), "missing".to_owned()));
+        return;
+    };
+    let is_address = |address: &&str| !address.is_empty() && *address != "None";
+    if let Some(address) = spec.cluster_ip.as_deref().filter(is_address) {
+        check_address(wrong, "spec.clusterIP".to_owned(), address);
+    }
+    for (index, address) in spec.cluster_ips.iter().flatten().enumerate() {
+        if is_address(&address.as_str()) {
+            check_address(wrong, format!("spec.clusterIPs[{index}]"), address);
+        }
+    }
+    let ports = spec.ports.as_deref().unwrap_or_default();
+    let (mut names, mut numbers) = (BTreeSet::new(), BTreeSet::new());
+    for (index, port) in ports.iter().enumerate() {
+        check_port(wrong, format!("spec.ports[{index}].port"), port.port);
+        check_protocol(wrong, format!("spec.ports[{index}].protocol"), port.protocol.as_deref());
+        let name = port.name.as_deref().unwrap_or_default();
+        if name.is_empty() && ports.len() > 1 {
+            wrong.push((
+                format!("spec.ports[{index}].name"),
+                "needed where there are several ports".to_owned(),
+            ));
+        } else if !names.insert(name) {
+            wrong.push((format!("spec.ports[{index}].name"), format!("{name:?} is there twice")));
+        }
+        if !numbers.insert((port.port, port.protocol.as_deref().unwrap_or("TCP"))) {
+            wrong.push((format!("spec.ports[{index}].port"), format!("{} is there twice", port.port)));
+        }
+        if let Some(k8s_openapi::apimachinery::pkg::util::intstr::IntOrString::Int(target)) = port.target_port
+        {
+            check_port(wrong, format!("spec.ports[{index}].targetPort"), target);
+        }
+    }
+}
+
+fn check_slice(wrong: &mut Vec<Wrong>, slice: &EndpointSlice) {
+    if slice.address_type == "FQDN" {
+        return;
+    }
+    for (index, endpoint) in slice.endpoints.iter().enumerate() {
+        for (at, address) in endpoint.addresses.iter().enumerate() {
+            check_address(wrong, format!("endpoints[{index}].addresses[{at}]"), address);
+        }
+    }
+    for (index, port) in slice.ports.iter().flatten().enumerate() {
+        if let Some(number) = port.port {
+            check_port(wrong, format!("ports[{index}].port"), number);
+        }
+        check_protocol(wrong, format!("ports[{index}].protocol"), port.protocol.as_deref());
+    }
+}
+
+fn check_virtual_service(wrong: &mut Vec<Wrong>, rule: &VirtualService) {
+    let spec = &rule.spec;
+    // A delegate has no hosts of its own.
+    for (index, host) in spec.hosts.iter().enumerate() {
+        if host.is_empty() {
+            wrong.push((format!("spec.hosts[{index}]"), "empty".to_owned()));
+        }
+    }
+    for (list, entries) in [("http", &spec.http), ("tls", &spec.tls), ("tcp", &spec.tcp)] {
+        for (index, entry) in entries.iter().enumerate() {
+            check_route(wrong, &format!("spec.{list}[{index}]"), entry);
+        }
+    }
+}
+
+fn check_route(wrong: &mut Vec<Wrong>, field: &str, entry: &RouteEntry) {
+    for (index, alternative) in entry.matches.iter().enumerate() {
+        if let Some(port) = alternative.port {
+            check_port(wrong, format!("{field}.match[{index}].port"), port);
+        }
+    }
+    for (index, target) in entry.route.iter().enumerate() {
+        let field = format!("{field}.route[{index}]");
+        if target.destination.host.is_empty() {
+            wrong.push((format!("{field}.destination.host"), "missing".to_owned()));
+        }
+        if let Some(port) = &target.destination.port {
+            check_port(wrong, format!("{field}.destination.port.number"), port.number);
+        }
+        match target.weight {
+            Some(weight) if weight < 0 => {
+                wrong.push((format!("{field}.weight"), format!("{weight} is below 0")));
+            }
+            Some(weight) if weight > i64::from(i32::MAX) => {
+                wrong.push((format!("{field}.weight"), format!("{weight} is too large")));
+            }
+            _ => {}
+        }
+    }
+    // Istio: with several destinations an absent weight is 0, and the sum must not be.
+    if entry.route.len() > 1 && entry.route.iter().all(|target| target.weight.unwrap_or(0) == 0) {
+        wrong.push((format!("{field}.route"), "the weights' sum is 0".to_owned()));
+    }
+}
+
+fn check_destination_rule(wrong: &mut Vec<Wrong>, rule: &DestinationRule) {
+    if rule.spec.host.is_empty() {
+        wrong.push(("spec.host".to_owned(), "missing".to_owned()));
+    }
+    let mut names = BTreeSet::new();
+    for (index, subset) in rule.spec.subsets.iter().enumerate() {
+        let field = format!("spec.subsets[{index}].name");
+        if subset.name.is_empty() {
+            wrong.push((field, "missing".to_owned()));
+        } else if !names.insert(&subset.name) {
+            wrong.push((field, format!("{:?} is there twice", subset.name)));
+        }
+    }
+}
+
+fn check_peer_authentication(wrong: &mut Vec<Wrong>, policy: &PeerAuthentication) {
+    for port in policy.spec.port_level_mtls.keys() {
+        let field = format!("spec.portLevelMtls.{port}");
+        match port.parse::<i64>() {
+            Ok(number) => check_port(wrong, field, number),
+            Err(_) => wrong.push((field, format!("{port:?} is no port, those are 1 to 65535"))),
+        }
+    }
+}

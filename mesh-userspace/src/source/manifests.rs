@@ -1,0 +1,185 @@
+//! Manifest files and folders, followed as they change.
+//!
+//! A thread of its own watches every folder that matters with inotify and looks at the disk again 50 ms after things
+//! have calmed down. What happened is never taken from the events, only that something did: so editors that rename,
+//! atomic replacement, a `ConfigMap`'s `..data` link and paths that come and go are all the same case.
+
+use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use notify::event::{AccessKind, AccessMode};
+use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
+use tokio::sync::mpsc;
+
+use super::SourceError;
+use super::files::FileSet;
+use crate::resources::{Change, Problem};
+
+/// Quiet time before the disk is looked at.
+const QUIET: Duration = Duration::from_millis(50);
+/// Longest wait for quiet.
+const MAX_WAIT: Duration = Duration::from_millis(500);
+/// The disk is looked at this often even when inotify says nothing (network file systems).
+const RESCAN: Duration = Duration::from_secs(30);
+/// The same where a folder cannot be watched.
+const RESCAN_UNWATCHED: Duration = Duration::from_secs(1);
+/// Updates that wait for their reader.
+const QUEUE: usize = 4;
+
+/// What became different since the update before.
+#[derive(Clone, Debug, Default)]
+pub struct Update {
+    /// Changes to objects; in the first update, all of them.
+    pub changes: Vec<Change>,
+    /// All problems there are now.
+    pub problems: Vec<Problem>,
+    /// Objects of kinds that are no concern of a mesh, now.
+    pub ignored: usize,
+}
+
+/// Manifests that are being followed, until this is dropped.
+#[derive(Debug)]
+pub struct Manifests {
+    updates: mpsc::Receiver<Update>,
+    signals: Sender<Signal>,
+}
+
+#[derive(Debug)]
+enum Signal {
+    Changed,
+    Stop,
+}
+
+impl Manifests {
+    /// Begins to follow these files and folders.
+    pub fn watch(paths: Vec<PathBuf>) -> Result<Self, SourceError> {
+        let (signals, received) = channel();
+        let (sender, updates) = mpsc::channel(QUEUE);
+        let on_event = {
+            let signals = signals.clone();
+            move |event: notify::Result<Event>| {
+                if !event.is_ok_and(|event| is_read(event.kind)) {
+                    // Nobody listens any more: the follower ends anyway.
+                    let _ended = signals.send(Signal::Changed);
+                }
+            }
+        };
+        let watcher = notify::recommended_watcher(on_event).map_err(SourceError::Watch)?;
+        let follower = Follower { files: FileSet::new(paths), watcher, watched: HashMap::new() };
+        thread::Builder::new()
+            .name("manifests".to_owned())
+            .spawn(move || follower.run(&received, &sender))
+            .map_err(SourceError::Thread)?;
+        Ok(Self { updates, signals })
+    }
+
+    /// The next update; the first comes at once, with the full state. Cancel safe.
+    pub async fn next(&mut self) -> Option<Update> {
+        self.updates.recv().await
+    }
+}
+
+impl Drop for Manifests {
+    fn drop(&mut self) {
+        let _ended = self.signals.send(Signal::Stop);
+    }
+}
+
+/// Our own reading shows up as events too.
+const fn is_read(kind: EventKind) -> bool {
+    matches!(kind, EventKind::Access(access) if !matches!(access, AccessKind::Close(AccessMode::Write)))
+}
+
+struct Follower {
+    files: FileSet,
+    watcher: RecommendedWatcher,
+    /// Folders that are watched, with device and inode: one that was replaced is watched anew.
+    watched: HashMap<PathBuf, (u64, u64)>,
+}
+
+impl Follower {
+    fn run(mut self, signals: &Receiver<Signal>, updates: &mpsc::Sender<Update>) {
+        let mut first = true;
+        loop {
+            let (update, all_watched) = self.look();
+            let update = if first { Some(update.unwrap_or_default()) } else { update };
+            first = false;
+            if update.is_some_and(|update| updates.blocking_send(update).is_err()) {
+                return;
+            }
+            match signals.recv_timeout(if all_watched { RESCAN } else { RESCAN_UNWATCHED }) {
+                Ok(Signal::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(Signal::Changed) => {
+                    if !calm_down(signals) {
+                        return;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+
+    /// Looks at the disk; false where a folder could not be watched.
+    fn look(&mut self) -> (Option<Update>, bool) {
+        // Watched first and listed again: nothing comes between the two unseen.
+        let mut listing = self.files.list();
+        let mut all_watched = true;
+        for _ in 0..8 {
+            let (new, complete) = self.watch_folders(listing.folders.iter());
+            all_watched = complete;
+            listing = self.files.list();
+            if !new {
+                break;
+            }
+        }
+        (self.files.rescan(listing, SystemTime::now()), all_watched)
+    }
+
+    /// Whether a folder was added, and whether all could be.
+    fn watch_folders<'a>(&mut self, folders: impl Iterator<Item = &'a PathBuf>) -> (bool, bool) {
+        let (mut new, mut complete) = (false, true);
+        let mut stale = std::mem::take(&mut self.watched);
+        for folder in folders {
+            let Some(inode) = inode(folder) else { continue };
+            let known = stale.remove(folder);
+            if known != Some(inode) {
+                if known.is_some() {
+                    // The folder of that name is gone, and its watch may be.
+                    let _gone = self.watcher.unwatch(folder);
+                }
+                if let Err(error) = self.watcher.watch(folder, RecursiveMode::NonRecursive) {
+                    tracing::warn!(path = %folder.display(), %error, "cannot watch folder, looking at it every second");
+                    complete = false;
+                    continue;
+                }
+                new = true;
+            }
+            self.watched.insert(folder.clone(), inode);
+        }
+        for folder in stale.keys() {
+            let _gone = self.watcher.unwatch(folder);
+        }
+        (new, complete)
+    }
+}
+
+fn inode(path: &Path) -> Option<(u64, u64)> {
+    std::fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+/// Waits until nothing happens for a moment; false when it is time to stop.
+fn calm_down(signals: &Receiver<Signal>) -> bool {
+    let deadline = Instant::now() + MAX_WAIT;
+    while Instant::now() < deadline {
+        match signals.recv_timeout(QUIET) {
+            Ok(Signal::Changed) => {}
+            Ok(Signal::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
+            Err(RecvTimeoutError::Timeout) => break,
+        }
+    }
+    true
+}

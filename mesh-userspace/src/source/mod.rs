@@ -1,0 +1,147 @@
+//! Where the model comes from, and the feed of snapshots that everything else lives on.
+//!
+//! A source yields changes to objects and the problems it has with what it reads; the feed translates them and
+//! publishes the outcome. A source that fails leaves the last state in force.
+
+mod files;
+pub mod manifests;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use serde::Serialize;
+use tokio::sync::watch;
+
+use self::manifests::{Manifests, Update};
+use crate::model::{MeshConfig, Snapshot};
+use crate::resources::{Notice, Problem, Severity, Translator};
+
+/// Why a source cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// inotify is not to be had.
+    #[error("cannot watch files")]
+    Watch(#[source] notify::Error),
+    /// No thread for it.
+    #[error("cannot start the thread that reads manifests")]
+    Thread(#[source] std::io::Error),
+    /// It ended before it yielded anything.
+    #[error("the source of manifests ended")]
+    Ended,
+}
+
+/// What the operator should know about the objects, as they are now.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Reports {
+    /// What could not be read; the last good state of it is in force.
+    pub problems: Vec<Problem>,
+    /// What was read and is not carried out as written.
+    pub notices: Vec<Notice>,
+    /// Objects of kinds that are no concern of a mesh.
+    pub ignored: usize,
+}
+
+/// The current state of the mesh and of the reports about it.
+#[derive(Clone, Debug)]
+pub struct Feed {
+    /// The snapshot in force, for the data path: one atomic load.
+    pub current: Arc<ArcSwap<Snapshot>>,
+    /// The same, for whoever waits for changes. Ends when the feed does.
+    pub snapshot: watch::Receiver<Arc<Snapshot>>,
+    /// Problems and notices.
+    pub reports: watch::Receiver<Arc<Reports>>,
+}
+
+/// Reads manifests from files and folders and follows them until `shutdown` completes. Returns once the first full
+/// state is there; a path that does not exist yet is a problem in the reports, not an error.
+pub async fn run(
+    paths: Vec<PathBuf>,
+    mesh: MeshConfig,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<Feed, SourceError> {
+    let mut manifests = Manifests::watch(paths)?;
+    let first = manifests.next().await.ok_or(SourceError::Ended)?;
+    let (translator, outcome) = translate(Translator::new(mesh), first).await.ok_or(SourceError::Ended)?;
+    let (snapshot, reports) = outcome;
+    log_new(&Reports::default(), &reports);
+    let current = Arc::new(ArcSwap::new(Arc::clone(&snapshot)));
+    let (snapshot_sender, snapshot) = watch::channel(snapshot);
+    let (reports_sender, reports) = watch::channel(reports);
+    let publisher =
+        Publisher { current: Arc::clone(&current), snapshot: snapshot_sender, reports: reports_sender };
+    tokio::spawn(async move {
+        tokio::select! {
+            () = shutdown => {}
+            () = publisher.follow(manifests, translator) => {}
+        }
+    });
+    Ok(Feed { current, snapshot, reports })
+}
+
+struct Publisher {
+    current: Arc<ArcSwap<Snapshot>>,
+    snapshot: watch::Sender<Arc<Snapshot>>,
+    reports: watch::Sender<Arc<Reports>>,
+}
+
+impl Publisher {
+    async fn follow(self, mut manifests: Manifests, mut translator: Translator) {
+        while let Some(update) = manifests.next().await {
+            let Some((next, (snapshot, reports))) = translate(translator, update).await else { return };
+            translator = next;
+            let is_new = snapshot.generation != self.current.load().generation;
+            if is_new {
+                tracing::info!(generation = snapshot.generation, "snapshot published");
+                self.current.store(Arc::clone(&snapshot));
+                self.snapshot.send_replace(snapshot);
+            }
+            log_new(&self.reports.borrow(), &reports);
+            self.reports.send_if_modified(|old| {
+                let differs = *old != reports;
+                *old = reports;
+                differs
+            });
+        }
+    }
+}
+
+type Outcome = (Arc<Snapshot>, Arc<Reports>);
+
+/// Off the runtime's threads: the first state of a large cluster takes a while.
+async fn translate(mut translator: Translator, update: Update) -> Option<(Translator, Outcome)> {
+    let work = move || {
+        let (snapshot, notices) = translator.apply(update.changes);
+        let reports = Reports { problems: update.problems, notices, ignored: update.ignored };
+        (translator, (Arc::new(snapshot), Arc::new(reports)))
+    };
+    let done = tokio::task::spawn_blocking(work).await;
+    done.inspect_err(|error| tracing::error!(%error, "translation failed, the last state stays")).ok()
+}
+
+/// Each problem and notice is logged once, when it appears.
+fn log_new(old: &Reports, new: &Reports) {
+    for problem in new.problems.iter().filter(|new| !old.problems.iter().any(|old| old.is_same(new))) {
+        tracing::warn!(
+            file = %problem.file.display(),
+            line = problem.line,
+            object = problem.object.as_ref().map(tracing::field::display),
+            field = problem.field,
+            reason = problem.reason,
+            "object rejected, its last good state stays"
+        );
+    }
+    let known: BTreeSet<&Notice> = old.notices.iter().collect();
+    for notice in new.notices.iter().filter(|notice| !known.contains(notice)) {
+        let (object, field, reason) = (&notice.object, &notice.field, &notice.message);
+        match notice.severity {
+            Severity::Info => tracing::info!(%object, field, reason, "object is carried out differently"),
+            Severity::Warning => tracing::warn!(%object, field, reason, "object is not fully honoured"),
+            Severity::Error => tracing::error!(%object, field, reason, "object is not honoured"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,195 @@
+//! The feed over real files and inotify, in a folder that each test makes.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::model::WorkloadUid;
+
+/// Well above the 50 ms of quiet and below the second that is promised.
+const SOON: Duration = Duration::from_millis(900);
+
+fn pod(name: &str, address: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop}}\nstatus: {{podIP: {address}}}\n"
+    )
+}
+
+struct Watched {
+    feed: Feed,
+    folder: TempDir,
+}
+
+impl Watched {
+    async fn new(path: &str, prepare: impl FnOnce(&Path)) -> Self {
+        let folder = TempDir::new().unwrap();
+        prepare(folder.path());
+        let paths = vec![folder.path().join(path)];
+        let feed = run(paths, MeshConfig::default(), std::future::pending()).await.unwrap();
+        Self { feed, folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    /// Waits for exactly these pods, as `NAME=ADDRESS`.
+    async fn expect(&mut self, wanted: &[&str]) {
+        let matches = |snapshot: &Arc<Snapshot>| pods(snapshot) == wanted;
+        let found = tokio::time::timeout(SOON, self.feed.snapshot.wait_for(matches)).await;
+        assert!(found.is_ok(), "{:?} instead of {wanted:?}", pods(&self.feed.current.load()));
+    }
+
+    /// Waits until the problems are these, by what their texts contain.
+    async fn expect_problems(&mut self, wanted: &[&str]) -> Arc<Reports> {
+        let matches = |reports: &Arc<Reports>| {
+            reports.problems.len() == wanted.len()
+                && reports
+                    .problems
+                    .iter()
+                    .zip(wanted)
+                    .all(|(problem, text)| problem.to_string().contains(text))
+        };
+        let found = tokio::time::timeout(SOON, self.feed.reports.wait_for(matches)).await;
+        let found = found.map(|reports| Arc::clone(&reports.unwrap()));
+        found.unwrap_or_else(|_| panic!("{:?} instead of {wanted:?}", self.feed.reports.borrow().problems))
+    }
+}
+
+fn pods(snapshot: &Snapshot) -> Vec<String> {
+    let name = |uid: &WorkloadUid| uid.as_str().trim_start_matches("shop/").to_owned();
+    snapshot.workloads.iter().map(|(uid, pod)| format!("{}={}", name(uid), pod.addresses[0])).collect()
+}
+
+#[tokio::test]
+async fn a_folder_is_followed() {
+    let mut watched = Watched::new("", |folder| {
+        fs::write(folder.join("a.yaml"), pod("a", "10.0.0.1")).unwrap();
+        fs::write(folder.join(".hidden.yaml"), pod("hidden", "10.0.0.9")).unwrap();
+        fs::write(folder.join("notes.txt"), pod("notes", "10.0.0.8")).unwrap();
+    })
+    .await;
+    assert_eq!(pods(&watched.feed.current.load()), ["a=10.0.0.1"], "the first state is there at once");
+    watched.write("a.yaml", &pod("a", "10.0.0.2"));
+    watched.expect(&["a=10.0.0.2"]).await;
+    watched.write("b.yml", &pod("b", "10.0.0.3"));
+    watched.expect(&["a=10.0.0.2", "b=10.0.0.3"]).await;
+    fs::create_dir(watched.path("more")).unwrap();
+    watched.write("more/c.json", r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "c", "namespace": "shop"}, "status": {"podIP": "10.0.0.4"}}"#);
+    watched.expect(&["a=10.0.0.2", "b=10.0.0.3", "c=10.0.0.4"]).await;
+    fs::remove_file(watched.path("b.yml")).unwrap();
+    watched.expect(&["a=10.0.0.2", "c=10.0.0.4"]).await;
+    // As editors and `kubectl cp` write: aside, then renamed.
+    watched.write("new", &pod("a", "10.0.0.5"));
+    fs::rename(watched.path("new"), watched.path("a.yaml")).unwrap();
+    watched.expect(&["a=10.0.0.5", "c=10.0.0.4"]).await;
+    fs::remove_dir_all(watched.path("more")).unwrap();
+    watched.expect(&["a=10.0.0.5"]).await;
+}
+
+#[tokio::test]
+async fn a_path_that_comes_goes_and_comes_back() {
+    let mut watched = Watched::new("deep/mesh.yaml", |_| {}).await;
+    watched.expect_problems(&["No such file"]).await;
+    for address in ["10.0.0.1", "10.0.0.2"] {
+        fs::create_dir(watched.path("deep")).unwrap();
+        watched.write("deep/mesh.yaml", &pod("a", address));
+        watched.expect(&[&format!("a={address}")]).await;
+        watched.expect_problems(&[]).await;
+        fs::remove_dir_all(watched.path("deep")).unwrap();
+        watched.expect(&[]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_config_map_is_swapped() {
+    let version = |folder: &Path, name: &str, address: &str| {
+        fs::create_dir(folder.join(name)).unwrap();
+        fs::write(folder.join(name).join("a.yaml"), pod("a", address)).unwrap();
+        symlink(name, folder.join("..data_tmp")).unwrap();
+        fs::rename(folder.join("..data_tmp"), folder.join("..data")).unwrap();
+    };
+    let mut watched = Watched::new("", |folder| {
+        version(folder, "..1", "10.0.0.1");
+        symlink("..data/a.yaml", folder.join("a.yaml")).unwrap();
+    })
+    .await;
+    watched.expect(&["a=10.0.0.1"]).await;
+    version(watched.folder.path(), "..2", "10.0.0.2");
+    watched.expect(&["a=10.0.0.2"]).await;
+}
+
+#[tokio::test]
+async fn the_last_good_state_stays() {
+    let good = pod("a", "10.0.0.1") + &pod("b", "10.0.0.2");
+    let mut watched = Watched::new("", |folder| fs::write(folder.join("a.yaml"), &good).unwrap()).await;
+
+    watched.write("a.yaml", &(pod("a", "10.0.0.999") + &pod("b", "10.0.0.3")));
+    watched.expect(&["a=10.0.0.1", "b=10.0.0.3"]).await;
+    let reports = watched.expect_problems(&["a.yaml:5: Pod shop/a: status.podIP"]).await;
+    let since = reports.problems[0].since;
+
+    // Further down in the file it is still the same problem; the object that is no longer written goes.
+    watched.write("a.yaml", &format!("# moved\n{}", pod("a", "10.0.0.999")));
+    watched.expect(&["a=10.0.0.1"]).await;
+    let reports = watched.expect_problems(&["a.yaml:6: Pod shop/a: status.podIP"]).await;
+    assert_eq!(reports.problems[0].since, since);
+
+    // Which object a broken document was nobody knows: nothing of the file goes.
+    watched.write("a.yaml", &format!("a: [\n{}", pod("c", "10.0.0.7")));
+    watched.expect(&["a=10.0.0.1", "c=10.0.0.7"]).await;
+    watched.expect_problems(&["not YAML"]).await;
+
+    watched.write("a.yaml", &pod("c", "10.0.0.7"));
+    watched.expect(&["c=10.0.0.7"]).await;
+    watched.expect_problems(&[]).await;
+}
+
+#[tokio::test]
+async fn two_definitions() {
+    let mut watched = Watched::new("", |folder| {
+        fs::write(folder.join("a.yaml"), pod("x", "10.0.0.1")).unwrap();
+        fs::write(folder.join("b.yaml"), pod("x", "10.0.0.2")).unwrap();
+    })
+    .await;
+    watched.expect(&["x=10.0.0.1"]).await;
+    watched.expect_problems(&["b.yaml:2: Pod shop/x: defined in"]).await;
+    fs::remove_file(watched.path("a.yaml")).unwrap();
+    watched.expect(&["x=10.0.0.2"]).await;
+    watched.expect_problems(&[]).await;
+}
+
+#[tokio::test]
+async fn the_feed_ends_with_its_shutdown() {
+    let folder = TempDir::new().unwrap();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let shutdown = async { drop(stopped.await) };
+    let paths = vec![folder.path().to_path_buf()];
+    let mut feed = run(paths, MeshConfig::default(), shutdown).await.unwrap();
+    drop(stop);
+    assert!(feed.snapshot.changed().await.is_err());
+}
+
+#[tokio::test]
+async fn the_demo_has_no_problems_but_its_variants() {
+    let demo = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/demo"));
+    let files = [
+        "namespace.yaml",
+        "bookinfo.yaml",
+        "destination-rule-reviews.yaml",
+        "reviews-50-50.yaml",
+        "strict.yaml",
+    ];
+    let paths = files.iter().map(|file| demo.join(file)).collect();
+    let feed = run(paths, MeshConfig::default(), std::future::pending()).await.unwrap();
+    assert_eq!(**feed.reports.borrow(), Reports::default());
+    assert_eq!(feed.current.load().services.len(), 4);
+}
