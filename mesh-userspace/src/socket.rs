@@ -33,7 +33,7 @@ pub(crate) fn cookie(socket: &impl AsRawFd) -> io::Result<u64> {
 }
 
 /// Cookie of the calling thread's network namespace, as `bpf_get_netns_cookie` gives it.
-pub fn own_netns_cookie() -> io::Result<u64> {
+pub(crate) fn own_netns_cookie() -> io::Result<u64> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     option(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE)
 }

@@ -37,7 +37,6 @@ pub(super) struct NodeStatus {
     pub(super) sync_errors: Vec<String>,
     pub(super) generation: u64,
     pub(super) sees_agent: bool,
-    pub(super) service_entries: (usize, usize),
 }
 
 /// One pod.
@@ -151,7 +150,8 @@ impl Controller {
                     }
                     Some(Request::Stop(done)) => {
                         self.stop(&mut requests).await;
-                        drop(done.send(()));
+                        // Whoever asked may have given up waiting.
+                        let _ = done.send(());
                         return;
                     }
                     None => return,
@@ -352,7 +352,7 @@ impl Controller {
                 _ = tick.tick() => self.finish_leaving(),
                 request = requests.recv() => match request {
                     Some(Request::Status(answer) | Request::Check(answer)) => drop(answer.send(self.status())),
-                    Some(Request::Stop(done)) => drop(done.send(())),
+                    Some(Request::Stop(_told_again)) => break,
                     None => break,
                 },
             }
@@ -384,7 +384,6 @@ impl Controller {
             sync_errors: self.sync_errors.clone(),
             generation: self.generation,
             sees_agent: self.datapath.sees_agent(),
-            service_entries: self.datapath.service_entries(),
         }
     }
 }

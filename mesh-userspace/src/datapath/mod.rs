@@ -17,7 +17,7 @@ mod workloads;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, HashMap as KernelMap, MapData, PerCpuArray, RingBuf, SockHash};
@@ -299,19 +299,9 @@ impl Datapath {
         Counter::ALL.into_iter().filter_map(sum).collect()
     }
 
-    /// Entries in the maps `SERVICES` and `SLOTS`.
-    pub fn service_entries(&self) -> (usize, usize) {
-        self.services.sizes()
-    }
-
     /// A second handle on the counters, for a reader in another thread.
     pub fn counter_reader(&self) -> Result<CounterReader, DatapathError> {
         object::reopen(&self.pins, map::COUNTERS).map(CounterReader)
-    }
-
-    /// A descriptor of the `sk_lookup` program.
-    pub fn pod_program(&self) -> Result<OwnedFd, DatapathError> {
-        self.object.program_fd(program::POD_LOOKUP)
     }
 
     /// Ends capture for good, ahead of the sockets closing.

@@ -1,6 +1,6 @@
 //! The eBPF object: embedded at build time, loaded with its maps pinned.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use aya::maps::{Map, MapData};
 use aya::programs::{Program, ProgramError};
@@ -48,12 +48,6 @@ impl Object {
         let program = self.ebpf.program(name).ok_or(DatapathError::Missing(name))?;
         let fd = program.fd().map_err(|source| DatapathError::Program { name, source: Box::new(source) })?;
         Ok(fd.as_fd())
-    }
-
-    /// A descriptor of a loaded program that outlives the object.
-    pub(super) fn program_fd(&self, name: &'static str) -> Result<OwnedFd, DatapathError> {
-        let error = |source| DatapathError::Attach { program: name, target: "".into(), source };
-        self.program(name)?.try_clone_to_owned().map_err(error)
     }
 
     /// Id of a loaded program.

@@ -188,12 +188,6 @@ impl ServiceTable {
         self.next_id = self.next_id.checked_add(1).unwrap_or(1);
         id
     }
-
-    /// Number of entries in `SERVICES` and `SLOTS`.
-    pub(super) fn sizes(&self) -> (usize, usize) {
-        let slots: usize = self.installed.values().map(|(value, _)| value.slots as usize).sum();
-        (self.installed.len(), slots + self.retired.len())
-    }
 }
 
 /// Returns when every program that was running has ended: programs on cgroups run inside an RCU read section, and

@@ -80,7 +80,7 @@ impl UpstreamError {
 
 enum Upstream {
     Socket(TcpStream),
-    Tunnel(super::copy::Tunnel, #[expect(dead_code, reason = "held for its drop")] Lease),
+    Tunnel(super::copy::Tunnel, Lease),
 }
 
 type Lease = hbone::Lease;

@@ -35,11 +35,6 @@ impl LargeReads {
     pub(super) const fn new(socket: TcpStream) -> Self {
         Self { socket, held: None }
     }
-
-    /// The socket itself.
-    pub(super) const fn socket(&self) -> &TcpStream {
-        &self.socket
-    }
 }
 
 impl AsyncRead for LargeReads {
