@@ -37,6 +37,7 @@ pub(super) struct NodeStatus {
     pub(super) sync_errors: Vec<String>,
     pub(super) generation: u64,
     pub(super) sees_agent: bool,
+    pub(super) heartbeat_age: Option<Duration>,
 }
 
 /// One pod.
@@ -384,6 +385,7 @@ impl Controller {
             sync_errors: self.sync_errors.clone(),
             generation: self.generation,
             sees_agent: self.datapath.sees_agent(),
+            heartbeat_age: self.datapath.heartbeat_age(),
         }
     }
 }

@@ -48,7 +48,7 @@ impl AgentData {
             link_id: (attachment.link_id != 0).then_some(attachment.link_id),
             cgroup: Some(self.cgroup.display().to_string()),
         });
-        KernelReport { layout: LAYOUT_VERSION, heartbeat_age_ms: None, programs: programs.collect() }
+        KernelReport { layout: LAYOUT_VERSION, heartbeat_age_ms: status.heartbeat_age.and_then(|age| u64::try_from(age.as_millis()).ok()), programs: programs.collect() }
     }
 
     fn problems(&self, status: &NodeStatus) -> Vec<String> {

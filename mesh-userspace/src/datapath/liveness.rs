@@ -88,6 +88,13 @@ impl Liveness {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).1.agent_tgid != 0
     }
 
+    /// Age of the heartbeat as the kernel sees it; `None` while nothing is captured.
+    pub(super) fn heartbeat_age(&self) -> Option<Duration> {
+        let guard = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = guard.0.get(&0, 0).ok().filter(|state| state.heartbeat_ns != 0)?;
+        Some(Duration::from_nanos(super::monotonic_ns().saturating_sub(held.heartbeat_ns)))
+    }
+
     /// Lets one socket of the agent's own be captured, for the self-test; 0 ends that.
     pub(super) fn set_canary(&self, cookie: u64) -> Result<(), DatapathError> {
         write(&self.state, |state| state.canary_cookie = cookie)

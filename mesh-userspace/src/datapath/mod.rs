@@ -81,7 +81,6 @@ pub struct Datapath {
     pods: KernelMap<MapData, u64, Pod>,
     inbound_modes: KernelMap<MapData, PodKey, InboundMode>,
     listeners: SockHash<MapData, PodKey>,
-    counters: PerCpuArray<MapData, u64>,
     applied: Option<Snapshot>,
 }
 
@@ -106,7 +105,6 @@ impl Datapath {
             pods: object.take(map::PODS)?,
             inbound_modes: object.take(map::INBOUND_MODES)?,
             listeners: object.take(map::LISTENERS)?,
-            counters: object.take(map::COUNTERS)?,
             object,
             pins,
             cgroup,
@@ -290,13 +288,9 @@ impl Datapath {
         self.liveness.is_known()
     }
 
-    /// The kernel's counters, summed over the CPUs.
-    pub fn counters(&self) -> Vec<(Counter, u64)> {
-        let sum = |counter: Counter| {
-            let values = self.counters.get(&(counter as u32), 0).ok()?;
-            Some((counter, values.iter().sum()))
-        };
-        Counter::ALL.into_iter().filter_map(sum).collect()
+    /// Age of the heartbeat as the kernel sees it; `None` while nothing is captured.
+    pub fn heartbeat_age(&self) -> Option<std::time::Duration> {
+        self.liveness.heartbeat_age()
     }
 
     /// A second handle on the counters, for a reader in another thread.
