@@ -59,8 +59,8 @@ pub(crate) fn prepare(socket: &impl std::os::fd::AsFd) -> io::Result<()> {
     let socket = SockRef::from(socket);
     socket.set_tcp_nodelay(true)?;
     let keepalive = TcpKeepalive::new()
-        .with_time(Duration::from_secs(180))
-        .with_interval(Duration::from_secs(180))
+        .with_time(Duration::from_mins(3))
+        .with_interval(Duration::from_mins(3))
         .with_retries(9);
     socket.set_tcp_keepalive(&keepalive)
 }

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::datapath::{Attachment, Datapath, Role};
 use crate::model::{NodeName, Snapshot, Workload, WorkloadUid};
-use crate::node::{EnrolError, Enrolment, Enroller, probe};
+use crate::node::{EnrolError, Enroller, Enrolment, probe};
 use crate::proxy::{Canary, Pod, Shared, Stop, Workers};
 
 /// How often pods that could not be enrolled, or were replaced, are looked at again.
@@ -190,7 +190,8 @@ impl Controller {
             .map(|workload| (workload.uid.clone(), Arc::clone(workload)))
             .collect();
         let is_other = |pod: &Enrolled, workload: &Workload| {
-            workload.netns.as_ref() != Some(&pod.enrolment.netns) || workload.addresses != pod.enrolment.addresses
+            workload.netns.as_ref() != Some(&pod.enrolment.netns)
+                || workload.addresses != pod.enrolment.addresses
         };
         let gone: Vec<WorkloadUid> = self
             .pods
@@ -219,7 +220,9 @@ impl Controller {
 
     fn enrol(&mut self, workload: &Arc<Workload>) {
         // A pod that is still leaving the same namespace must have left it before it can come again.
-        if let Some(index) = self.leaving.iter().position(|leaving| leaving.enrolled.enrolment.uid == workload.uid) {
+        if let Some(index) =
+            self.leaving.iter().position(|leaving| leaving.enrolled.enrolment.uid == workload.uid)
+        {
             let leaving = self.leaving.swap_remove(index);
             self.leave(leaving.enrolled);
         }
@@ -234,8 +237,10 @@ impl Controller {
                 let before = self.failed.get(&workload.uid);
                 if before.is_none_or(|before| before.reason != reason) {
                     tracing::error!(pod = %workload.uid, error = reason, "pod cannot be enrolled");
-                    let netns = workload.netns.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
-                    self.failed.insert(workload.uid.clone(), Failed { reason, since: SystemTime::now(), netns });
+                    let netns =
+                        workload.netns.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+                    self.failed
+                        .insert(workload.uid.clone(), Failed { reason, since: SystemTime::now(), netns });
                 }
             }
         }
@@ -250,7 +255,7 @@ impl Controller {
         }
         if let Err(error) = self.enroller.begin_capture(&mut self.datapath, &enrolment) {
             stop.send_replace(Stop::Cut);
-            self.enroller.release(&mut self.datapath, enrolment)?;
+            self.enroller.release(&mut self.datapath, &enrolment)?;
             return Err(error);
         }
         // The certificate is there before the first connection needs it.
@@ -291,7 +296,7 @@ impl Controller {
         self.workers.forget(enrolment.cookie);
         let uid = enrolment.uid.clone();
         drop(pod);
-        match self.enroller.release(&mut self.datapath, enrolment) {
+        match self.enroller.release(&mut self.datapath, &enrolment) {
             Ok(()) => tracing::info!(pod = %uid, "released"),
             Err(error) => tracing::error!(pod = %uid, error = %chain(&error), "pod cannot be released"),
         }
@@ -306,7 +311,8 @@ impl Controller {
             .map(|(uid, _)| uid.clone())
             .collect();
         for uid in replaced {
-            let netns = self.pods.get(&uid).map(|pod| pod.enrolment.netns.display().to_string()).unwrap_or_default();
+            let netns =
+                self.pods.get(&uid).map(|pod| pod.enrolment.netns.display().to_string()).unwrap_or_default();
             self.begin_leaving(&uid);
             let reason = format!("{netns} is gone or another namespace now");
             self.failed.insert(uid, Failed { reason, since: SystemTime::now(), netns });
@@ -315,7 +321,8 @@ impl Controller {
 
     /// Lets the data path know who is here, and the certificate store whose certificates are wanted.
     fn publish(&self) {
-        let pods: HashMap<_, _> = self.pods.iter().map(|(uid, pod)| (uid.clone(), Arc::clone(&pod.pod))).collect();
+        let pods: HashMap<_, _> =
+            self.pods.iter().map(|(uid, pod)| (uid.clone(), Arc::clone(&pod.pod))).collect();
         self.shared.telemetry.metrics().set_enrolled(pods.len());
         self.shared.set_pods(pods);
         let leaving = self.leaving.iter().map(|leaving| &leaving.enrolled);
@@ -347,7 +354,8 @@ impl Controller {
         }
         let deadline = Instant::now() + self.drain;
         let mut tick = tokio::time::interval(TICK);
-        let open = |pods: &BTreeMap<_, Enrolled>| pods.values().map(|pod| connections(&pod.pod)).sum::<usize>();
+        let open =
+            |pods: &BTreeMap<_, Enrolled>| pods.values().map(|pod| connections(&pod.pod)).sum::<usize>();
         while open(&self.pods) > 0 && Instant::now() < deadline {
             tokio::select! {
                 _ = tick.tick() => self.finish_leaving(),

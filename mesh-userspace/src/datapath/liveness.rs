@@ -24,8 +24,7 @@ type StateMap = Array<MapData, State>;
 
 /// Keeps the agent known as alive until it is dropped.
 pub(super) struct Liveness {
-    // Dropped last of all sockets by the kernel's own order; held for that.
-    _lifeline: UdpSocket,
+    lifeline: UdpSocket,
     state: Arc<Mutex<(StateMap, State)>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -53,13 +52,13 @@ impl Liveness {
         };
         let state = Arc::new(Mutex::new((map, state)));
         write(&state, |_| ())?;
-        Ok(Self { _lifeline: socket, state, stop: Arc::default(), thread: None })
+        Ok(Self { lifeline: socket, state, stop: Arc::default(), thread: None })
     }
 
     /// Once the programs are attached: lets them learn who the agent is, and begins to beat.
     pub(super) fn start(&mut self) -> Result<(), DatapathError> {
         // Port 9 is discard; connecting a UDP socket sends nothing.
-        self._lifeline.connect((Ipv4Addr::LOCALHOST, 9)).map_err(DatapathError::Lifeline)?;
+        self.lifeline.connect((Ipv4Addr::LOCALHOST, 9)).map_err(DatapathError::Lifeline)?;
         {
             let mut guard = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             let (map, state) = &mut *guard;

@@ -21,6 +21,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, HashMap as KernelMap, MapData, PerCpuArray, RingBuf, SockHash};
+use imbl::ordmap::DiffItem;
 use mesh_common::abi::{Address, Counter, InboundMode, LAYOUT_VERSION, Pod, PodKey, mapped};
 use mesh_common::names::{map, program};
 
@@ -132,18 +133,19 @@ impl Datapath {
             Some(before) => {
                 for change in before.services.diff(&snapshot.services) {
                     errors.extend(match change {
-                        imbl::ordmap::DiffItem::Add(_, service) => self.services.update(service),
-                        imbl::ordmap::DiffItem::Update { new: (_, service), .. } => self.services.update(service),
-                        imbl::ordmap::DiffItem::Remove(name, _) => self.services.remove(name),
+                        DiffItem::Add(_, service) | DiffItem::Update { new: (_, service), .. } => {
+                            self.services.update(service)
+                        }
+                        DiffItem::Remove(name, _) => self.services.remove(name),
                     });
                 }
                 for change in before.workloads.diff(&snapshot.workloads) {
                     errors.extend(match change {
-                        imbl::ordmap::DiffItem::Add(_, new) => self.destinations.update(None, Some(new)),
-                        imbl::ordmap::DiffItem::Update { old: (_, old), new: (_, new) } => {
+                        DiffItem::Add(_, new) => self.destinations.update(None, Some(new)),
+                        DiffItem::Update { old: (_, old), new: (_, new) } => {
                             self.destinations.update(Some(old), Some(new))
                         }
-                        imbl::ordmap::DiffItem::Remove(_, old) => self.destinations.update(Some(old), None),
+                        DiffItem::Remove(_, old) => self.destinations.update(Some(old), None),
                     });
                 }
             }
@@ -164,7 +166,11 @@ impl Datapath {
     }
 
     /// Makes an enrolled pod's ports known: its modes, for `sk_lookup`.
-    pub fn set_inbound_modes(&mut self, addresses: &[IpAddr], modes: &MtlsModes) -> Result<(), DatapathError> {
+    pub fn set_inbound_modes(
+        &mut self,
+        addresses: &[IpAddr],
+        modes: &MtlsModes,
+    ) -> Result<(), DatapathError> {
         for address in addresses {
             let wanted = workloads::inbound_modes(address_of(*address), modes);
             self.retain_inbound(address_of(*address), &wanted)?;
@@ -200,7 +206,12 @@ impl Datapath {
     }
 
     /// Makes a listening socket the one that takes a role at a pod's address.
-    pub fn set_listener(&mut self, address: IpAddr, role: Role, socket: BorrowedFd<'_>) -> Result<(), DatapathError> {
+    pub fn set_listener(
+        &mut self,
+        address: IpAddr,
+        role: Role,
+        socket: BorrowedFd<'_>,
+    ) -> Result<(), DatapathError> {
         let key = PodKey { address: address_of(address), selector: role as u32 };
         self.listeners
             .insert(key, Raw(socket.as_raw_fd()), 0)

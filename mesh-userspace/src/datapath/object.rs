@@ -53,7 +53,8 @@ impl Object {
     /// Id of a loaded program.
     pub(super) fn program_id(&self, name: &'static str) -> Result<u32, DatapathError> {
         let program = self.ebpf.program(name).ok_or(DatapathError::Missing(name))?;
-        let info = program.info().map_err(|source| DatapathError::Program { name, source: Box::new(source) })?;
+        let info =
+            program.info().map_err(|source| DatapathError::Program { name, source: Box::new(source) })?;
         Ok(info.id())
     }
 }
@@ -85,7 +86,8 @@ mod tests {
     #[test]
     fn names_match_the_object() {
         let object = aya_obj::Object::parse(OBJECT).unwrap();
-        let mut maps: Vec<_> = object.maps.keys().map(String::as_str).filter(|name| !name.starts_with('.')).collect();
+        let mut maps: Vec<_> =
+            object.maps.keys().map(String::as_str).filter(|name| !name.starts_with('.')).collect();
         let mut expected = map::ALL.to_vec();
         maps.sort_unstable();
         expected.sort_unstable();
