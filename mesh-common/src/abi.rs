@@ -323,7 +323,7 @@ pub enum Counter {
 }
 
 /// Number of counters.
-pub const COUNTERS: u32 = Counter::ALL.len() as u32;
+pub const COUNTERS: u32 = Counter::AgentGone as u32 + 1;
 
 impl Counter {
     /// All of them, in the order of their index.

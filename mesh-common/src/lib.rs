@@ -5,6 +5,10 @@
 //! It does not talk to the kernel.
 
 #![cfg_attr(not(test), no_std)]
+#![allow(
+    clippy::inline_always,
+    reason = "the eBPF verifier sees one function; calls would cost stack and checks"
+)]
 
 pub mod abi;
 pub mod capture;

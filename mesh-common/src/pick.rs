@@ -1,6 +1,9 @@
 //! The weighted pick, as kernel and agent make it: one random number and at most two look-ups in an alias table
 //! (A. J. Walker 1977, M. D. Vose 1991).
 
+/// The half of a random number that decides between a slot and its alias.
+const FRACTION: u64 = u32::MAX as u64;
+
 /// The slot that a random number falls into, of `slots` (not 0).
 #[inline(always)]
 pub const fn slot(random: u64, slots: u32) -> u32 {
@@ -10,7 +13,7 @@ pub const fn slot(random: u64, slots: u32) -> u32 {
 /// Whether the draw stays in its slot; otherwise it goes to the slot's alias.
 #[inline(always)]
 pub const fn stays(random: u64, threshold: u32) -> bool {
-    threshold == u32::MAX || (random as u32) < threshold
+    threshold == u32::MAX || (random & FRACTION) < threshold as u64
 }
 
 /// A stable random number from a key such as a socket cookie (the finaliser of splitmix64).

@@ -49,7 +49,8 @@ impl Family for V6 {
         let (words, _) = address.as_chunks_mut::<4>();
         for (index, word) in words.iter_mut().enumerate() {
             // SAFETY: a valid context, an index below 4; volatile keeps the loads at the 4 bytes the verifier allows.
-            *word = unsafe { core::ptr::read_volatile(&raw const (*ctx.sock_addr).user_ip6[index]) }.to_ne_bytes();
+            *word = unsafe { core::ptr::read_volatile(&raw const (*ctx.sock_addr).user_ip6[index]) }
+                .to_ne_bytes();
         }
         address
     }

@@ -5,13 +5,14 @@
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::{
-    bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_ns,
-    bpf_set_retval, bpf_setsockopt,
+    bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie,
+    bpf_ktime_get_ns, bpf_set_retval, bpf_setsockopt,
 };
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::abi::{
-    Counter, FLOW_SERVICE, MARK_CAPTURE, MARK_DELIVER, OpenFlow, Service, ServiceKey, Slot, SlotKey, State, TCP,
+    Counter, FLOW_SERVICE, MARK_CAPTURE, MARK_DELIVER, OpenFlow, Service, ServiceKey, Slot, SlotKey, State,
+    TCP,
 };
 use mesh_common::capture::{self, Verdict};
 use mesh_common::pick;
@@ -105,8 +106,7 @@ fn try_connect<F: Family>(ctx: &SockAddrContext) -> Verdict {
 /// whose cookie it wrote into `STATE`: marks, uids and ports can be had by anybody.
 #[inline(always)]
 fn is_agents_own(state: &mut State, cookie: u64) -> bool {
-    // SAFETY: takes no argument.
-    let tgid = (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32;
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
     if cookie == state.lifeline_cookie {
         state.agent_tgid = tgid;
         return true;
@@ -148,7 +148,8 @@ fn to_service<F: Family>(
 #[inline(always)]
 fn to_workload(asked: &ServiceKey, state: &State) -> Verdict {
     // SAFETY: not preallocated, copied at once.
-    let Some(flags) = (unsafe { DESTINATIONS.get(&asked.address) }).map(|destination| destination.flags) else {
+    let Some(flags) = (unsafe { DESTINATIONS.get(&asked.address) }).map(|destination| destination.flags)
+    else {
         return Verdict::Pass;
     };
     let verdict = capture::to_workload(flags, alive(state));

@@ -5,6 +5,14 @@
 
 #![no_std]
 #![no_main]
+#![allow(
+    clippy::inline_always,
+    clippy::cast_possible_truncation,
+    clippy::needless_borrows_for_generic_args,
+    clippy::needless_pass_by_value,
+    reason = "one function a program is what the verifier wants; contexts widen their 16-bit fields to 32 bits; keys are \
+              lent because a copy costs stack; the macros of aya-ebpf pass contexts by value"
+)]
 
 mod address;
 mod connect;

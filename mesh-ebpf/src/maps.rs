@@ -26,11 +26,13 @@ pub(crate) static PODS: HashMap<u64, Pod> = HashMap::with_max_entries(4_096, NO_
 
 /// Written by the agent, read by connect: one entry an address of every enrolled workload of the cluster.
 #[map]
-pub(crate) static DESTINATIONS: HashMap<Address, Destination> = HashMap::with_max_entries(262_144, NO_PREALLOC);
+pub(crate) static DESTINATIONS: HashMap<Address, Destination> =
+    HashMap::with_max_entries(262_144, NO_PREALLOC);
 
 /// Written by the agent, read by `sk_lookup`: the pods of this node and their ports with a mode of their own.
 #[map]
-pub(crate) static INBOUND_MODES: HashMap<PodKey, InboundMode> = HashMap::with_max_entries(65_536, NO_PREALLOC);
+pub(crate) static INBOUND_MODES: HashMap<PodKey, InboundMode> =
+    HashMap::with_max_entries(65_536, NO_PREALLOC);
 
 /// Written by the agent, read by `sk_lookup`: three listeners an address of each enrolled pod of this node. A socket
 /// that closes leaves the map by itself.

@@ -4,7 +4,6 @@
 //! in elsewhere is inbound, whatever the port. Fails closed: without a listener of the agent a captured connection and
 //! one to a strict port are refused; one to an open port reaches the application.
 
-use aya_ebpf::EbpfContext as _;
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use mesh_common::abi::{
@@ -97,7 +96,9 @@ fn is_loopback(address: &Address) -> bool {
     let first = (u32::from_ne_bytes(words[0]), u32::from_ne_bytes(words[1]));
     let third = u32::from_ne_bytes(words[2]);
     let last = u32::from_be_bytes(words[3]);
-    first == (0, 0) && ((third == 0 && last == 1) || (third == u32::from_ne_bytes([0, 0, 0xff, 0xff]) && last >> 24 == 127))
+    first == (0, 0)
+        && ((third == 0 && last == 1)
+            || (third == u32::from_ne_bytes([0, 0, 0xff, 0xff]) && last >> 24 == 127))
 }
 
 /// (local, remote) address of the connection.
@@ -114,9 +115,11 @@ fn addresses(ctx: &SkLookupContext) -> (Address, Address) {
     let (remote_words, _) = remote.as_chunks_mut::<4>();
     for index in 0..4 {
         // SAFETY: a valid context, an index below 4; volatile keeps the load at the 4 bytes the verifier allows.
-        local_words[index] = unsafe { core::ptr::read_volatile(&raw const (*ctx.lookup).local_ip6[index]) }.to_ne_bytes();
+        local_words[index] =
+            unsafe { core::ptr::read_volatile(&raw const (*ctx.lookup).local_ip6[index]) }.to_ne_bytes();
         // SAFETY: as above.
-        remote_words[index] = unsafe { core::ptr::read_volatile(&raw const (*ctx.lookup).remote_ip6[index]) }.to_ne_bytes();
+        remote_words[index] =
+            unsafe { core::ptr::read_volatile(&raw const (*ctx.lookup).remote_ip6[index]) }.to_ne_bytes();
     }
     (local, remote)
 }

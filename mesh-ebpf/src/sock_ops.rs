@@ -24,7 +24,7 @@ fn mesh_sock_ops(ctx: SockOpsContext) -> u32 {
         BPF_SOCK_OPS_TCP_CONNECT_CB => {
             if flow(&ctx).is_some() {
                 // Refused only for a socket that is no full one, which a connecting socket always is.
-                let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+                let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG.cast_signed());
             }
         }
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => established(&ctx),

@@ -33,7 +33,7 @@ pub(crate) fn cookie(socket: &impl AsRawFd) -> io::Result<u64> {
 }
 
 /// Cookie of the calling thread's network namespace, as `bpf_get_netns_cookie` gives it.
-pub fn own_netns_cookie() -> io::Result<u64> {
+pub(crate) fn own_netns_cookie() -> io::Result<u64> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     option(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE)
 }
@@ -59,8 +59,8 @@ pub(crate) fn prepare(socket: &impl std::os::fd::AsFd) -> io::Result<()> {
     let socket = SockRef::from(socket);
     socket.set_tcp_nodelay(true)?;
     let keepalive = TcpKeepalive::new()
-        .with_time(Duration::from_secs(180))
-        .with_interval(Duration::from_secs(180))
+        .with_time(Duration::from_mins(3))
+        .with_interval(Duration::from_mins(3))
         .with_retries(9);
     socket.set_tcp_keepalive(&keepalive)
 }

@@ -106,7 +106,8 @@ fn hostname() -> String {
 fn duration(text: &str) -> Result<Duration, String> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
-    let number: u64 = number.parse().map_err(|_error| format!("`{text}` is no time: write 24h, 30m, 90s or 500ms"))?;
+    let number: u64 =
+        number.parse().map_err(|_error| format!("`{text}` is no time: write 24h, 30m, 90s or 500ms"))?;
     let milliseconds = match unit {
         "ms" => 1,
         "s" => 1_000,

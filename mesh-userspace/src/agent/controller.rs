@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::datapath::{Attachment, Datapath, Role};
 use crate::model::{NodeName, Snapshot, Workload, WorkloadUid};
-use crate::node::{EnrolError, Enrolment, Enroller, probe};
+use crate::node::{EnrolError, Enroller, Enrolment, probe};
 use crate::proxy::{Canary, Pod, Shared, Stop, Workers};
 
 /// How often pods that could not be enrolled, or were replaced, are looked at again.
@@ -37,7 +37,7 @@ pub(super) struct NodeStatus {
     pub(super) sync_errors: Vec<String>,
     pub(super) generation: u64,
     pub(super) sees_agent: bool,
-    pub(super) service_entries: (usize, usize),
+    pub(super) heartbeat_age: Option<Duration>,
 }
 
 /// One pod.
@@ -151,7 +151,8 @@ impl Controller {
                     }
                     Some(Request::Stop(done)) => {
                         self.stop(&mut requests).await;
-                        drop(done.send(()));
+                        // Whoever asked may have given up waiting.
+                        let _ = done.send(());
                         return;
                     }
                     None => return,
@@ -189,7 +190,8 @@ impl Controller {
             .map(|workload| (workload.uid.clone(), Arc::clone(workload)))
             .collect();
         let is_other = |pod: &Enrolled, workload: &Workload| {
-            workload.netns.as_ref() != Some(&pod.enrolment.netns) || workload.addresses != pod.enrolment.addresses
+            workload.netns.as_ref() != Some(&pod.enrolment.netns)
+                || workload.addresses != pod.enrolment.addresses
         };
         let gone: Vec<WorkloadUid> = self
             .pods
@@ -218,7 +220,9 @@ impl Controller {
 
     fn enrol(&mut self, workload: &Arc<Workload>) {
         // A pod that is still leaving the same namespace must have left it before it can come again.
-        if let Some(index) = self.leaving.iter().position(|leaving| leaving.enrolled.enrolment.uid == workload.uid) {
+        if let Some(index) =
+            self.leaving.iter().position(|leaving| leaving.enrolled.enrolment.uid == workload.uid)
+        {
             let leaving = self.leaving.swap_remove(index);
             self.leave(leaving.enrolled);
         }
@@ -233,8 +237,10 @@ impl Controller {
                 let before = self.failed.get(&workload.uid);
                 if before.is_none_or(|before| before.reason != reason) {
                     tracing::error!(pod = %workload.uid, error = reason, "pod cannot be enrolled");
-                    let netns = workload.netns.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
-                    self.failed.insert(workload.uid.clone(), Failed { reason, since: SystemTime::now(), netns });
+                    let netns =
+                        workload.netns.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+                    self.failed
+                        .insert(workload.uid.clone(), Failed { reason, since: SystemTime::now(), netns });
                 }
             }
         }
@@ -249,7 +255,7 @@ impl Controller {
         }
         if let Err(error) = self.enroller.begin_capture(&mut self.datapath, &enrolment) {
             stop.send_replace(Stop::Cut);
-            self.enroller.release(&mut self.datapath, enrolment)?;
+            self.enroller.release(&mut self.datapath, &enrolment)?;
             return Err(error);
         }
         // The certificate is there before the first connection needs it.
@@ -290,7 +296,7 @@ impl Controller {
         self.workers.forget(enrolment.cookie);
         let uid = enrolment.uid.clone();
         drop(pod);
-        match self.enroller.release(&mut self.datapath, enrolment) {
+        match self.enroller.release(&mut self.datapath, &enrolment) {
             Ok(()) => tracing::info!(pod = %uid, "released"),
             Err(error) => tracing::error!(pod = %uid, error = %chain(&error), "pod cannot be released"),
         }
@@ -305,7 +311,8 @@ impl Controller {
             .map(|(uid, _)| uid.clone())
             .collect();
         for uid in replaced {
-            let netns = self.pods.get(&uid).map(|pod| pod.enrolment.netns.display().to_string()).unwrap_or_default();
+            let netns =
+                self.pods.get(&uid).map(|pod| pod.enrolment.netns.display().to_string()).unwrap_or_default();
             self.begin_leaving(&uid);
             let reason = format!("{netns} is gone or another namespace now");
             self.failed.insert(uid, Failed { reason, since: SystemTime::now(), netns });
@@ -314,7 +321,8 @@ impl Controller {
 
     /// Lets the data path know who is here, and the certificate store whose certificates are wanted.
     fn publish(&self) {
-        let pods: HashMap<_, _> = self.pods.iter().map(|(uid, pod)| (uid.clone(), Arc::clone(&pod.pod))).collect();
+        let pods: HashMap<_, _> =
+            self.pods.iter().map(|(uid, pod)| (uid.clone(), Arc::clone(&pod.pod))).collect();
         self.shared.telemetry.metrics().set_enrolled(pods.len());
         self.shared.set_pods(pods);
         let leaving = self.leaving.iter().map(|leaving| &leaving.enrolled);
@@ -346,13 +354,14 @@ impl Controller {
         }
         let deadline = Instant::now() + self.drain;
         let mut tick = tokio::time::interval(TICK);
-        let open = |pods: &BTreeMap<_, Enrolled>| pods.values().map(|pod| connections(&pod.pod)).sum::<usize>();
+        let open =
+            |pods: &BTreeMap<_, Enrolled>| pods.values().map(|pod| connections(&pod.pod)).sum::<usize>();
         while open(&self.pods) > 0 && Instant::now() < deadline {
             tokio::select! {
                 _ = tick.tick() => self.finish_leaving(),
                 request = requests.recv() => match request {
                     Some(Request::Status(answer) | Request::Check(answer)) => drop(answer.send(self.status())),
-                    Some(Request::Stop(done)) => drop(done.send(())),
+                    Some(Request::Stop(_told_again)) => break,
                     None => break,
                 },
             }
@@ -384,7 +393,7 @@ impl Controller {
             sync_errors: self.sync_errors.clone(),
             generation: self.generation,
             sees_agent: self.datapath.sees_agent(),
-            service_entries: self.datapath.service_entries(),
+            heartbeat_age: self.datapath.heartbeat_age(),
         }
     }
 }

@@ -27,7 +27,8 @@ pub(super) async fn record(mut events: FlowEvents, snapshot: Arc<ArcSwap<Snapsho
 
 fn flow_record(snapshot: &Snapshot, flow: &DirectFlow) -> FlowRecord {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let milliseconds = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let milliseconds =
+        |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let outcome = match (flow.established, flow.graceful) {
         (false, _) => Outcome::ConnectFailed,
         (true, true) => Outcome::Closed,

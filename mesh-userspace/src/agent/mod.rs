@@ -29,7 +29,9 @@ pub use self::controller::chain;
 use self::controller::{Controller, Request};
 use self::report::AgentData;
 use crate::admin::{AdminSocket, SocketError, serve_metrics, serve_socket};
-use crate::datapath::{self, CounterReader, Datapath, DatapathConfig, DatapathError, FlowEvents, Lifeline, check};
+use crate::datapath::{
+    self, CounterReader, Datapath, DatapathConfig, DatapathError, FlowEvents, Lifeline, check,
+};
 use crate::identity::{Authority, AuthorityError, CertificateStore};
 use crate::model::{MeshConfig, NodeName, Snapshot};
 use crate::node::{self, EnrolError, Enroller};
@@ -112,7 +114,10 @@ pub fn run(config: AgentConfig) -> Result<(), AgentError> {
     }
     let _lock = lock(&config.places.state_dir)?;
     raise_file_limit();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(starting("the runtime"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(starting("the runtime"))?;
     runtime.block_on(serve(config, lifeline))
 }
 
@@ -209,13 +214,15 @@ fn mesh_config(config: &AgentConfig) -> MeshConfig {
 
 fn telemetry(cluster: &str, certificates: &CertificateStore, feed: &Feed) -> Telemetry {
     let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION")));
-    let (certificates, reports, current) = (certificates.clone(), feed.reports.clone(), Arc::clone(&feed.current));
+    let (certificates, reports, current) =
+        (certificates.clone(), feed.reports.clone(), Arc::clone(&feed.current));
     metrics.on_scrape(move |metrics| {
         let certificates = certificates.certificates();
         let ends: Vec<(String, u64)> = certificates
             .iter()
             .filter_map(|status| {
-                let end = status.certificate.as_ref()?.not_after().duration_since(SystemTime::UNIX_EPOCH).ok()?;
+                let end =
+                    status.certificate.as_ref()?.not_after().duration_since(SystemTime::UNIX_EPOCH).ok()?;
                 Some((status.identity.to_string(), end.as_secs()))
             })
             .collect();
@@ -292,7 +299,13 @@ fn lock(state_dir: &Path) -> Result<Flock<File>, AgentError> {
     let error = |source| AgentError::StateDir { path: state_dir.to_owned(), source };
     fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir).map_err(error)?;
     let path = state_dir.join("lock");
-    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path).map_err(error)?;
+    let file = fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(error)?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
         nix::errno::Errno::EWOULDBLOCK => AgentError::Running(state_dir.to_owned()),
         errno => error(errno.into()),

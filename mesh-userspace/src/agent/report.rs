@@ -10,8 +10,8 @@ use tokio::sync::{mpsc, oneshot};
 use super::controller::{NodeStatus, PodState, ROLES, Request};
 use crate::admin::AdminData;
 use crate::admin::api::{
-    BackendReport, Canary, CertReport, CheckItem, CheckReport, KernelReport, PodStatus, ProgramStatus, ServicePortReport,
-    ServiceReport, StatusReport, TargetReport, WorkloadReport,
+    BackendReport, Canary, CertReport, CheckItem, CheckReport, KernelReport, PodStatus, ProgramStatus,
+    ServicePortReport, ServiceReport, StatusReport, TargetReport, WorkloadReport,
 };
 use crate::datapath::check;
 use crate::identity::{CertificateState, CertificateStatus};
@@ -48,7 +48,11 @@ impl AgentData {
             link_id: (attachment.link_id != 0).then_some(attachment.link_id),
             cgroup: Some(self.cgroup.display().to_string()),
         });
-        KernelReport { layout: LAYOUT_VERSION, heartbeat_age_ms: None, programs: programs.collect() }
+        KernelReport {
+            layout: LAYOUT_VERSION,
+            heartbeat_age_ms: status.heartbeat_age.and_then(|age| u64::try_from(age.as_millis()).ok()),
+            programs: programs.collect(),
+        }
     }
 
     fn problems(&self, status: &NodeStatus) -> Vec<String> {
@@ -74,10 +78,19 @@ impl AdminData for AgentData {
     async fn status(&self) -> StatusReport {
         let status = self.ask(Request::Status).await;
         let snapshot = self.feed.current.load();
-        let notices = self.feed.reports.borrow().notices.iter().map(|notice| {
-            let field = if notice.field.is_empty() { String::new() } else { format!(" {}", notice.field) };
-            format!("{:?}: {}{field}: {}", notice.severity, notice.object, notice.message).to_lowercase_first()
-        }).collect();
+        let notices = self
+            .feed
+            .reports
+            .borrow()
+            .notices
+            .iter()
+            .map(|notice| {
+                let field =
+                    if notice.field.is_empty() { String::new() } else { format!(" {}", notice.field) };
+                format!("{:?}: {}{field}: {}", notice.severity, notice.object, notice.message)
+                    .to_lowercase_first()
+            })
+            .collect();
         StatusReport {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             node: self.node.clone(),
@@ -105,9 +118,10 @@ impl AdminData for AgentData {
             purpose: "program in force on the cgroup".to_owned(),
             ok: attachment.attached,
             required: true,
-            detail: attachment.detail.clone().unwrap_or_else(|| {
-                format!("link {}, program {}", attachment.link_id, attachment.program_id)
-            }),
+            detail:
+                attachment.detail.clone().unwrap_or_else(|| {
+                    format!("link {}, program {}", attachment.link_id, attachment.program_id)
+                }),
             remedy: "restart meshd; it attaches what is missing".to_owned(),
         }));
         items.push(CheckItem {
@@ -192,9 +206,10 @@ fn pod_check(pod: &PodState) -> CheckItem {
 
 fn pod_status(pod: PodState) -> PodStatus {
     let is_listening = pod.state == "enrolled";
-    let listeners = pod.addresses.iter().filter(|_| is_listening).flat_map(|address| {
-        ROLES.map(|role| format!("{} {address}", format!("{role:?}").to_lowercase()))
-    });
+    let listeners =
+        pod.addresses.iter().filter(|_| is_listening).flat_map(|address| {
+            ROLES.map(|role| format!("{} {address}", format!("{role:?}").to_lowercase()))
+        });
     PodStatus {
         uid: pod.uid.to_string(),
         state: pod.state.to_owned(),
@@ -242,8 +257,11 @@ fn port_report(snapshot: &Snapshot, port: &ServicePort) -> ServicePortReport {
 fn backends(snapshot: &Snapshot, set: &BackendSet) -> Vec<BackendReport> {
     let total: u128 = set.backends().iter().map(|backend| u128::from(backend.weight)).sum();
     let report = |backend: &Backend| {
-        let share_ppm = u32::try_from(u128::from(backend.weight) * 1_000_000 / total.max(1)).unwrap_or(u32::MAX);
-        let Some(endpoint) = &backend.endpoint else { return BackendReport { share_ppm, ..BackendReport::default() } };
+        let share_ppm =
+            u32::try_from(u128::from(backend.weight) * 1_000_000 / total.max(1)).unwrap_or(u32::MAX);
+        let Some(endpoint) = &backend.endpoint else {
+            return BackendReport { share_ppm, ..BackendReport::default() };
+        };
         let workload = endpoint.workload.as_ref().and_then(|uid| snapshot.workloads.get(uid));
         BackendReport {
             address: Some(endpoint.address),
@@ -289,7 +307,9 @@ fn cert_report(status: CertificateStatus) -> CertReport {
         }
         .to_owned(),
         error: status.error.map(|error| error.to_string()),
-        root_fingerprint: certificate.map(|certificate| certificate.root_fingerprint().to_owned()).unwrap_or_default(),
+        root_fingerprint: certificate
+            .map(|certificate| certificate.root_fingerprint().to_owned())
+            .unwrap_or_default(),
     }
 }
 

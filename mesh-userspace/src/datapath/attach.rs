@@ -63,7 +63,8 @@ impl Cgroup {
             let program = object.program(name)?;
             let pin = pins.link(name);
             let pinned = bpf::pinned(&pin).ok();
-            let on_this_cgroup = |link: &_| bpf::link_info(link).is_ok_and(|info| info.cgroup_id() == self.id);
+            let on_this_cgroup =
+                |link: &_| bpf::link_info(link).is_ok_and(|info| info.cgroup_id() == self.id);
             if let Some(link) = pinned.filter(on_this_cgroup) {
                 bpf::link_update(link.as_fd(), program).map_err(error)?;
                 continue;

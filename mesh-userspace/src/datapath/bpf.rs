@@ -108,7 +108,8 @@ fn owned(fd: libc::c_long) -> OwnedFd {
 }
 
 fn c_path(path: &Path) -> io::Result<CString> {
-    CString::new(path.as_os_str().as_bytes()).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))
+    CString::new(path.as_os_str().as_bytes())
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))
 }
 
 /// Attaches a program to a cgroup or a network namespace, beside whatever is there.
@@ -124,8 +125,7 @@ pub(super) fn link_create(
 
 /// Replaces the program of a link; no event is seen by neither the old nor the new one.
 pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    let mut attribute =
-        LinkUpdate { link: raw(link), new_program: raw(program), flags: 0, old_program: 0 };
+    let mut attribute = LinkUpdate { link: raw(link), new_program: raw(program), flags: 0, old_program: 0 };
     call(LINK_UPDATE, &mut attribute).map(drop)
 }
 

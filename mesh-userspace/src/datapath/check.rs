@@ -103,7 +103,7 @@ pub fn needs(bpffs: &Path, cgroup: &Path) -> Vec<Need> {
     needs
 }
 
-fn text(error: io::Error) -> String {
+fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
@@ -138,7 +138,10 @@ fn transparent() -> Result<String, String> {
 
 fn effective_capabilities() -> Result<u64, String> {
     let status = fs::read_to_string("/proc/self/status").map_err(text)?;
-    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:")).ok_or("no CapEff in /proc/self/status")?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .ok_or("no CapEff in /proc/self/status")?;
     u64::from_str_radix(line.trim(), 16).map_err(|error| error.to_string())
 }
 

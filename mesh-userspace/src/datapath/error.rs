@@ -71,7 +71,10 @@ pub enum DatapathError {
 
 impl DatapathError {
     /// For `map_err`: a map operation on `map` failed.
-    pub(super) fn map(operation: &'static str, map: &'static str) -> impl FnOnce(aya::maps::MapError) -> Self {
+    pub(super) fn map(
+        operation: &'static str,
+        map: &'static str,
+    ) -> impl FnOnce(aya::maps::MapError) -> Self {
         move |source| Self::Map { operation, map, source: Box::new(source) }
     }
 

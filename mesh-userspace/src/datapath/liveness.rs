@@ -24,8 +24,7 @@ type StateMap = Array<MapData, State>;
 
 /// Keeps the agent known as alive until it is dropped.
 pub(super) struct Liveness {
-    // Dropped last of all sockets by the kernel's own order; held for that.
-    _lifeline: UdpSocket,
+    lifeline: UdpSocket,
     state: Arc<Mutex<(StateMap, State)>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -53,13 +52,13 @@ impl Liveness {
         };
         let state = Arc::new(Mutex::new((map, state)));
         write(&state, |_| ())?;
-        Ok(Self { _lifeline: socket, state, stop: Arc::default(), thread: None })
+        Ok(Self { lifeline: socket, state, stop: Arc::default(), thread: None })
     }
 
     /// Once the programs are attached: lets them learn who the agent is, and begins to beat.
     pub(super) fn start(&mut self) -> Result<(), DatapathError> {
         // Port 9 is discard; connecting a UDP socket sends nothing.
-        self._lifeline.connect((Ipv4Addr::LOCALHOST, 9)).map_err(DatapathError::Lifeline)?;
+        self.lifeline.connect((Ipv4Addr::LOCALHOST, 9)).map_err(DatapathError::Lifeline)?;
         {
             let mut guard = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             let (map, state) = &mut *guard;
@@ -86,6 +85,13 @@ impl Liveness {
     /// Whether the programs have learnt who the agent is: they have run for a socket of ours.
     pub(super) fn is_known(&self) -> bool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).1.agent_tgid != 0
+    }
+
+    /// Age of the heartbeat as the kernel sees it; `None` while nothing is captured.
+    pub(super) fn heartbeat_age(&self) -> Option<Duration> {
+        let guard = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = guard.0.get(&0, 0).ok().filter(|state| state.heartbeat_ns != 0)?;
+        Some(Duration::from_nanos(super::monotonic_ns().saturating_sub(held.heartbeat_ns)))
     }
 
     /// Lets one socket of the agent's own be captured, for the self-test; 0 ends that.

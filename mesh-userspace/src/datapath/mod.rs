@@ -17,10 +17,11 @@ mod workloads;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, HashMap as KernelMap, MapData, PerCpuArray, RingBuf, SockHash};
+use imbl::ordmap::DiffItem;
 use mesh_common::abi::{Address, Counter, InboundMode, LAYOUT_VERSION, Pod, PodKey, mapped};
 use mesh_common::names::{map, program};
 
@@ -81,7 +82,6 @@ pub struct Datapath {
     pods: KernelMap<MapData, u64, Pod>,
     inbound_modes: KernelMap<MapData, PodKey, InboundMode>,
     listeners: SockHash<MapData, PodKey>,
-    counters: PerCpuArray<MapData, u64>,
     applied: Option<Snapshot>,
 }
 
@@ -106,7 +106,6 @@ impl Datapath {
             pods: object.take(map::PODS)?,
             inbound_modes: object.take(map::INBOUND_MODES)?,
             listeners: object.take(map::LISTENERS)?,
-            counters: object.take(map::COUNTERS)?,
             object,
             pins,
             cgroup,
@@ -134,18 +133,19 @@ impl Datapath {
             Some(before) => {
                 for change in before.services.diff(&snapshot.services) {
                     errors.extend(match change {
-                        imbl::ordmap::DiffItem::Add(_, service) => self.services.update(service),
-                        imbl::ordmap::DiffItem::Update { new: (_, service), .. } => self.services.update(service),
-                        imbl::ordmap::DiffItem::Remove(name, _) => self.services.remove(name),
+                        DiffItem::Add(_, service) | DiffItem::Update { new: (_, service), .. } => {
+                            self.services.update(service)
+                        }
+                        DiffItem::Remove(name, _) => self.services.remove(name),
                     });
                 }
                 for change in before.workloads.diff(&snapshot.workloads) {
                     errors.extend(match change {
-                        imbl::ordmap::DiffItem::Add(_, new) => self.destinations.update(None, Some(new)),
-                        imbl::ordmap::DiffItem::Update { old: (_, old), new: (_, new) } => {
+                        DiffItem::Add(_, new) => self.destinations.update(None, Some(new)),
+                        DiffItem::Update { old: (_, old), new: (_, new) } => {
                             self.destinations.update(Some(old), Some(new))
                         }
-                        imbl::ordmap::DiffItem::Remove(_, old) => self.destinations.update(Some(old), None),
+                        DiffItem::Remove(_, old) => self.destinations.update(Some(old), None),
                     });
                 }
             }
@@ -166,7 +166,11 @@ impl Datapath {
     }
 
     /// Makes an enrolled pod's ports known: its modes, for `sk_lookup`.
-    pub fn set_inbound_modes(&mut self, addresses: &[IpAddr], modes: &MtlsModes) -> Result<(), DatapathError> {
+    pub fn set_inbound_modes(
+        &mut self,
+        addresses: &[IpAddr],
+        modes: &MtlsModes,
+    ) -> Result<(), DatapathError> {
         for address in addresses {
             let wanted = workloads::inbound_modes(address_of(*address), modes);
             self.retain_inbound(address_of(*address), &wanted)?;
@@ -202,7 +206,12 @@ impl Datapath {
     }
 
     /// Makes a listening socket the one that takes a role at a pod's address.
-    pub fn set_listener(&mut self, address: IpAddr, role: Role, socket: BorrowedFd<'_>) -> Result<(), DatapathError> {
+    pub fn set_listener(
+        &mut self,
+        address: IpAddr,
+        role: Role,
+        socket: BorrowedFd<'_>,
+    ) -> Result<(), DatapathError> {
         let key = PodKey { address: address_of(address), selector: role as u32 };
         self.listeners
             .insert(key, Raw(socket.as_raw_fd()), 0)
@@ -290,28 +299,14 @@ impl Datapath {
         self.liveness.is_known()
     }
 
-    /// The kernel's counters, summed over the CPUs.
-    pub fn counters(&self) -> Vec<(Counter, u64)> {
-        let sum = |counter: Counter| {
-            let values = self.counters.get(&(counter as u32), 0).ok()?;
-            Some((counter, values.iter().sum()))
-        };
-        Counter::ALL.into_iter().filter_map(sum).collect()
-    }
-
-    /// Entries in the maps `SERVICES` and `SLOTS`.
-    pub fn service_entries(&self) -> (usize, usize) {
-        self.services.sizes()
+    /// Age of the heartbeat as the kernel sees it; `None` while nothing is captured.
+    pub fn heartbeat_age(&self) -> Option<std::time::Duration> {
+        self.liveness.heartbeat_age()
     }
 
     /// A second handle on the counters, for a reader in another thread.
     pub fn counter_reader(&self) -> Result<CounterReader, DatapathError> {
         object::reopen(&self.pins, map::COUNTERS).map(CounterReader)
-    }
-
-    /// A descriptor of the `sk_lookup` program.
-    pub fn pod_program(&self) -> Result<OwnedFd, DatapathError> {
-        self.object.program_fd(program::POD_LOOKUP)
     }
 
     /// Ends capture for good, ahead of the sockets closing.

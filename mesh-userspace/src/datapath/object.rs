@@ -1,6 +1,6 @@
 //! The eBPF object: embedded at build time, loaded with its maps pinned.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use aya::maps::{Map, MapData};
 use aya::programs::{Program, ProgramError};
@@ -50,16 +50,11 @@ impl Object {
         Ok(fd.as_fd())
     }
 
-    /// A descriptor of a loaded program that outlives the object.
-    pub(super) fn program_fd(&self, name: &'static str) -> Result<OwnedFd, DatapathError> {
-        let error = |source| DatapathError::Attach { program: name, target: "".into(), source };
-        self.program(name)?.try_clone_to_owned().map_err(error)
-    }
-
     /// Id of a loaded program.
     pub(super) fn program_id(&self, name: &'static str) -> Result<u32, DatapathError> {
         let program = self.ebpf.program(name).ok_or(DatapathError::Missing(name))?;
-        let info = program.info().map_err(|source| DatapathError::Program { name, source: Box::new(source) })?;
+        let info =
+            program.info().map_err(|source| DatapathError::Program { name, source: Box::new(source) })?;
         Ok(info.id())
     }
 }
@@ -91,7 +86,8 @@ mod tests {
     #[test]
     fn names_match_the_object() {
         let object = aya_obj::Object::parse(OBJECT).unwrap();
-        let mut maps: Vec<_> = object.maps.keys().map(String::as_str).filter(|name| !name.starts_with('.')).collect();
+        let mut maps: Vec<_> =
+            object.maps.keys().map(String::as_str).filter(|name| !name.starts_with('.')).collect();
         let mut expected = map::ALL.to_vec();
         maps.sort_unstable();
         expected.sort_unstable();

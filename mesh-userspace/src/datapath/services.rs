@@ -4,7 +4,7 @@
 //! Invariants: the slots of a generation are all there before a service points at it; they are deleted only after every
 //! program that might still read them has ended; an entry that cannot be written leaves the one before in force.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use aya::maps::{HashMap as KernelMap, MapData};
@@ -41,13 +41,13 @@ impl ServiceTable {
     ) -> Result<Self, DatapathError> {
         let mut by_id: HashMap<(u32, u32), Vec<Option<Slot>>> = HashMap::new();
         let mut installed = HashMap::new();
-        for entry in services.iter() {
+        for entry in &services {
             let (key, value) = entry.map_err(DatapathError::map("read", map::SERVICES))?;
             by_id.insert((value.id, value.generation), vec![None; value.slots as usize]);
             installed.insert(key, value);
         }
         let mut orphans = Vec::new();
-        for entry in slots.iter() {
+        for entry in &slots {
             let (key, slot) = entry.map_err(DatapathError::map("read", map::SLOTS))?;
             let place = by_id
                 .get_mut(&(key.service, key.generation))
@@ -75,7 +75,7 @@ impl ServiceTable {
 
     /// Makes the kernel hold what `snapshot` says, whatever it held.
     pub(super) fn replace(&mut self, snapshot: &Snapshot) -> Vec<DatapathError> {
-        let mut stale: HashMap<ServiceKey, ()> = self.installed.keys().map(|key| (*key, ())).collect();
+        let mut stale: HashSet<ServiceKey> = self.installed.keys().copied().collect();
         let mut errors = Vec::new();
         self.keys.clear();
         for service in snapshot.services.values() {
@@ -84,7 +84,7 @@ impl ServiceTable {
                 stale.remove(key);
             }
         }
-        errors.extend(stale.into_keys().filter_map(|key| self.remove_key(&key).err()));
+        errors.extend(stale.into_iter().filter_map(|key| self.remove_key(&key).err()));
         errors
     }
 
@@ -187,12 +187,6 @@ impl ServiceTable {
         let id = self.next_id;
         self.next_id = self.next_id.checked_add(1).unwrap_or(1);
         id
-    }
-
-    /// Number of entries in `SERVICES` and `SLOTS`.
-    pub(super) fn sizes(&self) -> (usize, usize) {
-        let slots: usize = self.installed.values().map(|(value, _)| value.slots as usize).sum();
-        (self.installed.len(), slots + self.retired.len())
     }
 }
 

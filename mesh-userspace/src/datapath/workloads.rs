@@ -5,8 +5,8 @@ use std::collections::HashMap;
 
 use aya::maps::{HashMap as KernelMap, MapData};
 use mesh_common::abi::{
-    Address, DESTINATION_ENROLLED, DESTINATION_STRICT, Destination, INBOUND_OPEN, INBOUND_STRICT, InboundMode,
-    PodKey,
+    Address, DESTINATION_ENROLLED, DESTINATION_STRICT, Destination, INBOUND_OPEN, INBOUND_STRICT,
+    InboundMode, PodKey,
 };
 use mesh_common::names::map;
 
@@ -30,9 +30,15 @@ impl DestinationTable {
     pub(super) fn replace(&mut self, snapshot: &Snapshot) -> Vec<DatapathError> {
         let wanted: HashMap<Address, Destination> =
             snapshot.workloads.values().flat_map(|workload| destinations(workload)).collect();
-        let stale: Vec<_> = self.installed.keys().filter(|address| !wanted.contains_key(*address)).copied().collect();
-        let removed: Vec<_> = stale.into_iter().filter_map(|address| self.remove_address(&address).err()).collect();
-        wanted.into_iter().filter_map(|(address, value)| self.write(address, value).err()).chain(removed).collect()
+        let stale: Vec<_> =
+            self.installed.keys().filter(|address| !wanted.contains_key(*address)).copied().collect();
+        let removed: Vec<_> =
+            stale.into_iter().filter_map(|address| self.remove_address(&address).err()).collect();
+        wanted
+            .into_iter()
+            .filter_map(|(address, value)| self.write(address, value).err())
+            .chain(removed)
+            .collect()
     }
 
     /// One workload came, changed or went.
@@ -40,7 +46,8 @@ impl DestinationTable {
         let wanted = new.map(destinations).unwrap_or_default();
         let gone = old.map(destinations).unwrap_or_default().into_iter();
         let gone = gone.filter(|(address, _)| wanted.iter().all(|(kept, _)| kept != address));
-        let mut errors: Vec<_> = gone.filter_map(|(address, _)| self.remove_address(&address).err()).collect();
+        let mut errors: Vec<_> =
+            gone.filter_map(|(address, _)| self.remove_address(&address).err()).collect();
         errors.extend(wanted.into_iter().filter_map(|(address, value)| self.write(address, value).err()));
         errors
     }
@@ -75,8 +82,10 @@ fn destinations(workload: &Workload) -> Vec<(Address, Destination)> {
 
 /// What `INBOUND_MODES` should hold for one address of a pod.
 pub(super) fn inbound_modes(address: Address, modes: &MtlsModes) -> HashMap<PodKey, InboundMode> {
-    let value = |mode: Mode| InboundMode { mode: if mode == Mode::Strict { INBOUND_STRICT } else { INBOUND_OPEN } };
+    let value =
+        |mode: Mode| InboundMode { mode: if mode == Mode::Strict { INBOUND_STRICT } else { INBOUND_OPEN } };
     let default = (PodKey { address, selector: 0 }, value(modes.default));
-    let own = modes.ports.iter().map(|(port, mode)| (PodKey { address, selector: u32::from(*port) }, value(*mode)));
+    let own =
+        modes.ports.iter().map(|(port, mode)| (PodKey { address, selector: u32::from(*port) }, value(*mode)));
     std::iter::once(default).chain(own.filter(|(key, _)| key.selector != 0)).collect()
 }

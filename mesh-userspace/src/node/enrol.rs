@@ -125,41 +125,16 @@ impl Enroller {
             before,
         };
         self.remember(&enrolment)?;
-        let laid = self.lay(datapath, workload, &netns, &addresses, &at);
+        let laid = lay(datapath, workload, &netns, &addresses, &at);
         match laid {
             Ok(listeners) => Ok((enrolment, netns, listeners)),
             Err(error) => {
-                if let Err(undo) = self.release(datapath, enrolment) {
+                if let Err(undo) = self.release(datapath, &enrolment) {
                     tracing::warn!(error = %undo, pod = %workload.uid, "a failed enrolment could not be undone");
                 }
                 Err(error)
             }
         }
-    }
-
-    fn lay<E: FnOnce(io::Error) -> EnrolError>(
-        &self,
-        datapath: &mut Datapath,
-        workload: &Workload,
-        netns: &NetNs,
-        addresses: &[IpAddr],
-        at: &impl Fn(&'static str) -> E,
-    ) -> Result<Vec<Listener>, EnrolError> {
-        if let Some(address) = absent(netns, addresses).map_err(at("look at the addresses"))? {
-            return Err(EnrolError::Address { path: netns.path().to_owned(), address });
-        }
-        datapath.set_inbound_modes(addresses, &workload.mtls)?;
-        let owned = addresses.to_vec();
-        let listeners = netns.run(move || listeners::open(&owned)).map_err(at("listen"))?;
-        let owned = addresses.to_vec();
-        netns.run(move || plumbing::lay(&owned)).map_err(at("lay rules and routes"))?;
-        for listener in &listeners {
-            for address in addresses.iter().filter(|address| address.is_ipv4() == listener.v4) {
-                datapath.set_listener(*address, listener.role, listener.socket.as_fd())?;
-            }
-        }
-        datapath.attach_pod(netns.cookie(), netns.file().as_fd())?;
-        Ok(listeners)
     }
 
     fn remember(&mut self, enrolment: &Enrolment) -> Result<(), EnrolError> {
@@ -176,7 +151,11 @@ impl Enroller {
     }
 
     /// The listeners are being accepted from: from here on the pod's connections are captured.
-    pub fn begin_capture(&mut self, datapath: &mut Datapath, enrolment: &Enrolment) -> Result<(), EnrolError> {
+    pub fn begin_capture(
+        &mut self,
+        datapath: &mut Datapath,
+        enrolment: &Enrolment,
+    ) -> Result<(), EnrolError> {
         datapath.add_pod(enrolment.cookie, self.next_id)?;
         self.next_id = self.next_id.wrapping_add(1);
         Ok(())
@@ -189,8 +168,8 @@ impl Enroller {
     }
 
     /// Takes everything out of the pod and the maps.
-    pub fn release(&mut self, datapath: &mut Datapath, enrolment: Enrolment) -> Result<(), EnrolError> {
-        self.end_capture(datapath, &enrolment)?;
+    pub fn release(&mut self, datapath: &mut Datapath, enrolment: &Enrolment) -> Result<(), EnrolError> {
+        self.end_capture(datapath, enrolment)?;
         for address in &enrolment.addresses {
             datapath.clear_address(*address)?;
         }
@@ -201,14 +180,18 @@ impl Enroller {
     }
 
     /// Releases the pods that an earlier agent enrolled and that are not among `enrolled`.
-    pub fn release_strays(&mut self, datapath: &mut Datapath, enrolled: impl Fn(u64) -> bool) -> Vec<EnrolError> {
+    pub fn release_strays(
+        &mut self,
+        datapath: &mut Datapath,
+        enrolled: impl Fn(u64) -> bool,
+    ) -> Vec<EnrolError> {
         let strays: Vec<Remembered> =
             self.remembered.values().filter(|pod| !enrolled(pod.cookie)).cloned().collect();
         let mut errors = Vec::new();
         for pod in strays {
             tracing::info!(pod = %pod.uid, "released: enrolled by an earlier agent and no longer wanted");
             let Remembered { uid, netns, cookie, addresses, before } = pod;
-            errors.extend(self.release(datapath, Enrolment { uid, cookie, netns, addresses, before }).err());
+            errors.extend(self.release(datapath, &Enrolment { uid, cookie, netns, addresses, before }).err());
         }
         for cookie in datapath.known_pods().into_iter().filter(|cookie| !enrolled(*cookie)) {
             let forgotten = datapath.remove_pod(cookie).and_then(|()| datapath.detach_pod(cookie));
@@ -225,7 +208,9 @@ impl Enroller {
         }
         match (datapath.pod_link(enrolment.cookie), datapath.pod_program_id()) {
             (Err(error), _) => missing.push(format!("the sk_lookup link cannot be read: {error}")),
-            (Ok(link), _) if link.netns_inode() == 0 => missing.push("the sk_lookup link has lost its namespace".to_owned()),
+            (Ok(link), _) if link.netns_inode() == 0 => {
+                missing.push("the sk_lookup link has lost its namespace".to_owned());
+            }
             (Ok(link), Ok(own)) if link.program_id != own => {
                 missing.push(format!("the sk_lookup link runs program {} instead of {own}", link.program_id));
             }
@@ -256,6 +241,31 @@ impl Enroller {
     pub fn is_replaced(enrolment: &Enrolment) -> bool {
         !NetNs::open(&enrolment.netns).is_ok_and(|netns| netns.cookie() == enrolment.cookie)
     }
+}
+
+/// Lays everything that a pod needs, what steers to the agent last.
+fn lay<E: FnOnce(io::Error) -> EnrolError>(
+    datapath: &mut Datapath,
+    workload: &Workload,
+    netns: &NetNs,
+    addresses: &[IpAddr],
+    at: &impl Fn(&'static str) -> E,
+) -> Result<Vec<Listener>, EnrolError> {
+    if let Some(address) = absent(netns, addresses).map_err(at("look at the addresses"))? {
+        return Err(EnrolError::Address { path: netns.path().to_owned(), address });
+    }
+    datapath.set_inbound_modes(addresses, &workload.mtls)?;
+    let owned = addresses.to_vec();
+    let listeners = netns.run(move || listeners::open(&owned)).map_err(at("listen"))?;
+    let owned = addresses.to_vec();
+    netns.run(move || plumbing::lay(&owned)).map_err(at("lay rules and routes"))?;
+    for listener in &listeners {
+        for address in addresses.iter().filter(|address| address.is_ipv4() == listener.v4) {
+            datapath.set_listener(*address, listener.role, listener.socket.as_fd())?;
+        }
+    }
+    datapath.attach_pod(netns.cookie(), netns.file().as_fd())?;
+    Ok(listeners)
 }
 
 /// Leaves no trace of any agent on this machine's pods: for `meshd uninstall`. The pins are removed elsewhere.

@@ -9,6 +9,6 @@ mod plumbing;
 pub mod probe;
 mod state;
 
-pub use enrol::{EnrolError, Enrolment, Enroller, uninstall};
+pub use enrol::{EnrolError, Enroller, Enrolment, uninstall};
 pub use listeners::Listener;
 pub use netns::NetNs;

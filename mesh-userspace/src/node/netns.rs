@@ -53,7 +53,10 @@ impl NetNs {
     }
 
     /// Runs `work` on a thread of its own inside the namespace and waits for it.
-    pub fn run<T: Send + 'static>(&self, work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    pub fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
         let file = self.file.try_clone()?;
         in_thread(move || {
             setns(file, CloneFlags::CLONE_NEWNET)?;
@@ -64,12 +67,11 @@ impl NetNs {
     /// Runs `work`, which must be a few system calls, on this thread inside the namespace.
     pub fn visit<T>(&self, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         HOME.with(|home| {
-            let home = match home.get() {
-                Some(file) => file,
-                None => {
-                    let own = File::open("/proc/thread-self/ns/net")?;
-                    home.get_or_init(|| own)
-                }
+            let home = if let Some(file) = home.get() {
+                file
+            } else {
+                let own = File::open("/proc/thread-self/ns/net")?;
+                home.get_or_init(|| own)
             };
             setns(&self.file, CloneFlags::CLONE_NEWNET)?;
             let _back = Return(home);

@@ -50,7 +50,8 @@ pub(super) fn lay(addresses: &[IpAddr]) -> io::Result<()> {
     fs::write(FWMARK_ACCEPT, "1")?;
     with_netlink(async |netlink| {
         for version in versions(addresses) {
-            let source = addresses.iter().find(|address| address.is_ipv4() == matches!(version, IpVersion::V4));
+            let source =
+                addresses.iter().find(|address| address.is_ipv4() == matches!(version, IpVersion::V4));
             netlink.replace_route(local_default(&version, TABLE_CAPTURE, source.copied())).await?;
             netlink.replace_route(local_default(&version, TABLE_DELIVER, None)).await?;
             netlink.add_rule(&version, PREF_LOCAL, None, TABLE_LOCAL).await?;
@@ -140,7 +141,13 @@ impl Netlink {
         self.0.rule().get(copy(version)).execute().try_collect().await.map_err(io_error)
     }
 
-    async fn add_rule(&self, version: &IpVersion, pref: u32, mark: Option<u32>, table: u32) -> io::Result<()> {
+    async fn add_rule(
+        &self,
+        version: &IpVersion,
+        pref: u32,
+        mark: Option<u32>,
+        table: u32,
+    ) -> io::Result<()> {
         let mut request = self.0.rule().add().priority(pref).table_id(table).action(RuleAction::ToTable);
         if let Some(mark) = mark {
             request = request.fw_mark(mark);
@@ -151,7 +158,11 @@ impl Netlink {
         }
     }
 
-    async fn delete_rules(&self, version: &IpVersion, which: impl Fn(&RuleMessage) -> bool) -> io::Result<()> {
+    async fn delete_rules(
+        &self,
+        version: &IpVersion,
+        which: impl Fn(&RuleMessage) -> bool,
+    ) -> io::Result<()> {
         for rule in self.rules(version).await?.into_iter().filter(|rule| which(rule)) {
             allow(libc::ENOENT, self.0.rule().del(rule).execute()).await?;
         }

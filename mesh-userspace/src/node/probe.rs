@@ -15,12 +15,14 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// Connects to `address` from inside the pod, captured like an application's connection, and reads `token` back.
 pub fn run(datapath: &Datapath, netns: &NetNs, address: SocketAddr, token: [u8; 16]) -> Result<(), String> {
     if !datapath.sees_agent() {
-        return Err("the agent is not below the cgroup that it serves, so its own connections cannot be captured".to_owned());
+        return Err(
+            "the agent is not below the cgroup that it serves, so its own connections cannot be captured"
+                .to_owned(),
+        );
     }
     let text = |error: io::Error| error.to_string();
-    let socket = netns
-        .visit(|| Socket::new(Domain::for_address(address), Type::STREAM, None))
-        .map_err(text)?;
+    let socket =
+        netns.visit(|| Socket::new(Domain::for_address(address), Type::STREAM, None)).map_err(text)?;
     datapath.set_canary(Some(cookie(&socket).map_err(text)?)).map_err(|error| error.to_string())?;
     let result = exchange(socket, address, token);
     datapath.set_canary(None).map_err(|error| error.to_string())?;

@@ -23,7 +23,9 @@ impl Canary {
     pub const fn address(pod: IpAddr) -> SocketAddr {
         match pod {
             IpAddr::V4(_) => SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 77)), PORT),
-            IpAddr::V6(_) => SocketAddr::new(IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x77)), PORT),
+            IpAddr::V6(_) => {
+                SocketAddr::new(IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x77)), PORT)
+            }
         }
     }
 

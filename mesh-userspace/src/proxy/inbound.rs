@@ -182,9 +182,12 @@ pub(super) async fn hbone(worker: &Worker, pod: &Arc<Pod>, socket: TcpStream) {
 fn refused(worker: &Worker, pod: &Arc<Pod>, peer: Option<SocketAddr>, error: &ServerError) {
     let Some(peer) = peer else { return };
     let workload = pod.workload(&worker.shared.snapshot.load());
-    let Some(address) = workload.addresses.iter().find(|address| address.is_ipv4() == peer.is_ipv4()) else { return };
+    let Some(address) = workload.addresses.iter().find(|address| address.is_ipv4() == peer.is_ipv4()) else {
+        return;
+    };
     let destination = SocketAddr::new(*address, mesh_common::abi::HBONE_PORT);
-    open(worker, &workload, canonical(peer), destination, None, Instant::now()).fail(Outcome::TlsFailed, error);
+    open(worker, &workload, canonical(peer), destination, None, Instant::now())
+        .fail(Outcome::TlsFailed, error);
 }
 
 async fn tunnel(worker: &Worker, pod: &Arc<Pod>, request: TunnelRequest) {

@@ -44,7 +44,11 @@ pub struct Shared {
 
 impl Shared {
     /// Shared state around the snapshot in force.
-    pub fn new(snapshot: Arc<ArcSwap<Snapshot>>, certificates: CertificateStore, telemetry: Telemetry) -> Self {
+    pub fn new(
+        snapshot: Arc<ArcSwap<Snapshot>>,
+        certificates: CertificateStore,
+        telemetry: Telemetry,
+    ) -> Self {
         Self {
             snapshot,
             certificates,
@@ -68,7 +72,8 @@ impl Shared {
     fn set_pool_sizes(&self, worker: usize, sizes: (usize, usize, usize)) {
         let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
         pools.insert(worker, sizes);
-        let sum = pools.values().fold((0, 0, 0), |sum, pool| (sum.0 + pool.0, sum.1 + pool.1, sum.2 + pool.2));
+        let sum =
+            pools.values().fold((0, 0, 0), |sum, pool| (sum.0 + pool.0, sum.1 + pool.1, sum.2 + pool.2));
         self.telemetry.metrics().set_pool(sum.0, sum.1, sum.2);
     }
 }

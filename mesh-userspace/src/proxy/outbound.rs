@@ -80,7 +80,7 @@ impl UpstreamError {
 
 enum Upstream {
     Socket(TcpStream),
-    Tunnel(super::copy::Tunnel, #[expect(dead_code, reason = "held for its drop")] Lease),
+    Tunnel(super::copy::Tunnel, Lease),
 }
 
 type Lease = hbone::Lease;
@@ -182,17 +182,15 @@ impl Attempt<'_> {
 
     async fn connect(&self, destination: &Destination) -> Result<Upstream, UpstreamError> {
         let address = destination.address;
-        match (destination.transport(), &destination.workload) {
-            (Transport::Mutual, Some(workload)) => match self.worker.shared.pod(&workload.uid) {
+        if let (Transport::Mutual, Some(workload)) = (destination.transport(), &destination.workload) {
+            return match self.worker.shared.pod(&workload.uid) {
                 Some(local) => self.deliver(&local, workload, address).await,
                 None => self.tunnel(workload, address).await,
-            },
-            _ => {
-                let connect = timeout(CONNECT_DEADLINE, upstream::plain(&self.pod.netns, address)).await;
-                let socket = connect.map_err(|_elapsed| UpstreamError::Timeout(address))?;
-                socket.map(Upstream::Socket).map_err(|source| UpstreamError::Connect { address, source })
-            }
+            };
         }
+        let connect = timeout(CONNECT_DEADLINE, upstream::plain(&self.pod.netns, address)).await;
+        let socket = connect.map_err(|_elapsed| UpstreamError::Timeout(address))?;
+        socket.map(Upstream::Socket).map_err(|source| UpstreamError::Connect { address, source })
     }
 
     /// To a pod of this node: both identities are known here, nothing is encrypted and nothing leaves the node.
@@ -229,8 +227,7 @@ impl Attempt<'_> {
             self.source,
             baggage.as_ref(),
         );
-        let (tunnel, lease) =
-            tunnel.await.map_err(|source| UpstreamError::Tunnel { address, source })?;
+        let (tunnel, lease) = tunnel.await.map_err(|source| UpstreamError::Tunnel { address, source })?;
         Ok(Upstream::Tunnel(tunnel, lease))
     }
 

@@ -42,7 +42,13 @@ impl Pod {
     pub fn new(workload: Arc<Workload>, netns: NetNs, stop: watch::Receiver<Stop>) -> Self {
         let uid = workload.uid.clone();
         let baggage = Baggage::of(&workload);
-        Self { uid, netns, stop, connections: AtomicUsize::new(0), seen: ArcSwap::from_pointee(Seen { workload, baggage }) }
+        Self {
+            uid,
+            netns,
+            stop,
+            connections: AtomicUsize::new(0),
+            seen: ArcSwap::from_pointee(Seen { workload, baggage }),
+        }
     }
 
     /// `NAMESPACE/POD`.

@@ -88,8 +88,13 @@ mod tests {
                 mode: Mode::Permissive,
             })
             .collect();
-        let target =
-            RouteTarget { service: name.clone(), port: 9080, subset: None, weight: 1, endpoints: Arc::clone(&endpoints) };
+        let target = RouteTarget {
+            service: name.clone(),
+            port: 9080,
+            subset: None,
+            weight: 1,
+            endpoints: Arc::clone(&endpoints),
+        };
         let port = ServicePort {
             name: "http".into(),
             port: 9080,

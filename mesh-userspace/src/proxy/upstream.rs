@@ -22,7 +22,9 @@ pub(super) async fn plain(netns: &NetNs, to: SocketAddr) -> io::Result<TcpStream
 /// `from` with port 0 takes any port of the client's address. A port that is taken there falls back to any.
 pub(super) async fn deliver(netns: &NetNs, from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
     let first = deliver_from(netns, from, to).await;
-    let taken = |error: &io::Error| matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable);
+    let taken = |error: &io::Error| {
+        matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
+    };
     match first {
         Err(error) if from.port() != 0 && taken(&error) => {
             deliver_from(netns, SocketAddr::new(from.ip(), 0), to).await

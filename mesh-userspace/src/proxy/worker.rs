@@ -67,7 +67,8 @@ impl Workers {
             .collect();
         let mut threads = Vec::new();
         for (index, queue) in queues.into_iter().enumerate() {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().event_interval(31).build()?;
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().event_interval(31).build()?;
             let (shared, peers, mut stopped) = (Arc::clone(shared), Arc::clone(&handles), stopped.clone());
             let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
                 let tasks = LocalSet::new();

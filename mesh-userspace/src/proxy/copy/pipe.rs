@@ -47,7 +47,9 @@ impl Pipe {
 
     /// Moves what the socket holds into the pipe; `Ok(0)` at the end of the stream.
     pub(super) fn fill(&self, from: &TcpStream) -> io::Result<usize> {
-        from.try_io(Interest::READABLE, || move_bytes(from, &self.write, usize::try_from(CAPACITY).unwrap_or(0)))
+        from.try_io(Interest::READABLE, || {
+            move_bytes(from, &self.write, usize::try_from(CAPACITY).unwrap_or(0))
+        })
     }
 
     /// Moves all of what the pipe holds into the socket.

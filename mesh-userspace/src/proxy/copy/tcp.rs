@@ -62,7 +62,9 @@ fn step(from: &TcpStream, to: &TcpStream, source: Broken, sink: Broken) -> Resul
         match to.try_write(&buffer[..read]) {
             Ok(written) if written == read => Ok(Step::Moved(read)),
             Ok(written) => Ok(Step::Left(read, buffer[written..read].to_vec())),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(Step::Left(read, buffer[..read].to_vec())),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                Ok(Step::Left(read, buffer[..read].to_vec()))
+            }
             Err(_) => Err(sink),
         }
     })

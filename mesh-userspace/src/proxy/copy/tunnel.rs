@@ -1,4 +1,4 @@
-//! Socket to HBONE stream and back. END_STREAM is the half-close, RST_STREAM the reset.
+//! Socket to HBONE stream and back. `END_STREAM` is the half-close, `RST_STREAM` the reset.
 
 use std::future::poll_fn;
 use std::io::ErrorKind;

@@ -122,7 +122,8 @@ pub(super) async fn open(
     client: SocketAddr,
     baggage: Option<&Baggage>,
 ) -> Result<Tunnel, ClientError> {
-    let authority = Uri::builder().authority(destination.to_string()).build().map_err(ClientError::Authority)?;
+    let authority =
+        Uri::builder().authority(destination.to_string()).build().map_err(ClientError::Authority)?;
     let mut request =
         Request::builder().method(Method::CONNECT).uri(authority).body(()).map_err(ClientError::Authority)?;
     *request.headers_mut() = headers::request(client, baggage);

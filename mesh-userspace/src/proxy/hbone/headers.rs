@@ -71,7 +71,8 @@ mod tests {
 
     #[test]
     fn what_is_no_client_is_passed_over() {
-        for text in ["", "for", "for=", "for=\"unknown\"", "by=\"10.0.0.1:1\"", "for=\"10.0.0.1\"", "\u{7f}"] {
+        for text in ["", "for", "for=", "for=\"unknown\"", "by=\"10.0.0.1:1\"", "for=\"10.0.0.1\"", "\u{7f}"]
+        {
             let mut headers = HeaderMap::new();
             if let Ok(value) = HeaderValue::from_str(text) {
                 headers.insert(FORWARDED, value);

@@ -35,15 +35,14 @@ impl LargeReads {
     pub(super) const fn new(socket: TcpStream) -> Self {
         Self { socket, held: None }
     }
-
-    /// The socket itself.
-    pub(super) const fn socket(&self) -> &TcpStream {
-        &self.socket
-    }
 }
 
 impl AsyncRead for LargeReads {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.held.is_none() {
             if into.remaining() >= SIZE {
@@ -84,7 +83,11 @@ fn give_back(buffer: Box<[u8]>) {
 }
 
 impl AsyncWrite for LargeReads {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.socket).poll_write(context, bytes)
     }
 

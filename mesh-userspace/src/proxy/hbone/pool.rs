@@ -25,7 +25,7 @@ use crate::proxy::copy::Tunnel;
 /// does not stall many.
 const STREAMS: usize = 100;
 /// An idle connection is closed after this.
-const IDLE: Duration = Duration::from_secs(60);
+const IDLE: Duration = Duration::from_mins(1);
 
 /// Two ends that share connections: a pod's own namespace and identity, and whom it talks to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

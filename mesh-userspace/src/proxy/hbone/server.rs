@@ -16,7 +16,9 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use super::io::LargeReads;
-use super::{CONNECTION_WINDOW, DEADLINE, MAX_FRAME, MAX_STREAMS, SEND_BUFFER, STREAM_WINDOW, headers, keepalive};
+use super::{
+    CONNECTION_WINDOW, DEADLINE, MAX_FRAME, MAX_STREAMS, SEND_BUFFER, STREAM_WINDOW, headers, keepalive,
+};
 use crate::identity::{PeerError, peer_identity};
 use crate::model::Identity;
 use crate::proxy::copy::Tunnel;
