@@ -1,0 +1,317 @@
+//! Nodes and pods: a network namespace and a cgroup each.
+//!
+//! ```text
+//!   pod eth0 -- pods (bridge, .1 of the pod CIDR) -- node -- eth0 -- br0 (namespace "fabric") -- the other nodes
+//! ```
+
+use std::fmt::Write as _;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::agent::AgentBuilder;
+use crate::lab::Registry;
+use crate::manifests::Manifests;
+use crate::netns::NetNs;
+use crate::peer::Summary;
+use crate::process::{Process, binary};
+
+/// How long a client may take, whatever it does.
+const CLIENT_DEADLINE: Duration = Duration::from_secs(90);
+/// Nodes that know the way to each other.
+const NODES: u8 = 4;
+
+/// A node.
+#[derive(Clone, Debug)]
+pub struct Node {
+    name: String,
+    number: u8,
+    netns: NetNs,
+    cgroup: PathBuf,
+    agent_cgroup: PathBuf,
+    manifests: Manifests,
+    registry: Arc<Registry>,
+    ports: Arc<AtomicU8>,
+    /// Its own address.
+    pub v4: Ipv4Addr,
+    /// Its own address.
+    pub v6: Ipv6Addr,
+}
+
+/// What a pod is to be. Made by [`Self::new`], refined field by field.
+#[derive(Clone, Debug)]
+pub struct PodSpec {
+    /// Its name, and the `app` label.
+    pub name: String,
+    /// Kubernetes namespace.
+    pub namespace: String,
+    /// Service account; the name if it is empty.
+    pub account: String,
+    /// Labels beside `app`.
+    pub labels: Vec<(String, String)>,
+    /// Last part of both addresses, from 10 up where it is 0.
+    pub host: u8,
+    /// Name of the network namespace after the prefix; the pod's name if it is empty.
+    pub netns: String,
+}
+
+impl PodSpec {
+    /// A pod in the namespace `default`, with a service account of its own name.
+    pub fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            namespace: "default".to_owned(),
+            account: name.to_owned(),
+            labels: vec![("app".to_owned(), name.to_owned())],
+            host: 0,
+            netns: name.to_owned(),
+        }
+    }
+
+    /// With a label, in place of the one of that key.
+    #[must_use]
+    pub fn label(mut self, key: &str, value: &str) -> Self {
+        self.labels.retain(|(held, _)| held != key);
+        self.labels.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// In another Kubernetes namespace.
+    #[must_use]
+    pub fn namespace(mut self, namespace: &str) -> Self {
+        namespace.clone_into(&mut self.namespace);
+        self
+    }
+
+    /// With another service account.
+    #[must_use]
+    pub fn account(mut self, account: &str) -> Self {
+        account.clone_into(&mut self.account);
+        self
+    }
+
+    /// With `10.244.NODE.host` and `fd00:244:NODE::host` (the decimal digits, read as hexadecimal, in IPv6).
+    #[must_use]
+    pub const fn host(mut self, host: u8) -> Self {
+        self.host = host;
+        self
+    }
+}
+
+/// A pod.
+#[derive(Clone, Debug)]
+pub struct Pod {
+    /// What it was made from.
+    pub spec: PodSpec,
+    /// Its address.
+    pub v4: Ipv4Addr,
+    /// Its address.
+    pub v6: Ipv6Addr,
+    node: String,
+    netns: NetNs,
+    cgroup: PathBuf,
+    registry: Arc<Registry>,
+}
+
+impl Node {
+    pub(crate) fn create(
+        registry: &Arc<Registry>,
+        fabric: &NetNs,
+        manifests: &Manifests,
+        name: &str,
+        number: u8,
+    ) -> Result<Self> {
+        let netns = registry.netns(name, true)?;
+        let cgroup = registry.cgroup(Path::new(name))?;
+        let agent_cgroup = registry.cgroup(&Path::new(name).join("agent"))?;
+        fabric.ip(&format!(
+            "link add n{number} type veth peer name eth0 netns {}\nlink set n{number} master br0 up\n",
+            netns.name()
+        ))?;
+        let (v4, v6) = (node_v4(number), node_v6(number));
+        let mut lines = format!(
+            "link set eth0 up\naddr add {v4}/24 dev eth0\naddr add {v6}/64 dev eth0 nodad\n\
+             link add pods type bridge forward_delay 0\nlink set pods up\n\
+             addr add 10.244.{number}.1/24 dev pods\naddr add fd00:244:{number:x}::1/64 dev pods nodad\n"
+        );
+        for other in (1..=NODES).filter(|other| *other != number) {
+            let _infallible = write!(
+                lines,
+                "route add 10.244.{other}.0/24 via {} dev eth0\nroute add fd00:244:{other:x}::/64 via {} dev eth0\n",
+                node_v4(other),
+                node_v6(other)
+            );
+        }
+        netns.ip(&lines)?;
+        Ok(Self {
+            name: name.to_owned(),
+            number,
+            netns,
+            cgroup,
+            agent_cgroup,
+            manifests: manifests.clone(),
+            registry: Arc::clone(registry),
+            ports: Arc::new(AtomicU8::new(10)),
+            v4,
+            v6,
+        })
+    }
+
+    /// Adds a pod. Its manifest is [`Pod::manifest`]; no agent knows of it before that is applied.
+    pub fn pod(&self, spec: PodSpec) -> Result<Pod> {
+        let host = if spec.host == 0 { self.ports.fetch_add(1, Ordering::Relaxed) } else { spec.host };
+        let number = self.number;
+        let netns = self.registry.netns(&spec.netns, false)?;
+        let cgroup = self.registry.cgroup(&Path::new(&self.name).join(format!("pod-{}", spec.name)))?;
+        let v4 = Ipv4Addr::new(10, 244, number, host);
+        let v6 = format!("fd00:244:{number:x}::{host}").parse().context("an address")?;
+        self.netns.ip(&format!(
+            "link add p{host} type veth peer name eth0 netns {}\nlink set p{host} master pods up\n",
+            netns.name()
+        ))?;
+        netns.ip(&format!(
+            "link set eth0 up\naddr add {v4}/24 dev eth0\naddr add {v6}/64 dev eth0 nodad\n\
+             route add default via 10.244.{number}.1\nroute add default via fd00:244:{number:x}::1\n"
+        ))?;
+        Ok(Pod { spec, v4, v6, node: self.name.clone(), netns, cgroup, registry: Arc::clone(&self.registry) })
+    }
+
+    /// An agent for this node, to be started.
+    pub fn agent(&self) -> AgentBuilder {
+        AgentBuilder::new(self)
+    }
+
+    /// Runs a program in the node's namespace, in a cgroup that the node's agent serves.
+    pub fn spawn(&self, argv: &[&str]) -> Result<Process> {
+        let cgroup = self.registry.cgroup(&Path::new(&self.name).join("host"))?;
+        Process::spawn(&self.registry, &cgroup, &self.netns, argv, &[])
+    }
+
+    /// Runs `mesh-peer connect` on the node itself.
+    pub fn connect(&self, args: &[&str]) -> Result<Summary> {
+        let peer = binary("mesh-peer")?;
+        let process = self.spawn(&[&[&*peer.to_string_lossy(), "connect"], args].concat())?;
+        Summary::of(&process, CLIENT_DEADLINE)
+    }
+
+    /// Its name, as in a Pod's `spec.nodeName`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its namespace.
+    pub const fn netns(&self) -> &NetNs {
+        &self.netns
+    }
+
+    /// Its cgroup, that of its agent and its pods above.
+    pub fn cgroup(&self) -> &Path {
+        &self.cgroup
+    }
+
+    /// Folder of the agent's pins, in a bpffs.
+    pub fn bpffs(&self) -> PathBuf {
+        self.registry.bpffs().join(&self.name)
+    }
+
+    /// Folder of the agent's state.
+    pub fn state_dir(&self) -> PathBuf {
+        self.registry.folder().join(&self.name)
+    }
+
+    /// Folder of the certificate authority, one for the lab.
+    pub fn ca_dir(&self) -> PathBuf {
+        self.registry.folder().join("ca")
+    }
+
+    pub(crate) const fn manifests(&self) -> &Manifests {
+        &self.manifests
+    }
+
+    pub(crate) fn spawn_agent(&self, argv: &[&str], environment: &[(&str, &str)]) -> Result<Process> {
+        Process::spawn(&self.registry, &self.agent_cgroup, &self.netns, argv, environment)
+    }
+}
+
+impl Pod {
+    /// Its `NAMESPACE/NAME`, as the agent names it.
+    pub fn uid(&self) -> String {
+        format!("{}/{}", self.spec.namespace, self.spec.name)
+    }
+
+    /// Its namespace.
+    pub const fn netns(&self) -> &NetNs {
+        &self.netns
+    }
+
+    /// Its cgroup.
+    pub fn cgroup(&self) -> &Path {
+        &self.cgroup
+    }
+
+    /// The Pod as a manifest for an agent without Kubernetes.
+    pub fn manifest(&self) -> String {
+        let PodSpec { name, namespace, account, labels, .. } = &self.spec;
+        let mut text = format!("apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {namespace}\n  labels:\n");
+        for (key, value) in labels {
+            let _infallible = writeln!(text, "    {key}: \"{value}\"");
+        }
+        let _infallible = write!(
+            text,
+            "  annotations:\n    mesh.dev/netns: {}\nspec:\n  serviceAccountName: {account}\n  nodeName: {}\n  \
+             containers: [{{name: app}}]\nstatus:\n  phase: Running\n  podIP: {v4}\n  podIPs:\n  - ip: {v4}\n  - ip: \"{}\"\n",
+            self.netns.path().display(),
+            self.node,
+            self.v6,
+            v4 = self.v4,
+        );
+        text
+    }
+
+    /// Runs a program in the pod.
+    pub fn spawn(&self, argv: &[&str]) -> Result<Process> {
+        Process::spawn(&self.registry, &self.cgroup, &self.netns, argv, &[])
+    }
+
+    /// Runs `mesh-peer COMMAND ARGS` in the pod.
+    pub fn peer(&self, command: &str, args: &[&str]) -> Result<Process> {
+        let peer = binary("mesh-peer")?;
+        self.spawn(&[&[&*peer.to_string_lossy(), command], args].concat())
+    }
+
+    /// Starts `mesh-peer serve` under the pod's name and waits until it listens.
+    pub fn serve(&self, args: &[&str]) -> Result<Process> {
+        let process = self.peer("serve", &[&["--name", &self.spec.name], args].concat())?;
+        process.wait_line("that it listens", |line| line.contains("\"listening\""))?;
+        Ok(process)
+    }
+
+    /// Runs `mesh-peer connect` to its end.
+    pub fn connect(&self, args: &[&str]) -> Result<Summary> {
+        Summary::of(&self.peer("connect", args)?, CLIENT_DEADLINE)
+    }
+
+    /// Runs `mesh-peer udp` to its end.
+    pub fn udp(&self, args: &[&str]) -> Result<Summary> {
+        Summary::of(&self.peer("udp", args)?, CLIENT_DEADLINE)
+    }
+
+    /// Starts `mesh-peer loop` and waits until its first exchange has succeeded. [`Summary::end`] ends it.
+    pub fn load(&self, args: &[&str]) -> Result<Process> {
+        let process = self.peer("loop", args)?;
+        process.wait_line("that it runs", |line| line.contains("\"running\""))?;
+        Ok(process)
+    }
+}
+
+const fn node_v4(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(172, 30, 0, number)
+}
+
+const fn node_v6(number: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 0x30, 0, 0, 0, 0, 0, number as u16)
+}
