@@ -75,7 +75,8 @@ fn main() -> Result<()> {
         }),
         Command::Throughput { target, streams, seconds } => throughput(target, streams, seconds),
         Command::Rate { target, in_flight, seconds } => {
-            let (count, latency, elapsed) = repeat(in_flight, seconds, || Ok(()), move |()| exchange(target))?;
+            let (count, latency, elapsed) =
+                repeat(in_flight, seconds, || Ok(()), move |()| exchange(target))?;
             print(count, &latency, elapsed);
             Ok(())
         }

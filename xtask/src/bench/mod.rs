@@ -38,14 +38,24 @@ pub(crate) struct Options {
 /// Builds everything optimised, then measures.
 pub(crate) fn run(options: &Options) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
-        bail!("bench needs root: it makes network namespaces and loads eBPF programs (try `sudo -E cargo xtask bench`)");
+        bail!(
+            "bench needs root: it makes network namespaces and loads eBPF programs (try `sudo -E cargo xtask bench`)"
+        );
     }
     if std::env::var_os(STAGE).is_some() {
         return measure(options);
     }
     bootstrap::run()?;
     ebpf::build()?;
-    aloud(cargo().args(["build", "--release", "--bins", "--package", "mesh-userspace", "--package", "mesh-tests"]))?;
+    aloud(cargo().args([
+        "build",
+        "--release",
+        "--bins",
+        "--package",
+        "mesh-userspace",
+        "--package",
+        "mesh-tests",
+    ]))?;
     let own = std::env::current_exe().context("find xtask's own executable")?;
     let error = Command::new(own)
         .args(std::env::args_os().skip(1))

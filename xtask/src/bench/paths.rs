@@ -213,7 +213,11 @@ impl Bench {
         }
         for connections in [1, 32] {
             let result = self.load("ask", &target, "--connections", connections, seconds)?;
-            results.add(path, Figure::Ask(connections), number(&result, "count")? / number(&result, "seconds")?);
+            results.add(
+                path,
+                Figure::Ask(connections),
+                number(&result, "count")? / number(&result, "seconds")?,
+            );
             results.add(path, Figure::AskP50(connections), number(&result, "p50_us")?);
             results.add(path, Figure::AskP99(connections), number(&result, "p99_us")?);
         }
@@ -235,8 +239,11 @@ impl Bench {
     fn hold(&self, connections: u32, results: &mut Results) -> Result<()> {
         let load = binary("mesh-load")?.to_string_lossy().into_owned();
         let target = self.target(Path::Mesh);
-        let holder = self.client.spawn(&[&load, "hold", &target, "--connections", &connections.to_string()])?;
-        eventually(SECONDS_30, "the connections are open", || holder.stdout().contains("holding").then_some(()))?;
+        let holder =
+            self.client.spawn(&[&load, "hold", &target, "--connections", &connections.to_string()])?;
+        eventually(SECONDS_30, "the connections are open", || {
+            holder.stdout().contains("holding").then_some(())
+        })?;
         results.memory.push(("with the idle connections", self.memory()?));
         holder.close_stdin();
         for agent in &self.agents {

@@ -47,17 +47,24 @@ pub(super) fn markdown(options: &Options, results: &Results) -> String {
         }
         let _ = writeln!(text, " |");
     }
-    for (name, figure, digits) in
-        [("agents' CPU s per Gbit", Figure::CpuPerGbit, 3), ("agents' CPU µs per connection", Figure::CpuPerConnection, 0)]
-    {
+    for (name, figure, digits) in [
+        ("agents' CPU s per Gbit", Figure::CpuPerGbit, 3),
+        ("agents' CPU µs per connection", Figure::CpuPerConnection, 0),
+    ] {
         let _ = write!(text, "| {name}");
         for path in Path::ALL {
-            let value = results.median(path, figure).map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"));
+            let value = results
+                .median(path, figure)
+                .map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"));
             let _ = write!(text, " | {value}");
         }
         let _ = writeln!(text, " |");
     }
-    let _ = writeln!(text, "\nMemory of an agent (resident, the larger of the two), {} idle connections:\n", options.idle);
+    let _ = writeln!(
+        text,
+        "\nMemory of an agent (resident, the larger of the two), {} idle connections:\n",
+        options.idle
+    );
     for (when, bytes) in &results.memory {
         let _ = writeln!(text, "- {when}: {:.1} MiB", mebibytes(*bytes));
     }
@@ -69,9 +76,9 @@ fn cell(results: &Results, path: Path, figure: Figure, digits: usize) -> String 
     let ratio = |to| results.median(to, figure).filter(|base| *base > 0.0).map(|base| value / base);
     let mut cell = format!("{value:.digits$}");
     if path != path.base()
-        && let Some(ratio) = ratio(path.base())
+        && let Some(to_direct) = ratio(path.base())
     {
-        let _ = write!(cell, " ({ratio:.2}");
+        let _ = write!(cell, " ({to_direct:.2}");
         if path == Path::Mesh
             && let Some(floor) = ratio(Path::Floor)
         {
@@ -104,7 +111,8 @@ fn mebibytes(bytes: u64) -> f64 {
 
 fn machine() -> String {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name));
+    let model =
+        cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name));
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     format!("{cores} cores of {}, Linux {}", model.unwrap_or("an unnamed CPU"), kernel.trim())
