@@ -7,7 +7,9 @@
 
 mod bootstrap;
 mod ci;
+mod demo;
 mod ebpf;
+mod host;
 mod process;
 mod repo;
 mod test;
@@ -35,6 +37,8 @@ enum Task {
         #[arg(long)]
         clippy: bool,
     },
+    /// See the mesh at work: Bookinfo on two nodes made of network namespaces (as root)
+    Demo(demo::Args),
     /// Run every test on this machine's kernel (as root)
     Test {
         /// Passed on to the test runner, such as the name of one test
@@ -60,6 +64,7 @@ fn run(task: Task) -> Result<()> {
         Task::Bootstrap => bootstrap::run(),
         Task::BuildEbpf { clippy: false } => ebpf::build(),
         Task::BuildEbpf { clippy: true } => ebpf::clippy(),
+        Task::Demo(args) => demo::run(&args),
         Task::Test { args } => test::run(&args, test::Privileges::from_env()),
         Task::Ci => ci::run(),
     }
