@@ -17,20 +17,27 @@ pub(super) async fn plain(netns: &NetNs, to: SocketAddr) -> io::Result<TcpStream
     TcpSocket::from_std_stream(socket.into()).connect(to).await
 }
 
+/// Ports that stand for a client's own where that cannot be used. Below what systems hand out to clients (Linux: from
+/// 32768): the application's side of such a connection looks like one that the client made from this port itself, so a
+/// connection that the client does make from it would be taken for this one, and would end it.
+const STAND_IN: std::ops::Range<u16> = 1024..10_000;
+/// How many of these are tried before the kernel chooses.
+const STAND_IN_TRIES: usize = 8;
+
 /// Connects to an application in a pod's namespace with the true client's address.
 ///
-/// `from` with port 0 takes any port of the client's address. A port that is taken there falls back to any.
+/// `from` with port 0 takes a port that the client itself will hardly use, and so does one whose port is taken there.
 pub(super) async fn deliver(netns: &NetNs, from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
-    let first = deliver_from(netns, from, to).await;
-    let taken = |error: &io::Error| {
-        matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
-    };
-    match first {
-        Err(error) if from.port() != 0 && taken(&error) => {
-            deliver_from(netns, SocketAddr::new(from.ip(), 0), to).await
+    let taken = |error: &io::Error| matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable);
+    let own = (from.port() != 0).then_some(from.port());
+    let stand_ins = std::iter::repeat_with(|| fastrand::u16(STAND_IN)).take(STAND_IN_TRIES);
+    for port in own.into_iter().chain(stand_ins) {
+        match deliver_from(netns, SocketAddr::new(from.ip(), port), to).await {
+            Err(error) if taken(&error) => {}
+            result => return result,
         }
-        result => result,
     }
+    deliver_from(netns, SocketAddr::new(from.ip(), 0), to).await
 }
 
 async fn deliver_from(netns: &NetNs, from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
