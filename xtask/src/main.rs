@@ -5,6 +5,7 @@
 //! A new command is a module (`src/demo/`, `src/bench/`, ...), a variant of [`Task`] and an arm in [`run`].
 #![allow(clippy::print_stdout, reason = "a command-line tool talks to its user")]
 
+mod bench;
 mod bootstrap;
 mod ci;
 mod demo;
@@ -45,6 +46,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Measure the paths through the mesh on this machine (as root)
+    Bench(bench::Options),
     /// Everything that must pass before a change goes in; .ci/run calls it
     Ci,
 }
@@ -66,6 +69,7 @@ fn run(task: Task) -> Result<()> {
         Task::BuildEbpf { clippy: true } => ebpf::clippy(),
         Task::Demo(args) => demo::run(&args),
         Task::Test { args } => test::run(&args, test::Privileges::from_env()),
+        Task::Bench(options) => bench::run(&options),
         Task::Ci => ci::run(),
     }
 }
