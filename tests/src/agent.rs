@@ -27,7 +27,7 @@ pub struct AgentBuilder {
 
 impl AgentBuilder {
     pub(crate) fn new(node: &Node) -> Self {
-        let log = std::env::var("MESH_LOG").unwrap_or_else(|_unset| "info".to_owned());
+        let log = std::env::var("MESH_LOG").unwrap_or_else(|_unset| "info,access=warn".to_owned());
         Self { node: node.clone(), args: Vec::new(), log }
     }
 
@@ -160,7 +160,8 @@ impl Agent {
         let enrolled = || {
             let status = self.status().ok()?;
             let all = status["pods"].as_array()?;
-            let enrolled = all.iter().filter(|pod| pod["state"] == "enrolled" && pod["canary"]["result"] != "failed");
+            let enrolled =
+                all.iter().filter(|pod| pod["state"] == "enrolled" && pod["canary"]["result"] != "failed");
             let enrolled: Vec<&str> = enrolled.filter_map(|pod| pod["uid"].as_str()).collect();
             let held = wanted.iter().all(|uid| enrolled.contains(&uid.as_str()));
             (held && all.len() == wanted.len()).then_some(())
@@ -204,7 +205,10 @@ fn http_get(mut stream: impl Read + Write, path: &str) -> Result<String> {
     write!(stream, "GET {path} HTTP/1.1\r\nhost: mesh\r\nconnection: close\r\n\r\n")?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
-    let end = answer.windows(4).position(|four| four == b"\r\n\r\n").context("an HTTP answer without an end of its head")?;
+    let end = answer
+        .windows(4)
+        .position(|four| four == b"\r\n\r\n")
+        .context("an HTTP answer without an end of its head")?;
     let head = String::from_utf8_lossy(&answer[..end]).to_lowercase();
     let body = &answer[end + 4..];
     let body = if head.contains("transfer-encoding: chunked") { dechunk(body)? } else { body.to_vec() };

@@ -57,7 +57,8 @@ impl Lab {
         remove(&Registry::new(prefix, &root));
         let registry = Registry::new(prefix, &root);
         let bpffs = registry.bpffs();
-        fs::create_dir_all(&registry.cgroup).with_context(|| format!("make {}", registry.cgroup.display()))?;
+        fs::create_dir_all(&registry.cgroup)
+            .with_context(|| format!("make {}", registry.cgroup.display()))?;
         fs::create_dir_all(&bpffs).with_context(|| format!("make {}", bpffs.display()))?;
         mount(Some("bpf"), &bpffs, Some("bpf"), MsFlags::empty(), None::<&str>).context("mount a bpffs")?;
         let manifests = Manifests::create(registry.folder.join("manifests"))?;
@@ -161,8 +162,11 @@ impl Registry {
         let mut files: Vec<PathBuf> =
             fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
         files.sort();
-        for file in files.iter().filter(|file| file.extension().is_some_and(|end| end == "err" || end == "out")) {
-            let text = fs::read(file).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+        for file in
+            files.iter().filter(|file| file.extension().is_some_and(|end| end == "err" || end == "out"))
+        {
+            let text =
+                fs::read(file).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
             if !text.is_empty() {
                 let lines: Vec<&str> = text.lines().collect();
                 let last = lines[lines.len().saturating_sub(60)..].join("\n");

@@ -29,7 +29,8 @@ impl NetNs {
                 ("ipv6/conf/default/forwarding", forward),
                 ("ipv4/ip_local_port_range", "10000 65000"),
             ]) {
-                std::fs::write(format!("/proc/sys/net/{key}"), value).with_context(|| format!("set {key}"))?;
+                std::fs::write(format!("/proc/sys/net/{key}"), value)
+                    .with_context(|| format!("set {key}"))?;
             }
             anyhow::Ok(())
         })??;
@@ -75,8 +76,12 @@ impl NetNs {
 
 /// Runs `ip` and returns what it printed.
 pub(crate) fn ip(args: &[&str], input: &str) -> Result<String> {
-    let spawned =
-        Command::new("ip").args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let spawned = Command::new("ip")
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
     let mut child = spawned.context("run `ip`: install iproute2")?;
     if let Some(mut stdin) = child.stdin.take() {
         stdin.write_all(input.as_bytes()).context("write to `ip`")?;

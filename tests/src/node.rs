@@ -256,7 +256,9 @@ impl Pod {
     /// The Pod as a manifest for an agent without Kubernetes.
     pub fn manifest(&self) -> String {
         let PodSpec { name, namespace, account, labels, .. } = &self.spec;
-        let mut text = format!("apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {namespace}\n  labels:\n");
+        let mut text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {namespace}\n  labels:\n"
+        );
         for (key, value) in labels {
             let _infallible = writeln!(text, "    {key}: \"{value}\"");
         }

@@ -179,6 +179,9 @@ mod tests {
     fn noise_is_as_long_as_was_asked() {
         let mut noise = Noise::new(1, 100);
         let mut buffer = [0; 64];
-        assert_eq!([noise.fill(&mut buffer).len(), noise.fill(&mut buffer).len(), noise.fill(&mut buffer).len()], [64, 36, 0]);
+        assert_eq!(
+            [noise.fill(&mut buffer).len(), noise.fill(&mut buffer).len(), noise.fill(&mut buffer).len()],
+            [64, 36, 0]
+        );
     }
 }

@@ -47,11 +47,16 @@ impl Process {
         environment: &[(&str, &str)],
     ) -> Result<Self> {
         let [program, args @ ..] = argv else { bail!("nothing to run") };
-        let name = Path::new(program).file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        let name = Path::new(program)
+            .file_name()
+            .map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         let (stdout, stderr) = registry.output_files(&format!("{}.{name}", netns.name()));
         let (out, err) = (File::create(&stdout)?, File::create(&stderr)?);
         let procs = cgroup.join("cgroup.procs");
-        let procs = OpenOptions::new().write(true).open(&procs).with_context(|| format!("open {}", procs.display()))?;
+        let procs = OpenOptions::new()
+            .write(true)
+            .open(&procs)
+            .with_context(|| format!("open {}", procs.display()))?;
         let netns = netns.open()?;
         let mut command = Command::new(program);
         command.args(args).envs(environment.iter().copied()).stdin(Stdio::piped()).stdout(out).stderr(err);
@@ -119,8 +124,9 @@ impl Process {
 
     /// Waits for its end.
     pub fn wait(&self, deadline: Duration) -> Result<Finished> {
-        let status = eventually(deadline, &format!("{} ends", self.name), || self.child().try_wait().transpose())
-            .with_context(|| format!("stdout: {}\nstderr: {}", self.stdout(), self.stderr()))??;
+        let status =
+            eventually(deadline, &format!("{} ends", self.name), || self.child().try_wait().transpose())
+                .with_context(|| format!("stdout: {}\nstderr: {}", self.stdout(), self.stderr()))??;
         Ok(Finished { status, stdout: self.stdout(), stderr: self.stderr() })
     }
 
@@ -133,7 +139,9 @@ impl Process {
         });
         match found {
             Ok(Some(line)) => Ok(line),
-            Ok(None) => bail!("{} ended before it printed {what}: {}{}", self.name, self.stdout(), self.stderr()),
+            Ok(None) => {
+                bail!("{} ended before it printed {what}: {}{}", self.name, self.stdout(), self.stderr())
+            }
             Err(error) => Err(error.context(format!("{}{}", self.stdout(), self.stderr()))),
         }
     }
@@ -156,4 +164,3 @@ pub fn binary(name: &str) -> Result<PathBuf> {
         format!("no `{name}` beside {}: build it first with `cargo build --workspace --bins`", exe.display())
     })
 }
-

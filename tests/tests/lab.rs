@@ -15,7 +15,15 @@ fn pods_reach_each_other_over_both_families_and_leave_nothing_behind() -> Result
     for server in [&near, &far] {
         let process = server.serve(&["--listen", "[::]:8080"])?;
         for target in [format!("{}:8080", server.v4), format!("[{}]:8080", server.v6)] {
-            let summary = client.connect(&[&target, "--count", "20", "--concurrency", "4", "--marker", "seen-on-the-wire"])?;
+            let summary = client.connect(&[
+                &target,
+                "--count",
+                "20",
+                "--concurrency",
+                "4",
+                "--marker",
+                "seen-on-the-wire",
+            ])?;
             assert_eq!((summary.ok, summary.failed), (20, 0), "{target}: {summary:?}");
             assert_eq!(summary.by_name.get(&server.spec.name), Some(&20), "{target}");
             assert_eq!(summary.getpeername.keys().collect::<Vec<_>>(), [&target], "{target}");
@@ -42,12 +50,23 @@ fn every_mode_of_the_peer_holds_against_itself() -> Result<()> {
     for (mode, port) in modes.into_iter().zip(9000..) {
         server.serve(&["--listen", &format!("[::]:{port}"), "--mode", mode])?;
         let target = format!("{}:{port}", server.v4);
-        let summary = client.connect(&[&target, "--mode", mode, "--bytes", "300001", "--count", "8", "--concurrency", "4"])?;
+        let summary = client.connect(&[
+            &target,
+            "--mode",
+            mode,
+            "--bytes",
+            "300001",
+            "--count",
+            "8",
+            "--concurrency",
+            "4",
+        ])?;
         assert_eq!((summary.ok, summary.failed), (8, 0), "{mode}: {summary:?}");
     }
     let echo = format!("{}:9001", server.v4);
     assert_eq!(client.connect(&[&echo, "--mode", "abort"])?.ok, 1);
-    let kept = client.connect(&[&echo, "--mode", "echo", "--count", "200", "--concurrency", "200", "--keep"])?;
+    let kept =
+        client.connect(&[&echo, "--mode", "echo", "--count", "200", "--concurrency", "200", "--keep"])?;
     assert_eq!((kept.ok, kept.failed), (200, 0), "{kept:?}");
     let load = client.load(&[&echo, "--mode", "echo", "--keep", "--concurrency", "4"])?;
     let summary = mesh_tests::peer::Summary::end(&load)?;

@@ -5,6 +5,7 @@
 //! A new command is a module (`src/demo/`, `src/bench/`, ...), a variant of [`Task`] and an arm in [`run`].
 #![allow(clippy::print_stdout, reason = "a command-line tool talks to its user")]
 
+mod bench;
 mod bootstrap;
 mod ci;
 mod ebpf;
@@ -41,6 +42,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Measure the paths through the mesh on this machine (as root)
+    Bench(bench::Options),
     /// Everything that must pass before a change goes in; .ci/run calls it
     Ci,
 }
@@ -61,6 +64,7 @@ fn run(task: Task) -> Result<()> {
         Task::BuildEbpf { clippy: false } => ebpf::build(),
         Task::BuildEbpf { clippy: true } => ebpf::clippy(),
         Task::Test { args } => test::run(&args, test::Privileges::from_env()),
+        Task::Bench(options) => bench::run(&options),
         Task::Ci => ci::run(),
     }
 }

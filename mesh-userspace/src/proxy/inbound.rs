@@ -224,7 +224,8 @@ async fn tunnel(worker: &Worker, pod: &Arc<Pod>, request: TunnelRequest) {
     }
 }
 
-fn open(
+/// A connection to a pod of this node, as it is seen there.
+pub(super) fn open(
     worker: &Worker,
     workload: &Workload,
     source: SocketAddr,

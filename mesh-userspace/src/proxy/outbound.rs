@@ -80,6 +80,8 @@ impl UpstreamError {
 
 enum Upstream {
     Socket(TcpStream),
+    /// A pod of this node; the record is the one that the destination's agent would write.
+    Local(TcpStream, Box<ConnectionRecord>),
     Tunnel(super::copy::Tunnel, Lease),
 }
 
@@ -200,14 +202,17 @@ impl Attempt<'_> {
         workload: &Arc<Workload>,
         address: SocketAddr,
     ) -> Result<Upstream, UpstreamError> {
-        let delivery = Delivery {
-            pod,
-            workload,
-            source: Some(&self.workload.identity),
-            client: self.source,
-            destination: address,
-        };
-        Ok(Upstream::Socket(delivery.connect().await?))
+        let identity = &self.workload.identity;
+        let record = inbound::open(self.worker, workload, self.source, address, Some(identity), self.started);
+        let delivery =
+            Delivery { pod, workload, source: Some(identity), client: self.source, destination: address };
+        match delivery.connect().await {
+            Ok(socket) => Ok(Upstream::Local(socket, Box::new(record))),
+            Err(error) => {
+                record.fail(error.outcome(), &error);
+                Err(error.into())
+            }
+        }
     }
 
     async fn tunnel(&self, workload: &Workload, address: SocketAddr) -> Result<Upstream, UpstreamError> {
@@ -234,6 +239,14 @@ impl Attempt<'_> {
     async fn carry(&self, client: &TcpStream, upstream: Upstream, record: &ConnectionRecord) -> Outcome {
         match upstream {
             Upstream::Socket(server) => tcp_to_tcp(client, &server, record.bytes()).await,
+            Upstream::Local(server, at_destination) => {
+                let outcome = tcp_to_tcp(client, &server, record.bytes()).await;
+                let (to_server, to_client) = record.bytes().totals();
+                at_destination.bytes().add_to_server(to_server);
+                at_destination.bytes().add_to_client(to_client);
+                at_destination.finish(outcome);
+                outcome
+            }
             Upstream::Tunnel(tunnel, _lease) => {
                 tcp_to_tunnel(client, tunnel, SocketIs::Client, record.bytes()).await
             }

@@ -201,7 +201,13 @@ async fn accept(listener: TcpListener, args: Arc<Serve>) {
     }
 }
 
-async fn answer(mut stream: TcpStream, args: &Serve, peer: &str, local: &str, digest: &mut Digest) -> io::Result<()> {
+async fn answer(
+    mut stream: TcpStream,
+    args: &Serve,
+    peer: &str,
+    local: &str,
+    digest: &mut Digest,
+) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let delay = Duration::from_millis(args.delay_ms);
     let mut chunk = vec![0; CHUNK];
@@ -214,7 +220,9 @@ async fn answer(mut stream: TcpStream, args: &Serve, peer: &str, local: &str, di
                 tokio::time::sleep(delay).await;
                 let body = json!({ "name": args.name, "peer": peer, "local": local }).to_string() + "\n";
                 let length = body.len();
-                let answer = format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}");
+                let answer = format!(
+                    "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+                );
                 stream.write_all(answer.as_bytes()).await?;
             }
         }
@@ -303,7 +311,8 @@ impl Tally {
             Err(failure) => {
                 summary.failed += 1;
                 count(&mut summary.errors, Some(failure.0));
-                summary.failed_max_ms = summary.failed_max_ms.max(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+                summary.failed_max_ms =
+                    summary.failed_max_ms.max(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
             }
         }
     }
@@ -312,7 +321,8 @@ impl Tally {
         let mut guard = self.summary.lock().unwrap_or_else(PoisonError::into_inner);
         let (summary, times) = &mut *guard;
         times.sort_unstable();
-        let at = |percent: usize| times.get(times.len().saturating_sub(1) * percent / 100).copied().unwrap_or(0);
+        let at =
+            |percent: usize| times.get(times.len().saturating_sub(1) * percent / 100).copied().unwrap_or(0);
         (summary.p50_us, summary.p99_us) = (at(50), at(99));
         summary.elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         summary.clone()
@@ -380,7 +390,8 @@ async fn load(args: Connect) -> io::Result<()> {
     let (stop, told) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let mut workers = JoinSet::new();
     for worker in 0..args.concurrency {
-        let (args, tally, stop, told) = (Arc::clone(&args), Arc::clone(&tally), Arc::clone(&stop), Arc::clone(&told));
+        let (args, tally, stop, told) =
+            (Arc::clone(&args), Arc::clone(&tally), Arc::clone(&stop), Arc::clone(&told));
         workers.spawn(async move {
             let mut number = worker as u64;
             let mut kept: Option<TcpStream> = None;
@@ -442,7 +453,8 @@ async fn exchange(stream: &mut TcpStream, args: &Connect, number: u64) -> Result
             stream.shutdown().await?;
             let mut answer = Vec::new();
             stream.read_to_end(&mut answer).await?;
-            let answer: Value = serde_json::from_slice(&answer).map_err(|_error| Failure("eof".to_owned()))?;
+            let answer: Value =
+                serde_json::from_slice(&answer).map_err(|_error| Failure("eof".to_owned()))?;
             same(answer["digest"].as_str() == Some(&digest.hex()))?;
             Ok(Seen { sent: digest.count(), ..seen_in(&answer) })
         }
@@ -495,14 +507,16 @@ async fn http(stream: &mut TcpStream, args: &Connect) -> Result<Seen, Failure> {
     let mut answer = Vec::new();
     let head = read_head(stream, &mut answer).await?.ok_or_else(|| Failure("eof".to_owned()))?;
     let text = String::from_utf8_lossy(&answer[..head]).to_lowercase();
-    let length = text.lines().find_map(|line| line.strip_prefix("content-length: ")?.trim().parse::<usize>().ok());
+    let length =
+        text.lines().find_map(|line| line.strip_prefix("content-length: ")?.trim().parse::<usize>().ok());
     let length = length.ok_or_else(|| Failure("mismatch".to_owned()))?;
     while answer.len() < head + length {
         if stream.read_buf(&mut answer).await? == 0 {
             return Err(Failure("eof".to_owned()));
         }
     }
-    let body: Value = serde_json::from_slice(&answer[head..]).map_err(|_error| Failure("mismatch".to_owned()))?;
+    let body: Value =
+        serde_json::from_slice(&answer[head..]).map_err(|_error| Failure("mismatch".to_owned()))?;
     Ok(Seen { sent: request.len() as u64, received: answer.len() as u64, ..seen_in(&body) })
 }
 
@@ -570,7 +584,12 @@ async fn udp_socket(target: SocketAddr, unconnected: bool) -> io::Result<UdpSock
     Ok(socket)
 }
 
-async fn datagram(socket: &UdpSocket, target: SocketAddr, unconnected: bool, number: u64) -> Result<Seen, Failure> {
+async fn datagram(
+    socket: &UdpSocket,
+    target: SocketAddr,
+    unconnected: bool,
+    number: u64,
+) -> Result<Seen, Failure> {
     let question = format!("question {number}");
     if unconnected {
         socket.send_to(question.as_bytes(), target).await?;

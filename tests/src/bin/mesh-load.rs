@@ -1,0 +1,261 @@
+//! Client, server and relay of `cargo xtask bench`: blocking threads, so that what is measured is the path between them.
+//!
+//! A connection begins with one byte: `S`, its bytes are swallowed and their number (8 bytes, big-endian) is the answer
+//! to its end; `R`, each 64 bytes are sent back.
+
+#![allow(clippy::print_stdout, reason = "the result is what it is for")]
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use hdrhistogram::Histogram;
+
+const MESSAGE: usize = 64;
+const BUFFER: usize = 256 * 1024;
+const STACK: usize = 64 * 1024;
+
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve both modes.
+    Serve { listen: SocketAddr },
+    /// Carry every connection to a target: a thread a direction, 256 KiB buffers.
+    Relay { listen: SocketAddr, target: SocketAddr },
+    /// Send for a while; bits a second.
+    Throughput {
+        target: SocketAddr,
+        #[arg(long, default_value_t = 1)]
+        streams: usize,
+        #[arg(long, default_value_t = 3.0)]
+        seconds: f64,
+    },
+    /// Connect, ask, read the answer, close; again and again.
+    Rate {
+        target: SocketAddr,
+        #[arg(long, default_value_t = 1)]
+        in_flight: usize,
+        #[arg(long, default_value_t = 3.0)]
+        seconds: f64,
+    },
+    /// Ask and read on connections that stay.
+    Ask {
+        target: SocketAddr,
+        #[arg(long, default_value_t = 1)]
+        connections: usize,
+        #[arg(long, default_value_t = 3.0)]
+        seconds: f64,
+    },
+    /// Hold connections, each of which has asked once, until standard input ends.
+    Hold {
+        target: SocketAddr,
+        #[arg(long, default_value_t = 5000)]
+        connections: usize,
+    },
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::Serve { listen } => accept(listen, |stream| {
+            // A client that goes away in the middle is its own business.
+            let _ = answer(stream);
+        }),
+        Command::Relay { listen, target } => accept(listen, move |client| {
+            let _ = relay(&client, target);
+        }),
+        Command::Throughput { target, streams, seconds } => throughput(target, streams, seconds),
+        Command::Rate { target, in_flight, seconds } => {
+            let (count, latency, elapsed) =
+                repeat(in_flight, seconds, || Ok(()), move |()| exchange(target))?;
+            print(count, &latency, elapsed);
+            Ok(())
+        }
+        Command::Ask { target, connections, seconds } => {
+            let open = move || open(target, b'R');
+            let (count, latency, elapsed) = repeat(connections, seconds, open, |stream| ask(stream))?;
+            print(count, &latency, elapsed);
+            Ok(())
+        }
+        Command::Hold { target, connections } => hold(target, connections),
+    }
+}
+
+fn spawn(work: impl FnOnce() + Send + 'static) -> Result<()> {
+    thread::Builder::new().stack_size(STACK).spawn(work).context("start a thread").map(drop)
+}
+
+fn accept(listen: SocketAddr, serve: impl Fn(TcpStream) + Clone + Send + 'static) -> Result<()> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(listen), socket2::Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&listen.into()).with_context(|| format!("listen on {listen}"))?;
+    socket.listen(4096)?;
+    println!("listening");
+    for stream in TcpListener::from(socket).incoming() {
+        let (stream, serve) = (stream?, serve.clone());
+        stream.set_nodelay(true)?;
+        spawn(move || serve(stream))?;
+    }
+    Ok(())
+}
+
+fn answer(mut stream: TcpStream) -> io::Result<()> {
+    let mut mode = [0];
+    stream.read_exact(&mut mode)?;
+    if mode == *b"R" {
+        let mut message = [0; MESSAGE];
+        loop {
+            stream.read_exact(&mut message)?;
+            stream.write_all(&message)?;
+        }
+    }
+    let mut buffer = vec![0; BUFFER];
+    let mut total = 0_u64;
+    loop {
+        match stream.read(&mut buffer)? {
+            0 => return stream.write_all(&total.to_be_bytes()),
+            read => total += read as u64,
+        }
+    }
+}
+
+fn relay(client: &TcpStream, target: SocketAddr) -> Result<()> {
+    let server = TcpStream::connect(target)?;
+    server.set_nodelay(true)?;
+    let (from, to) = (client.try_clone()?, server.try_clone()?);
+    let up = thread::Builder::new().stack_size(STACK).spawn(move || copy(&from, &to))?;
+    copy(&server, client);
+    drop(up.join());
+    Ok(())
+}
+
+fn copy(mut from: &TcpStream, mut to: &TcpStream) {
+    let mut buffer = vec![0; BUFFER];
+    while let Ok(read @ 1..) = from.read(&mut buffer) {
+        if to.write_all(&buffer[..read]).is_err() {
+            break;
+        }
+    }
+    // A socket that is gone needs no FIN.
+    let _ = to.shutdown(Shutdown::Write);
+}
+
+fn open(target: SocketAddr, mode: u8) -> Result<TcpStream> {
+    let mut stream = TcpStream::connect(target).with_context(|| format!("connect to {target}"))?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    stream.write_all(&[mode])?;
+    Ok(stream)
+}
+
+fn ask(stream: &mut TcpStream) -> Result<()> {
+    let mut message = [7; MESSAGE];
+    stream.write_all(&message)?;
+    stream.read_exact(&mut message)?;
+    Ok(())
+}
+
+/// One connection: mode and question in one write, one answer.
+fn exchange(target: SocketAddr) -> Result<()> {
+    let mut stream = TcpStream::connect(target)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    let mut message = [b'R'; MESSAGE + 1];
+    stream.write_all(&message)?;
+    stream.read_exact(&mut message[..MESSAGE])?;
+    Ok(())
+}
+
+type Latency = Histogram<u64>;
+
+/// Runs `work` on so many threads for so long; count, latencies in nanoseconds, time taken.
+fn repeat<S: 'static>(
+    threads: usize,
+    seconds: f64,
+    start: impl Fn() -> Result<S> + Clone + Send + 'static,
+    work: impl Fn(&mut S) -> Result<()> + Clone + Send + 'static,
+) -> Result<(u64, Latency, Duration)> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let begun = Instant::now();
+    let threads: Vec<_> = (0..threads)
+        .map(|_| {
+            let (stop, start, work) = (Arc::clone(&stop), start.clone(), work.clone());
+            thread::spawn(move || -> Result<Latency> {
+                let mut latency = Latency::new(3)?;
+                let mut state = start()?;
+                while !stop.load(Ordering::Relaxed) {
+                    let begun = Instant::now();
+                    work(&mut state)?;
+                    latency.record(u64::try_from(begun.elapsed().as_nanos())?)?;
+                }
+                Ok(latency)
+            })
+        })
+        .collect();
+    thread::sleep(Duration::from_secs_f64(seconds));
+    stop.store(true, Ordering::Relaxed);
+    let mut all = Latency::new(3)?;
+    for thread in threads {
+        let latency = thread.join().map_err(|_panic| anyhow::anyhow!("a client thread panicked"))??;
+        all.add(latency)?;
+    }
+    Ok((all.len(), all, begun.elapsed()))
+}
+
+fn print(count: u64, latency: &Latency, elapsed: Duration) {
+    let micro = |quantile| latency.value_at_quantile(quantile) / 1000;
+    let result = serde_json::json!({
+        "count": count,
+        "seconds": elapsed.as_secs_f64(),
+        "p50_us": micro(0.5),
+        "p99_us": micro(0.99),
+    });
+    println!("{result}");
+}
+
+fn throughput(target: SocketAddr, streams: usize, seconds: f64) -> Result<()> {
+    let begun = Instant::now();
+    let threads: Vec<_> = (0..streams)
+        .map(|_| {
+            thread::spawn(move || -> Result<u64> {
+                let mut stream = open(target, b'S')?;
+                let buffer = vec![7; BUFFER];
+                while begun.elapsed().as_secs_f64() < seconds {
+                    stream.write_all(&buffer)?;
+                }
+                stream.shutdown(Shutdown::Write)?;
+                let mut total = [0; 8];
+                stream.read_exact(&mut total)?;
+                Ok(u64::from_be_bytes(total))
+            })
+        })
+        .collect();
+    let mut bytes = 0;
+    for thread in threads {
+        bytes += thread.join().map_err(|_panic| anyhow::anyhow!("a client thread panicked"))??;
+    }
+    let result = serde_json::json!({ "bytes": bytes, "seconds": begun.elapsed().as_secs_f64() });
+    println!("{result}");
+    Ok(())
+}
+
+fn hold(target: SocketAddr, connections: usize) -> Result<()> {
+    let mut held = Vec::with_capacity(connections);
+    for _ in 0..connections {
+        let mut stream = open(target, b'R')?;
+        ask(&mut stream)?;
+        held.push(stream);
+    }
+    println!("holding");
+    io::stdin().read_to_end(&mut Vec::new())?;
+    Ok(())
+}
