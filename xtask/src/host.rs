@@ -48,6 +48,7 @@ pub(crate) fn check(command: &str) -> Result<Host> {
 
     match cgroup2 {
         Some(cgroup2) if missing.is_empty() => Ok(Host { cgroup2 }),
+        _ if missing.len() == 1 => bail!("`cargo xtask {command}` needs {}", missing[0]),
         _ => {
             for line in &missing {
                 eprintln!("{command}: missing {line}");

@@ -28,7 +28,9 @@ const STAND_IN_TRIES: usize = 8;
 ///
 /// `from` with port 0 takes a port that the client itself will hardly use, and so does one whose port is taken there.
 pub(super) async fn deliver(netns: &NetNs, from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
-    let taken = |error: &io::Error| matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable);
+    let taken = |error: &io::Error| {
+        matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
+    };
     let own = (from.port() != 0).then_some(from.port());
     let stand_ins = std::iter::repeat_with(|| fastrand::u16(STAND_IN)).take(STAND_IN_TRIES);
     for port in own.into_iter().chain(stand_ins) {

@@ -38,7 +38,13 @@ pub(super) fn succeed(screen: &Screen, argv: &[&str]) -> Result<String> {
 }
 
 /// Connections from inside a pod: `mesh-peer connect TARGET ARGS`, and what they came to.
-pub(super) fn connect(screen: &Screen, within: &Path, pod: &str, target: &str, args: &[&str]) -> Result<Summary> {
+pub(super) fn connect(
+    screen: &Screen,
+    within: &Path,
+    pod: &str,
+    target: &str,
+    args: &[&str],
+) -> Result<Summary> {
     let within = within.to_string_lossy();
     let argv = [&[&*within, pod, "mesh-peer", "connect", target], args].concat();
     let text = succeed(screen, &argv)?;
@@ -54,30 +60,37 @@ pub(super) fn told(summary: &Summary) -> String {
     let counts = |counts: &BTreeMap<String, u64>| {
         counts.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
     };
-    let mut text = format!("{} connections in {elapsed_ms} ms", ok + failed);
-    if *ok > 0 {
-        text.push_str(&format!(", half of them within {:.1} ms: {}", *p50_us as f64 / 1000.0, counts(by_name)));
-    }
-    if *failed > 0 {
-        text.push_str(&format!("; {failed} failed within {failed_max_ms} ms: {}", counts(errors)));
+    let served = if *ok == 0 {
+        String::new()
     } else {
-        text.push_str("; none failed");
-    }
-    text
+        let (whole, tenth) = (p50_us / 1000, p50_us % 1000 / 100);
+        format!(", half of them within {whole}.{tenth} ms: {}", counts(by_name))
+    };
+    let not = if *failed == 0 {
+        "none failed".to_owned()
+    } else {
+        format!("{failed} failed within {failed_max_ms} ms: {}", counts(errors))
+    };
+    format!("{} connections in {elapsed_ms} ms{served}; {not}", ok + failed)
 }
 
 /// That all of `count` connections were served.
 pub(super) fn all_served(summary: &Summary, count: u64) -> Result<()> {
     let Summary { ok, failed, .. } = summary;
-    ensure!(*ok == count && *failed == 0, "{count} connections should have been served, and: {}", told(summary));
+    ensure!(
+        *ok == count && *failed == 0,
+        "{count} connections should have been served, and: {}",
+        told(summary)
+    );
     Ok(())
 }
 
 /// That each server has its share of the connections, within five standard deviations of a fair draw.
 pub(super) fn shares(summary: &Summary, expected: &[(&str, f64)]) -> Result<()> {
-    let total = summary.ok as f64;
+    let float = |count: u64| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+    let total = float(summary.ok);
     for (name, share) in expected {
-        let served = summary.by_name.get(*name).copied().unwrap_or(0) as f64;
+        let served = float(summary.by_name.get(*name).copied().unwrap_or(0));
         let tolerance = 5.0 * (total * share * (1.0 - share)).sqrt();
         ensure!(
             (served - total * share).abs() <= tolerance,

@@ -23,7 +23,7 @@ use std::{
     process::Child,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use mesh_tests::Lab;
 use nix::sys::signal::{SigSet, Signal};
 
@@ -34,6 +34,7 @@ const NAME: &str = "mesh-demo";
 
 /// Flags of `cargo xtask demo`.
 #[derive(clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "flags of a command line")]
 pub(crate) struct Args {
     /// Leave the mesh up afterwards, where a step failed as well
     #[arg(long, conflicts_with = "down")]
@@ -86,15 +87,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// Where the programs of the mesh were built.
 fn programs(release: bool) -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repo::root().join("target"), PathBuf::from);
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repo::root().join("target"), PathBuf::from);
     target.join(if release { "release" } else { "debug" })
 }
 
 /// One at a time: a name in the abstract namespace, which the kernel frees with the process.
 fn lock(name: &str) -> Result<UnixListener> {
     let address = SocketAddr::from_abstract_name(format!("xtask-demo-{name}")).context("name the lock")?;
-    UnixListener::bind_addr(&address)
-        .with_context(|| format!("another `cargo xtask demo` of the name {name} is running; wait for its end"))
+    UnixListener::bind_addr(&address).map_err(|_taken| {
+        anyhow!("another `cargo xtask demo` of the name {name} is running; wait for its end")
+    })
 }
 
 /// Refuses when somebody else's processes are in the namespaces that would be removed.
@@ -122,7 +125,11 @@ fn used_by_others(name: &str, cgroup2: &Path) -> Result<()> {
 }
 
 fn entries(folder: &str) -> impl Iterator<Item = String> {
-    fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name().to_string_lossy().into_owned())
+    fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
 }
 
 /// Lets another process play, and cleans up after it.
@@ -179,9 +186,14 @@ fn wait(child: &mut Child, signals: &SigSet) -> Result<(std::process::ExitStatus
 mod tests {
     #[test]
     fn a_name_is_the_beginning_of_no_other() {
-        for (text, taken) in
-            [("mesh-demo", true), ("two", true), ("mesh-demo-2", false), ("", false), ("a-b", false), ("a/b", false)]
-        {
+        for (text, taken) in [
+            ("mesh-demo", true),
+            ("two", true),
+            ("mesh-demo-2", false),
+            ("", false),
+            ("a-b", false),
+            ("a/b", false),
+        ] {
             assert_eq!(super::name(text).is_ok(), taken, "{text}");
         }
     }

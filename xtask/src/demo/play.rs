@@ -11,11 +11,13 @@ use mesh_tests::{Capture, peer::Summary};
 
 use super::{
     Args, NAME, commands, programs,
-    stage::{PORT, Stage},
+    stage::{PORT, Stage, namespaces},
 };
 use crate::repo;
 
 const STEPS: usize = 6;
+/// A step, told the name that everything begins with.
+type Step = fn(&Stage, &str) -> Result<()>;
 /// How many connections, and how many of them at a time, where counts are what is shown.
 const MANY: [&str; 4] = ["--count", "1000", "--concurrency", "16"];
 const A_FEW: [&str; 2] = ["--count", "20"];
@@ -30,10 +32,12 @@ const RATINGS: &str = "10.96.0.14";
 pub(super) fn run(args: &Args) -> Result<()> {
     // What the process that watches keeps to itself is not to be handed on.
     nix::sys::signal::SigSet::all().thread_unblock().context("unblock signals")?;
-    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).context("tie this process to its parent")?;
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)
+        .context("tie this process to its parent")?;
     let started = Instant::now();
     println!("demo: two nodes, seven pods and two agents, made of network namespaces and cgroups...");
-    let stage = Stage::set(&args.name, &programs(args.release)).map_err(|error| one_line(&error, &args.name))?;
+    let stage =
+        Stage::set(&args.name, &programs(args.release)).map_err(|error| one_line(&error, &args.name))?;
     if let Err(error) = steps(&stage, &args.name, started) {
         let error = one_line(&error, &args.name);
         if args.keep {
@@ -78,9 +82,13 @@ fn keep_logs(folder: &Path) -> Result<String> {
 
 fn steps(stage: &Stage, name: &str, started: Instant) -> Result<()> {
     let kernel = nix::sys::utsname::uname().context("ask for the kernel's name")?;
-    stage.screen.say(format!("set up in {:.1} s on Linux {}", started.elapsed().as_secs_f64(), kernel.release().to_string_lossy()));
+    stage.screen.say(format!(
+        "set up in {:.1} s on Linux {}",
+        started.elapsed().as_secs_f64(),
+        kernel.release().to_string_lossy()
+    ));
     stage.screen.say(picture());
-    let all: [(&str, fn(&Stage, &str) -> Result<()>); STEPS] = [
+    let all: [(&str, Step); STEPS] = [
         ("Services without kube-proxy, without one iptables or nftables rule", services),
         ("Routes: a VirtualService file is the whole roll-out", routes),
         ("Mutual TLS between the nodes, once the namespace is enrolled", encryption),
@@ -127,9 +135,11 @@ fn services(stage: &Stage, name: &str) -> Result<()> {
         let asked = summary.getpeername.keys().all(|peer| *peer == target);
         ensure!(asked, "getpeername should say {target}, and says {:?}", summary.getpeername);
     }
-    stage.screen.good("every service address leads to its pods, and getpeername() says what the application asked for");
+    stage.screen.good(
+        "every service address leads to its pods, and getpeername() says what the application asked for",
+    );
     let mut counted = Vec::new();
-    let namespaces = stage.namespaces(name)?;
+    let namespaces = namespaces(name)?;
     for (tool, args) in [("iptables-save", &[][..]), ("ip6tables-save", &[]), ("nft", &["list", "ruleset"])] {
         let Some(program) = repo::find_program(tool) else {
             stage.screen.say(format!("({tool} is not on the PATH, so it was not asked)"));
@@ -140,11 +150,20 @@ fn services(stage: &Stage, name: &str) -> Result<()> {
             let inside = format!("--net=/var/run/netns/{namespace}");
             let program = program.to_string_lossy();
             let output = commands::answer(&[&["nsenter", &inside, &program], args].concat())?;
-            ensure!(output.status.success(), "{tool} failed in {namespace}: {}", String::from_utf8_lossy(&output.stderr).trim());
+            ensure!(
+                output.status.success(),
+                "{tool} failed in {namespace}: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
-            rules += if tool == "nft" { text.lines().count() } else { text.lines().filter(|line| line.starts_with("-A")).count() };
+            rules += if tool == "nft" {
+                text.lines().count()
+            } else {
+                text.lines().filter(|line| line.starts_with("-A")).count()
+            };
         }
-        let (command, pattern) = ([&[tool], args].concat().join(" "), if tool == "nft" { "''" } else { "^-A" });
+        let (command, pattern) =
+            ([&[tool], args].concat().join(" "), if tool == "nft" { "''" } else { "^-A" });
         stage.screen.command(format!(
             "for ns in /var/run/netns/{name}-*; do nsenter --net=$ns {command}; done | grep -c {pattern}"
         ));
@@ -161,8 +180,16 @@ fn routes(stage: &Stage, _name: &str) -> Result<()> {
     let target = at(REVIEWS);
     for (file, expected, text) in [
         ("reviews-v1.yaml", &[("reviews-v1", 1.0)][..], "all of it goes to v1"),
-        ("reviews-50-50.yaml", &[("reviews-v1", 0.5), ("reviews-v3", 0.5)], "half to v1, half to v3, none to v2"),
-        ("reviews-90-10.yaml", &[("reviews-v1", 0.9), ("reviews-v2", 0.1)], "nine in ten to v1, one to the canary v2"),
+        (
+            "reviews-50-50.yaml",
+            &[("reviews-v1", 0.5), ("reviews-v3", 0.5)],
+            "half to v1, half to v3, none to v2",
+        ),
+        (
+            "reviews-90-10.yaml",
+            &[("reviews-v1", 0.9), ("reviews-v2", 0.1)],
+            "nine in ten to v1, one to the canary v2",
+        ),
     ] {
         stage.apply(file, "reviews.yaml")?;
         let summary = from_productpage(stage, &target, &MANY)?;
@@ -203,9 +230,14 @@ fn sealed(stage: &Stage, target: &str, marker: &str) -> Result<()> {
     let summary = from_productpage(stage, target, &[&A_FEW[..], &["--marker", marker]].concat())?;
     commands::all_served(&summary, 20)?;
     let seen = settled(&wire, marker);
-    ensure!(seen == 0, "an enrolled pod's requests should be encrypted, and {marker:?} was read on the wire {seen} times");
+    ensure!(
+        seen == 0,
+        "an enrolled pod's requests should be encrypted, and {marker:?} was read on the wire {seen} times"
+    );
     ensure!(!wire.is_empty(), "nothing at all passed on the wire, so that nothing is shown by it");
-    stage.screen.good(format!("{} KiB on the wire, TLS: \"{marker}\" was read there 0 times", wire.len() >> 10));
+    stage
+        .screen
+        .good(format!("{} KiB on the wire, TLS: \"{marker}\" was read there 0 times", wire.len() >> 10));
     Ok(())
 }
 
@@ -227,11 +259,25 @@ fn strict(stage: &Stage, _name: &str) -> Result<()> {
     stage.screen.good("PERMISSIVE, the default: plaintext from outside is served");
     stage.apply("strict.yaml", "peer-authentication.yaml")?;
     let summary = outside()?;
-    ensure!(summary.ok == 0, "STRICT should serve no client outside the mesh, and: {}", commands::told(&summary));
+    ensure!(
+        summary.ok == 0,
+        "STRICT should serve no client outside the mesh, and: {}",
+        commands::told(&summary)
+    );
     let refused = |(kind, _): (&String, &u64)| kind == "refused" || kind == "reset";
-    ensure!(summary.errors.iter().all(refused), "clients should be refused, and: {}", commands::told(&summary));
-    ensure!(summary.failed_max_ms < 1000, "a refusal should take no second, and took {} ms", summary.failed_max_ms);
-    stage.screen.good(format!("STRICT: refused, each within {} ms; no timeout", summary.failed_max_ms.max(1)));
+    ensure!(
+        summary.errors.iter().all(refused),
+        "clients should be refused, and: {}",
+        commands::told(&summary)
+    );
+    ensure!(
+        summary.failed_max_ms < 1000,
+        "a refusal should take no second, and took {} ms",
+        summary.failed_max_ms
+    );
+    stage
+        .screen
+        .good(format!("STRICT: refused, each within {} ms; no timeout", summary.failed_max_ms.max(1)));
     let summary = from_productpage(stage, &target, &MANY)?;
     commands::all_served(&summary, 1000)?;
     stage.screen.good("and an enrolled client is served");
@@ -243,13 +289,20 @@ fn crash(stage: &Stage, _name: &str) -> Result<()> {
     let [agent, _] = &stage.agents;
     stage.screen.command(format!("kill -9 {}", agent.process().pid()));
     agent.kill()?;
-    let status = commands::run(&stage.screen, &[&stage.within.to_string_lossy(), "node-a", "meshctl", "status"])?;
+    let status =
+        commands::run(&stage.screen, &[&stage.within.to_string_lossy(), "node-a", "meshctl", "status"])?;
     stage.screen.output(String::from_utf8_lossy(&status.stderr).trim());
-    ensure!(status.status.code() == Some(3), "meshctl should end with 3 where there is no agent, and: {}", status.status);
+    ensure!(
+        status.status.code() == Some(3),
+        "meshctl should end with 3 where there is no agent, and: {}",
+        status.status
+    );
     for address in [DETAILS, REVIEWS] {
         commands::all_served(&from_productpage(stage, &at(address), &MANY)?, 1000)?;
     }
-    stage.screen.good("no agent on node-a: 2,000 connections, 0 failures (in plaintext, as PERMISSIVE allows)");
+    stage
+        .screen
+        .good("no agent on node-a: 2,000 connections, 0 failures (in plaintext, as PERMISSIVE allows)");
     stage.screen.say("The same command starts the agent again.");
     let started = Instant::now();
     let _started = agent.restart()?;
@@ -261,15 +314,18 @@ fn crash(stage: &Stage, _name: &str) -> Result<()> {
 fn inspect(stage: &Stage, _name: &str) -> Result<()> {
     let within = stage.within.to_string_lossy();
     for node in &stage.nodes {
-        for (args, expected) in [
-            (&["status"][..], "enrolled"),
-            (&["services"], "reviews"),
-            (&["flows", "--limit", "6"], "mtls"),
-        ] {
-            let text = commands::succeed(&stage.screen, &[&[&*within, node.name(), "meshctl"], args].concat())?;
+        for (args, expected) in
+            [(&["status"][..], "enrolled"), (&["services"], "reviews"), (&["flows", "--limit", "6"], "mtls")]
+        {
+            let text =
+                commands::succeed(&stage.screen, &[&[&*within, node.name(), "meshctl"], args].concat())?;
             stage.screen.output(&text);
             if !text.contains(expected) {
-                bail!("`meshctl {}` on {} should tell of {expected:?}, and does not", args.join(" "), node.name());
+                bail!(
+                    "`meshctl {}` on {} should tell of {expected:?}, and does not",
+                    args.join(" "),
+                    node.name()
+                );
             }
         }
     }

@@ -25,6 +25,7 @@ impl Screen {
     }
 
     /// What is about to happen, or what there is to know about it.
+    #[expect(clippy::unused_self, reason = "all that is written goes through the screen")]
     pub(super) fn say(&self, text: impl Display) {
         for line in text.to_string().lines() {
             println!("  {line}");

@@ -89,13 +89,13 @@ impl Stage {
             self.pods.iter().zip(PODS).filter(|(_, (on, ..))| *on == node).map(|(pod, _)| pod).collect();
         self.agents[node].wait_enrolled(&pods)
     }
+}
 
-    /// Every network namespace of the demo.
-    pub(super) fn namespaces(&self, name: &str) -> Result<Vec<String>> {
-        let entries = fs::read_dir("/var/run/netns").context("list the network namespaces")?;
-        let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
-        Ok(names.filter(|netns| netns.starts_with(&format!("{name}-"))).collect())
-    }
+/// Every network namespace of the demo.
+pub(super) fn namespaces(name: &str) -> Result<Vec<String>> {
+    let entries = fs::read_dir("/var/run/netns").context("list the network namespaces")?;
+    let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    Ok(names.filter(|netns| netns.starts_with(&format!("{name}-"))).collect())
 }
 
 fn deployed(file: &str) -> PathBuf {
@@ -110,27 +110,27 @@ fn manifest(file: &str) -> Result<String> {
 /// `in NAME COMMAND...`: a shell's way into a pod or onto a node. Its cgroup comes first, which the agent's programs are
 /// attached to; the network namespace alone would not make anybody the pod's.
 fn script(name: &str, lab: &Lab, nodes: &[Node; 2], programs: &Path) -> String {
-    let mut cases = String::new();
-    let mut names = Vec::new();
-    let places = PODS.iter().map(|(node, pod, ..)| (*node, *pod)).chain([(0, "outsider")]);
-    for (node, pod) in places {
-        cases.push_str(&format!("{pod}) node={0} cgroup={0}/pod-{pod} ;;\n", nodes[node].name()));
-        names.push(pod);
-    }
-    for node in nodes {
-        cases.push_str(&format!("{0}) node={0} cgroup={0}/host ;;\n", node.name()));
-        names.push(node.name());
-    }
+    let node_of = |number: usize| nodes[number].name();
+    let pods = PODS.iter().map(|(node, pod, ..)| (*node, *pod)).chain([(0, "outsider")]);
+    let pods = pods.map(|(node, pod)| (pod, node_of(node), format!("pod-{pod}")));
+    let hosts = [0, 1].map(|node| (node_of(node), node_of(node), "host".to_owned()));
+    let places: Vec<_> = pods.chain(hosts).collect();
+    let cases: Vec<String> = places
+        .iter()
+        .map(|(place, node, cgroup)| format!("{place}) node={node} cgroup={node}/{cgroup} ;;\n"))
+        .collect();
+    let names: Vec<&str> = places.iter().map(|(place, ..)| *place).collect();
     format!(
         "#!/bin/sh\n\
          # in NAME COMMAND...: runs a command in a pod or on a node of the demo, in its cgroup and its network.\n\
          set -eu\n\
-         case ${{1:-}} in\n{cases}*) echo \"usage: $0 NAME COMMAND..., where NAME is one of {}\" >&2; exit 2 ;;\nesac\n\
+         case ${{1:-}} in\n{}*) echo \"usage: $0 NAME COMMAND..., where NAME is one of {}\" >&2; exit 2 ;;\nesac\n\
          name=$1; shift\n\
          mkdir -p \"{cgroup}/$cgroup\"\n\
          echo $$ > \"{cgroup}/$cgroup/cgroup.procs\"\n\
          export PATH=\"{}:$PATH\" MESH_SOCKET=\"{}/$node/meshd.sock\"\n\
          exec nsenter --net=/var/run/netns/{name}-$name -- \"$@\"\n",
+        cases.concat(),
         names.join(" "),
         programs.display(),
         lab.folder().display(),
