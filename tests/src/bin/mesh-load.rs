@@ -1,7 +1,8 @@
 //! Client, server and relay of `cargo xtask bench`: blocking threads, so that what is measured is the path between them.
 //!
 //! A connection begins with one byte: `S`, its bytes are swallowed and their number (8 bytes, big-endian) is the answer
-//! to its end; `R`, each 64 bytes are sent back.
+//! to its end; `R`, each 64 bytes are sent back; `C`, 64 bytes are sent back and the server closes (so that the client's
+//! ports do not run out in TIME_WAIT).
 
 #![allow(clippy::print_stdout, reason = "the result is what it is for")]
 
@@ -111,8 +112,12 @@ fn accept(listen: SocketAddr, serve: impl Fn(TcpStream) + Clone + Send + 'static
 fn answer(mut stream: TcpStream) -> io::Result<()> {
     let mut mode = [0];
     stream.read_exact(&mut mode)?;
+    let mut message = [0; MESSAGE];
+    if mode == *b"C" {
+        stream.read_exact(&mut message)?;
+        return stream.write_all(&message);
+    }
     if mode == *b"R" {
-        let mut message = [0; MESSAGE];
         loop {
             stream.read_exact(&mut message)?;
             stream.write_all(&message)?;
@@ -164,14 +169,16 @@ fn ask(stream: &mut TcpStream) -> Result<()> {
     Ok(())
 }
 
-/// One connection: mode and question in one write, one answer.
+/// One connection: mode and question in one write, one answer, the server's close.
 fn exchange(target: SocketAddr) -> Result<()> {
     let mut stream = TcpStream::connect(target)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-    let mut message = [b'R'; MESSAGE + 1];
+    let mut message = [b'C'; MESSAGE + 1];
     stream.write_all(&message)?;
     stream.read_exact(&mut message[..MESSAGE])?;
+    // The server closes first.
+    anyhow::ensure!(stream.read(&mut message)? == 0, "the server said too much");
     Ok(())
 }
 
