@@ -14,7 +14,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, ServerConfig, ServerConnection, SignatureScheme};
 use time::OffsetDateTime;
 
-use crate::world::{PORT, World, v4};
+use crate::world::{PORT, World, namespace, v4};
 
 const HBONE: u16 = 15008;
 
@@ -196,9 +196,10 @@ fn a_server_with_another_identity_is_refused() -> Result<()> {
     world.serve("http")?;
     assert_eq!(world.client.connect(&[&v4("far")])?.ok, 1);
     // In the place of node-b's agent stands a server with a good certificate, of somebody else.
+    world.enrol(false)?;
     world.agent_b.terminate(SECONDS_30)?;
-    world.agent_a.terminate(SECONDS_30)?;
-    let agent_a = world.agent_a.restart()?;
+    world.lab.manifests().apply("namespace.yaml", &namespace("default", true))?;
+    let agent_a = &world.agent_a;
     agent_a.wait_enrolled(&[&world.client, &world.near])?;
     let leaf = leaf(&world.b, Some("spiffe://cluster.local/ns/default/sa/twin"), true, |_| ())?;
     let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))

@@ -146,8 +146,8 @@ fn a_new_layout_replaces_the_pinned_state_without_a_failing_connect() -> Result<
     let pins = |layout: u32| {
         let mut names = Vec::new();
         crate::carry::collect(&world.a.bpffs(), &mut names);
-        let folder = format!("{layout}");
-        names.into_iter().filter(|path| path.iter().any(|part| part.to_string_lossy().trim_start_matches('v') == folder)).count()
+        let folder = format!("maps-v{layout}");
+        names.into_iter().filter(|path| path.iter().any(|part| *part == *folder)).count()
     };
     let mut config = DatapathConfig::new(world.a.bpffs(), world.a.cgroup().to_owned());
     let old = config.layout;
