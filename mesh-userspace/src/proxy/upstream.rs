@@ -17,23 +17,22 @@ pub(super) async fn plain(netns: &NetNs, to: SocketAddr) -> io::Result<TcpStream
     TcpSocket::from_std_stream(socket.into()).connect(to).await
 }
 
-/// Ports that stand for a client's own where that cannot be used. Below what systems hand out to clients (Linux: from
-/// 32768): the application's side of such a connection looks like one that the client made from this port itself, so a
-/// connection that the client does make from it would be taken for this one, and would end it.
-const STAND_IN: std::ops::Range<u16> = 1024..10_000;
-/// How many of these are tried before the kernel chooses.
-const STAND_IN_TRIES: usize = 8;
+/// Ports that clients do not take by themselves: below `ip_local_port_range` as it is by default.
+const FREE_PORTS: std::ops::Range<u16> = 1024..32768;
+/// How many of them are tried.
+const PORT_TRIES: usize = 4;
 
 /// Connects to an application in a pod's namespace with the true client's address.
 ///
-/// `from` with port 0 takes a port that the client itself will hardly use, and so does one whose port is taken there.
+/// `from` with port 0 takes another port of the client's address, none that the client itself may take for another
+/// connection to the same application: the two would be one to this namespace. Left to itself, the kernel walks the
+/// same ports here as it does for the client. A port that is taken falls back to another.
 pub(super) async fn deliver(netns: &NetNs, from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
     let taken = |error: &io::Error| {
         matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
     };
     let own = (from.port() != 0).then_some(from.port());
-    let stand_ins = std::iter::repeat_with(|| fastrand::u16(STAND_IN)).take(STAND_IN_TRIES);
-    for port in own.into_iter().chain(stand_ins) {
+    for port in own.into_iter().chain((0..PORT_TRIES).map(|_| fastrand::u16(FREE_PORTS))) {
         match deliver_from(netns, SocketAddr::new(from.ip(), port), to).await {
             Err(error) if taken(&error) => {}
             result => return result,

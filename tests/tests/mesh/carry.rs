@@ -248,7 +248,8 @@ fn sysctls() -> String {
     files.iter().filter_map(read).filter(|line| !moves(line)).collect::<Vec<_>>().join("\n")
 }
 
-fn collect(folder: &std::path::Path, files: &mut Vec<std::path::PathBuf>) {
+/// Every file below a folder.
+pub(crate) fn collect(folder: &std::path::Path, files: &mut Vec<std::path::PathBuf>) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             collect(&entry.path(), files);

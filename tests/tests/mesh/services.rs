@@ -2,6 +2,9 @@
 
 use anyhow::Result;
 use mesh_tests::peer::Summary;
+use mesh_userspace::datapath::{Datapath, DatapathConfig, Lifeline};
+use mesh_userspace::model::MeshConfig;
+use mesh_userspace::source;
 
 use crate::world::{PORT, UDP_PORT, World, service_ips, split, subsets, v4, v6};
 
@@ -32,7 +35,7 @@ fn a_service_address_reaches_its_pods_and_stays_the_peers_name() -> Result<()> {
 #[test]
 fn datagrams_reach_a_service_and_replies_come_from_its_address() -> Result<()> {
     let world = World::start(false)?;
-    for pod in [&world.near, &world.far] {
+    for pod in [&world.far, &world.twin] {
         pod.serve(&["--udp", "--listen", &format!("[::]:{UDP_PORT}")])?;
     }
     let (ip4, ip6) = service_ips("both");
@@ -65,11 +68,11 @@ fn a_split_holds_in_the_kernel_for_clients_outside_the_mesh() -> Result<()> {
     let world = World::start(false)?;
     world.serve("http")?;
     let connect = || world.client.connect(&[&v4("both"), "--count", "4000", "--concurrency", "16"]);
-    let near = |summary: &Summary| summary.by_name.get("near").copied().unwrap_or(0);
+    let twin = |summary: &Summary| summary.by_name.get("twin").copied().unwrap_or(0);
     // 6 sigma of a binomial with n = 4000: 190 at p = 1/2, 114 at p = 9/10.
     let even = connect()?;
     assert_eq!(even.failed, 0, "{even:?}");
-    assert!(near(&even).abs_diff(2000) < 190, "{even:?}");
+    assert!(twin(&even).abs_diff(2000) < 190, "{even:?}");
     world.lab.manifests().apply("subsets.yaml", &subsets())?;
     world.lab.manifests().apply("split.yaml", &split(90, 10))?;
     world.agent_a.wait_for("services", "the split is known", |services| {
@@ -78,11 +81,11 @@ fn a_split_holds_in_the_kernel_for_clients_outside_the_mesh() -> Result<()> {
     // What the API tells is written to the kernel right after: the first of it must have come.
     mesh_tests::eventually(mesh_tests::SECONDS_10, "the split is in the kernel", || {
         let few = world.client.connect(&[&v4("both"), "--count", "100"]).ok()?;
-        (near(&few) > 75).then_some(())
+        (twin(&few) > 75).then_some(())
     })?;
     let uneven = connect()?;
     assert_eq!(uneven.failed, 0, "{uneven:?}");
-    assert!(near(&uneven).abs_diff(3600) < 114, "{uneven:?}");
+    assert!(twin(&uneven).abs_diff(3600) < 114, "{uneven:?}");
     Ok(())
 }
 
@@ -131,5 +134,39 @@ fn restarts_under_load_lose_no_connect_to_a_service() -> Result<()> {
         assert_eq!(summary.failed, 0, "{summary:?}");
         assert!(summary.ok > 100, "{summary:?}");
     }
+    Ok(())
+}
+
+#[test]
+fn a_new_layout_replaces_the_pinned_state_without_a_failing_connect() -> Result<()> {
+    let world = World::start(false)?;
+    world.serve("http")?;
+    let load = world.client.load(&[&v4("both"), "--concurrency", "4"])?;
+    world.agent_a.kill()?;
+    let pins = |layout: u32| {
+        let mut names = Vec::new();
+        crate::carry::collect(&world.a.bpffs(), &mut names);
+        let folder = format!("maps-v{layout}");
+        names.into_iter().filter(|path| path.iter().any(|part| *part == *folder)).count()
+    };
+    let mut config = DatapathConfig::new(world.a.bpffs(), world.a.cgroup().to_owned());
+    let old = config.layout;
+    config.layout += 1;
+    assert!(pins(old) > 0 && pins(old + 1) == 0, "old {} new {}", pins(old), pins(old + 1));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let feed = source::run(vec![world.lab.manifests().folder().to_owned()], MeshConfig::default(), std::future::pending()).await?;
+        let (mut datapath, _events) = Datapath::load(&config, Lifeline::open()?)?;
+        let errors = datapath.sync(&feed.current.load());
+        anyhow::ensure!(errors.is_empty(), "{errors:?}");
+        datapath.attach()?;
+        anyhow::Ok(())
+    })?;
+    assert!(pins(old) == 0 && pins(old + 1) > 0, "old {} new {}", pins(old), pins(old + 1));
+    let after = world.client.connect(&[&v4("far"), "--count", "100", "--concurrency", "4"])?;
+    assert_eq!((after.ok, after.failed), (100, 0), "{after:?}");
+    let summary = Summary::end(&load)?;
+    assert_eq!(summary.failed, 0, "{summary:?}");
+    assert!(summary.ok > 100, "{summary:?}");
     Ok(())
 }

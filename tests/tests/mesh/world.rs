@@ -10,14 +10,15 @@ pub(crate) const PORT: u16 = 8080;
 /// UDP port of every service, and of every server.
 pub(crate) const UDP_PORT: u16 = 5353;
 
-/// Two nodes. On the first `client`, `near`, and `outside`, which opts out of the mesh; on the second `far`.
+/// Two nodes. On the first `client`, `near`, and `outside`, which opts out of the mesh; on the second `far` and `twin`.
 ///
-/// Each of `near`, `far` and `outside` has a service of its name; `both` has `near` and `far` behind it, `mixed` has
-/// `near` and `outside`, `nobody` has no endpoint.
+/// Each of `near`, `far` and `outside` has a service of its name; `both` has `far` and `twin` behind it, `mixed` has
+/// `far` and `outside`, `nobody` has no endpoint.
 pub(crate) struct World {
     pub(crate) client: Pod,
     pub(crate) near: Pod,
     pub(crate) far: Pod,
+    pub(crate) twin: Pod,
     pub(crate) outside: Pod,
     pub(crate) agent_a: Agent,
     pub(crate) agent_b: Agent,
@@ -38,11 +39,12 @@ impl World {
         let (a, b) = (lab.node("node-a")?, lab.node("node-b")?);
         let web = |name: &str| PodSpec::new(name).label("version", name);
         let client = a.pod(PodSpec::new("client"))?;
-        let near = a.pod(web("near").label("both", "yes").label("mixed", "yes"))?;
-        let far = b.pod(web("far").label("both", "yes"))?;
+        let near = a.pod(web("near"))?;
+        let far = b.pod(web("far").label("both", "yes").label("mixed", "yes"))?;
+        let twin = b.pod(web("twin").label("both", "yes"))?;
         let outside = a.pod(web("outside").label("mixed", "yes").label("istio.io/dataplane-mode", "none"))?;
         let manifests = lab.manifests();
-        manifests.apply("pods.yaml", &[&client, &near, &far, &outside].map(Pod::manifest).join("---\n"))?;
+        manifests.apply("pods.yaml", &[&client, &near, &far, &twin, &outside].map(Pod::manifest).join("---\n"))?;
         let services = [("near", "app: near"), ("far", "app: far"), ("outside", "app: outside"), ("both", "both: \"yes\""),
             ("mixed", "mixed: \"yes\""), ("nobody", "app: nobody")];
         let services: Vec<String> = services.iter().map(|(name, selector)| service(name, selector)).collect();
@@ -50,7 +52,7 @@ impl World {
         manifests.apply("namespace.yaml", &namespace("default", enrolled))?;
         let start = |node: &Node| flags.iter().fold(node.agent(), |agent, (flag, value)| agent.flag(flag, value)).start();
         let (agent_a, agent_b) = (start(&a)?, start(&b)?);
-        let world = Self { client, near, far, outside, agent_a, agent_b, a, b, lab };
+        let world = Self { client, near, far, twin, outside, agent_a, agent_b, a, b, lab };
         world.wait_enrolled(enrolled)?;
         Ok(world)
     }
@@ -62,22 +64,22 @@ impl World {
     }
 
     pub(crate) fn wait_enrolled(&self, enrolled: bool) -> Result<()> {
-        let (on_a, on_b) = ([&self.client, &self.near], [&self.far]);
+        let (on_a, on_b) = ([&self.client, &self.near], [&self.far, &self.twin]);
         self.agent_a.wait_enrolled(if enrolled { &on_a } else { &[] })?;
         self.agent_b.wait_enrolled(if enrolled { &on_b } else { &[] })?;
         // Each agent must know of the other node's pods as well.
         for agent in [&self.agent_a, &self.agent_b] {
             agent.wait_for("workloads", "the workloads are as the manifests say", |workloads| {
                 let all = workloads.as_array().into_iter().flatten();
-                all.filter(|workload| workload["enrolled"] == true).count() == if enrolled { 3 } else { 0 }
+                all.filter(|workload| workload["enrolled"] == true).count() == if enrolled { 4 } else { 0 }
             })?;
         }
         Ok(())
     }
 
-    /// Starts servers on [`PORT`] in all three, in a mode of `mesh-peer`.
+    /// Starts servers on [`PORT`] in all of them, in a mode of `mesh-peer`.
     pub(crate) fn serve(&self, mode: &str) -> Result<()> {
-        for pod in [&self.near, &self.far, &self.outside] {
+        for pod in [&self.near, &self.far, &self.twin, &self.outside] {
             pod.serve(&["--listen", &format!("[::]:{PORT}"), "--mode", mode])?;
         }
         Ok(())
@@ -121,15 +123,15 @@ pub(crate) fn service(name: &str, selector: &str) -> String {
 /// A `DestinationRule` with a subset a pod behind `both`.
 pub(crate) fn subsets() -> String {
     "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata:\n  name: both\n  namespace: default\nspec:\n  \
-     host: both\n  subsets:\n  - {name: near, labels: {version: near}}\n  - {name: far, labels: {version: far}}\n"
+     host: both\n  subsets:\n  - {name: twin, labels: {version: twin}}\n  - {name: far, labels: {version: far}}\n"
         .to_owned()
 }
 
 /// A `VirtualService` that splits `both`.
-pub(crate) fn split(near: u32, far: u32) -> String {
+pub(crate) fn split(twin: u32, far: u32) -> String {
     format!(
         "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata:\n  name: both\n  namespace: default\nspec:\n  \
-         hosts: [both]\n  tcp:\n  - route:\n    - destination: {{host: both, subset: near}}\n      weight: {near}\n    \
+         hosts: [both]\n  tcp:\n  - route:\n    - destination: {{host: both, subset: twin}}\n      weight: {twin}\n    \
          - destination: {{host: both, subset: far}}\n      weight: {far}\n"
     )
 }
