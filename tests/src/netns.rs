@@ -27,7 +27,6 @@ impl NetNs {
                 ("ipv4/ip_forward", forward),
                 ("ipv6/conf/all/forwarding", forward),
                 ("ipv6/conf/default/forwarding", forward),
-                ("ipv4/ip_local_port_range", "10000 65000"),
             ]) {
                 std::fs::write(format!("/proc/sys/net/{key}"), value)
                     .with_context(|| format!("set {key}"))?;

@@ -17,20 +17,28 @@ pub(super) async fn plain(netns: &NetNs, to: SocketAddr) -> io::Result<TcpStream
     TcpSocket::from_std_stream(socket.into()).connect(to).await
 }
 
+/// Ports that clients do not take by themselves: below `ip_local_port_range` as it is by default.
+const FREE_PORTS: std::ops::Range<u16> = 1024..32768;
+/// How many of them are tried.
+const PORT_TRIES: usize = 4;
+
 /// Connects to an application in a pod's namespace with the true client's address.
 ///
-/// `from` with port 0 takes any port of the client's address. A port that is taken there falls back to any.
+/// `from` with port 0 takes another port of the client's address, none that the client itself may take for another
+/// connection to the same application: the two would be one to this namespace. Left to itself, the kernel walks the
+/// same ports here as it does for the client. A port that is taken falls back to another.
 pub(super) async fn deliver(netns: &NetNs, from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
-    let first = deliver_from(netns, from, to).await;
     let taken = |error: &io::Error| {
         matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
     };
-    match first {
-        Err(error) if from.port() != 0 && taken(&error) => {
-            deliver_from(netns, SocketAddr::new(from.ip(), 0), to).await
+    let own = (from.port() != 0).then_some(from.port());
+    for port in own.into_iter().chain((0..PORT_TRIES).map(|_| fastrand::u16(FREE_PORTS))) {
+        match deliver_from(netns, SocketAddr::new(from.ip(), port), to).await {
+            Err(error) if taken(&error) => {}
+            result => return result,
         }
-        result => result,
     }
+    deliver_from(netns, SocketAddr::new(from.ip(), 0), to).await
 }
 
 async fn deliver_from(netns: &NetNs, from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {

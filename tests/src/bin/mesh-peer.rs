@@ -111,7 +111,7 @@ struct Connect {
     #[arg(long)]
     keep: bool,
     /// Milliseconds that an exchange may take.
-    #[arg(long, default_value_t = 20_000)]
+    #[arg(long, default_value_t = 10_000)]
     timeout_ms: u64,
 }
 

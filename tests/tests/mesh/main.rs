@@ -1,0 +1,9 @@
+//! The mesh on the real kernel: real agents, real pods, one lab a test.
+
+mod carry;
+mod certificates;
+mod observe;
+mod policy;
+mod reload;
+mod services;
+mod world;
