@@ -143,6 +143,8 @@ fn watch(args: &Args) -> Result<()> {
     let mut command = std::process::Command::new(exe);
     command.args(["demo", "--play", "--name", &args.name]);
     command.args(args.keep.then_some("--keep")).args(args.release.then_some("--release"));
+    // Where the lab looks for meshd and mesh-peer.
+    command.env("MESH_BIN_DIR", programs(args.release));
     let mut child = command.spawn().context("start the process that plays")?;
 
     let (status, signal) = wait(&mut child, &signals)?;
