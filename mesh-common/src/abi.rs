@@ -247,6 +247,11 @@ pub const FLOW_ESTABLISHED: u32 = 2;
 /// The connection closed with both FINs; without this bit it was reset or timed out.
 pub const FLOW_GRACEFUL: u32 = 4;
 
+/// The application closed its socket.
+pub const FLOW_RELEASED: u32 = 8;
+/// The connection was cut by the client's own side.
+pub const FLOW_ABORTED: u32 = 16;
+
 /// One direct connection that has ended, from the ring buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]

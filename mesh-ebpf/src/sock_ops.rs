@@ -9,7 +9,8 @@ use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use mesh_common::abi::{
-    Address, Counter, FLOW_ESTABLISHED, FLOW_GRACEFUL, FlowEvent, LAYOUT_VERSION, OpenFlow, mapped,
+    Address, Counter, FLOW_ABORTED, FLOW_ESTABLISHED, FLOW_GRACEFUL, FLOW_RELEASED, FlowEvent,
+    LAYOUT_VERSION, OpenFlow, mapped,
 };
 use mesh_common::flow::{carried, state};
 
@@ -63,11 +64,14 @@ fn closed(ctx: &SockOpsContext) {
     let (acked, received) = unsafe { ((*ctx.ops).bytes_acked, (*ctx.ops).bytes_received) };
     // SAFETY: a valid context.
     let (srtt, retransmits) = unsafe { ((*ctx.ops).srtt_us, (*ctx.ops).total_retrans) };
-    let carried = carried(ctx.arg(0), acked, received, u64::from(flow.acked_before));
+    let released = flow.flags & FLOW_RELEASED != 0;
+    let carried = carried(ctx.arg(0), acked, received, u64::from(flow.acked_before), released);
     let (source, peer) = addresses(ctx);
     let event = FlowEvent {
         version: LAYOUT_VERSION,
-        flags: flow.flags | if carried.graceful { FLOW_GRACEFUL } else { 0 },
+        flags: flow.flags
+            | if carried.graceful { FLOW_GRACEFUL } else { 0 }
+            | if carried.aborted { FLOW_ABORTED } else { 0 },
         start_ns: flow.start_ns,
         // SAFETY: takes no argument.
         duration_ns: unsafe { bpf_ktime_get_ns() }.saturating_sub(flow.start_ns),

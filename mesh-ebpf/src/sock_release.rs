@@ -4,7 +4,7 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::bpf_get_socket_cookie;
 use aya_ebpf::macros::cgroup_sock;
 use aya_ebpf::programs::SockContext;
-use mesh_common::abi::Counter;
+use mesh_common::abi::{Counter, FLOW_RELEASED};
 use mesh_common::flow::state;
 
 use crate::address::{DGRAM, STREAM};
@@ -27,6 +27,11 @@ fn mesh_sock_release(ctx: SockContext) -> i32 {
         // Never connected, or closed already; an open connection is reported and deleted by sock_ops.
         // An absent entry is the usual case.
         let _ = OPEN_FLOWS.remove(&cookie);
+    } else if kind == STREAM
+        && let Some(flow) = OPEN_FLOWS.get_ptr_mut(&cookie)
+    {
+        // SAFETY: not preallocated: freed only after this program has run; the socket's owner orders its hooks.
+        unsafe { (*flow).flags |= FLOW_RELEASED };
     }
     ALLOW
 }

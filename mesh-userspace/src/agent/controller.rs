@@ -163,6 +163,7 @@ impl Controller {
                 }
                 _ = retry.tick() => {
                     self.end_replaced();
+                    self.tell_attachments();
                     self.test_pods(|pod| !matches!(pod.canary, Some(Ok(()))));
                     if !self.failed.is_empty() || !self.sync_errors.is_empty() {
                         let snapshot = Arc::clone(&snapshots.borrow());
@@ -262,9 +263,8 @@ impl Controller {
         // The certificate is there before the first connection needs it.
         let (certificates, identity) = (self.shared.certificates.clone(), workload.identity.clone());
         tokio::spawn(async move {
-            if let Err(error) = certificates.certificate(&identity).await {
-                tracing::warn!(%error, %identity, "no certificate yet");
-            }
+            // A failure is told by the store, which tries again.
+            let _ = certificates.certificate(&identity).await;
         });
         let (workload, since) = (Arc::clone(workload), SystemTime::now());
         Ok(Enrolled { enrolment, workload, pod, stop, since, canary: None, missing: Vec::new() })
@@ -300,6 +300,13 @@ impl Controller {
         match self.enroller.release(&mut self.datapath, &enrolment) {
             Ok(()) => tracing::info!(pod = %uid, "released"),
             Err(error) => tracing::error!(pod = %uid, error = %chain(&error), "pod cannot be released"),
+        }
+    }
+
+    /// The metrics hear what the kernel says of the programs.
+    fn tell_attachments(&self) {
+        for attachment in self.datapath.attachments() {
+            self.shared.telemetry.metrics().set_attached(attachment.program, attachment.attached);
         }
     }
 

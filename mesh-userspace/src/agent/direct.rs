@@ -29,10 +29,11 @@ fn flow_record(snapshot: &Snapshot, flow: &DirectFlow) -> FlowRecord {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let milliseconds =
         |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    let outcome = match (flow.established, flow.graceful) {
-        (false, _) => Outcome::ConnectFailed,
-        (true, true) => Outcome::Closed,
-        (true, false) => Outcome::ResetByServer,
+    let outcome = match (flow.established, flow.graceful, flow.aborted) {
+        (false, _, _) => Outcome::ConnectFailed,
+        (true, true, _) => Outcome::Closed,
+        (true, false, true) => Outcome::ResetByClient,
+        (true, false, false) => Outcome::ResetByServer,
     };
     let workload = |ip| snapshot.workload_at(ip).map(|workload| &**workload);
     // Plaintext proves nobody: what the addresses suggest is named, no identity is claimed.

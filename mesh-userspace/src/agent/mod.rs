@@ -223,6 +223,11 @@ fn mesh_config(config: &AgentConfig) -> MeshConfig {
 
 fn telemetry(cluster: &str, certificates: &CertificateStore, feed: &Feed) -> Telemetry {
     let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION")));
+    let failures = Arc::clone(&metrics);
+    certificates.on_failure(move |error| {
+        tracing::warn!(error = %chain(error), "a certificate cannot be had");
+        failures.certificate_failed(error.reason());
+    });
     let (certificates, reports, current) =
         (certificates.clone(), feed.reports.clone(), Arc::clone(&feed.current));
     metrics.on_scrape(move |metrics| {

@@ -144,7 +144,7 @@ pub(super) fn services(reports: &[ServiceReport], view: View) -> String {
     let mut rows = Rows::new(if view.wide { &header } else { &header[..7] }, view.colour);
     for service in reports {
         for port in &service.ports {
-            let usable = port.backends.iter().filter(|backend| backend.address.is_some()).count();
+            let usable = usable(port);
             let tone = if usable == 0 { Tone::Warn } else { Tone::Plain };
             rows.add([
                 plain(&service.namespace),
@@ -210,6 +210,13 @@ pub(super) fn service(report: &ServiceReport, view: View) -> String {
         text.push_str(&backends(port, view));
     }
     text
+}
+
+/// Backends of the family that has the more: a pod with two addresses is one to each client.
+fn usable(port: &ServicePortReport) -> usize {
+    let addresses = || port.backends.iter().filter_map(|backend| backend.address);
+    let v4 = addresses().filter(std::net::SocketAddr::is_ipv4).count();
+    v4.max(addresses().count() - v4)
 }
 
 fn backends(port: &ServicePortReport, view: View) -> String {

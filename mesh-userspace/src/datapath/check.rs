@@ -35,10 +35,10 @@ const CAPABILITIES: [(u32, &str, &str); 6] = [
 pub fn needs(bpffs: &Path, cgroup: &Path) -> Vec<Need> {
     let mut needs = vec![
         Need {
-            name: "kernel 5.10",
-            purpose: "sk_lookup, cgroup and netns links, atomic program swap",
+            name: "kernel 5.14",
+            purpose: "sk_lookup, cgroup and netns links, atomic program swap, netns cookies",
             found: kernel(),
-            remedy: "run a kernel of 5.10 or later; 6.1 or later is tested",
+            remedy: "run a kernel of 5.14 or later; 6.18 is tested",
         },
         Need {
             name: "BTF",
@@ -125,7 +125,7 @@ fn kernel() -> Result<String, String> {
     let release = name.release().to_string_lossy().into_owned();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
     let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    if version >= (5, 10) { Ok(release) } else { Err(format!("this is {release}")) }
+    if version >= (5, 14) { Ok(release) } else { Err(format!("this is {release}")) }
 }
 
 fn transparent() -> Result<String, String> {

@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use aya::maps::{MapData, RingBuf};
-use mesh_common::abi::{FLOW_ESTABLISHED, FLOW_GRACEFUL, FLOW_SERVICE, FlowEvent, LAYOUT_VERSION};
+use mesh_common::abi::{
+    FLOW_ABORTED, FLOW_ESTABLISHED, FLOW_GRACEFUL, FLOW_SERVICE, FlowEvent, LAYOUT_VERSION,
+};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -27,6 +29,8 @@ pub struct DirectFlow {
     pub established: bool,
     /// It ended with both FINs.
     pub graceful: bool,
+    /// The client's side cut it.
+    pub aborted: bool,
     /// From the connect to the close.
     pub duration: Duration,
     /// Bytes of the application that were acknowledged.
@@ -87,6 +91,7 @@ fn decode(entry: &[u8]) -> Option<DirectFlow> {
         to_service: event.flags & FLOW_SERVICE != 0,
         established: event.flags & FLOW_ESTABLISHED != 0,
         graceful: event.flags & FLOW_GRACEFUL != 0,
+        aborted: event.flags & FLOW_ABORTED != 0,
         duration: Duration::from_nanos(event.duration_ns),
         sent: event.sent,
         received: event.received,

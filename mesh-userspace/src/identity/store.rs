@@ -5,7 +5,7 @@
 //! they were made with; nothing here ends one.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
@@ -127,11 +127,14 @@ impl Entry {
     }
 }
 
+type Listener = Box<dyn Fn(&StoreError) + Send + Sync>;
+
 struct Shared {
     signer: Arc<dyn Signer>,
     validity: Duration,
     entries: Mutex<BTreeMap<Identity, Arc<Entry>>>,
     changed: Notify,
+    on_failure: OnceLock<Listener>,
 }
 
 /// The certificates of this node. Clones are the same store; usable from any runtime.
@@ -146,7 +149,19 @@ impl CertificateStore {
 
     /// A store that asks for certificates of this life.
     pub fn with_validity(signer: Arc<dyn Signer>, validity: Duration) -> Self {
-        Self(Arc::new(Shared { signer, validity, entries: Mutex::default(), changed: Notify::new() }))
+        Self(Arc::new(Shared {
+            signer,
+            validity,
+            entries: Mutex::default(),
+            changed: Notify::new(),
+            on_failure: OnceLock::new(),
+        }))
+    }
+
+    /// Calls `tell` for every certificate that cannot be had or renewed, from now on. The first caller is the one heard.
+    pub fn on_failure(&self, tell: impl Fn(&StoreError) + Send + Sync + 'static) {
+        // A second listener is a mistake in the agent, not one to fail for.
+        let _ = self.0.on_failure.set(Box::new(tell));
     }
 
     /// The certificate of `identity`, signed now if there is none.
@@ -250,6 +265,9 @@ impl CertificateStore {
                 progress.failures = progress.failures.saturating_add(1);
                 progress.due = Some(now + wait.mul_f64(0.75 + 0.5 * fastrand::f64()));
                 progress.error = Some(error.clone());
+                if let Some(tell) = self.0.on_failure.get() {
+                    tell(error);
+                }
             }
         }
         drop(progress);
