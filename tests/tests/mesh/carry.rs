@@ -12,13 +12,21 @@ use crate::world::{PORT, World, namespace, v4, v6};
 fn targets(pod: &Pod) -> Vec<(String, bool)> {
     let name = &pod.spec.name;
     let (pod4, pod6) = (format!("{}:{PORT}", pod.v4), format!("[{}]:{PORT}", pod.v6));
-    vec![(v4(name), false), (v6(name), false), (v4(name), true), (pod4.clone(), false), (pod6, false), (pod4, true)]
+    vec![
+        (v4(name), false),
+        (v6(name), false),
+        (v4(name), true),
+        (pod4.clone(), false),
+        (pod6, false),
+        (pod4, true),
+    ]
 }
 
 fn reports(server: &Process, count: usize) -> Result<Vec<Report>> {
     eventually(SECONDS_10, "the server reports", || {
         let stdout = server.stdout();
-        let reports: Vec<Report> = stdout.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let reports: Vec<Report> =
+            stdout.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         (reports.len() >= count).then_some(reports)
     })
 }
@@ -27,7 +35,7 @@ fn reports(server: &Process, count: usize) -> Result<Vec<Report>> {
 fn both_ends_see_the_addresses_that_they_would_see_without_a_mesh() -> Result<()> {
     let world = World::start(true)?;
     world.serve("http")?;
-    for server in [&world.near, &world.far] {
+    for server in [&world.far, &world.near] {
         for (target, mapped) in targets(server) {
             let mut args = vec![target.as_str(), "--count", "10", "--concurrency", "2"];
             args.extend(mapped.then_some("--source-v6-mapped"));
@@ -35,7 +43,11 @@ fn both_ends_see_the_addresses_that_they_would_see_without_a_mesh() -> Result<()
             assert_eq!((summary.ok, summary.failed), (10, 0), "{target} {mapped}: {summary:?}");
             assert_eq!(summary.by_name.get(&server.spec.name), Some(&10), "{target} {mapped}");
             assert_eq!(summary.getpeername.keys().collect::<Vec<_>>(), [&target], "{mapped}");
-            let client = if target.starts_with('[') { format!("[{}]:", world.client.v6) } else { format!("{}:", world.client.v4) };
+            let client = if target.starts_with('[') {
+                format!("[{}]:", world.client.v6)
+            } else {
+                format!("{}:", world.client.v4)
+            };
             let seen: Vec<&String> = summary.peers_seen.keys().collect();
             assert!(seen.iter().all(|peer| peer.starts_with(&client)), "{target} {mapped}: {seen:?}");
         }
@@ -54,7 +66,17 @@ fn nothing_is_readable_on_the_wire_once_the_pods_are_enrolled() -> Result<()> {
     world.serve("echo")?;
     let wire = world.lab.wire()?;
     let send = |marker: &str| {
-        world.client.connect(&[&v4("far"), "--mode", "echo", "--count", "20", "--marker", marker, "--bytes", "100"])
+        world.client.connect(&[
+            &v4("far"),
+            "--mode",
+            "echo",
+            "--count",
+            "20",
+            "--marker",
+            marker,
+            "--bytes",
+            "100",
+        ])
     };
     assert_eq!(send("PLAIN-BEFORE")?.ok, 20);
     eventually(SECONDS_10, "plaintext is on the wire", || (wire.count("PLAIN-BEFORE") >= 40).then_some(()))?;
@@ -70,13 +92,22 @@ fn nothing_is_readable_on_the_wire_once_the_pods_are_enrolled() -> Result<()> {
 #[test]
 fn either_side_may_close_its_half_first() -> Result<()> {
     let world = World::start(true)?;
-    for server in [&world.near, &world.far] {
+    for server in [&world.far, &world.near] {
         let host = server.v4;
         for (mode, port) in [("echo", 9001), ("discard", 9002), ("source", 9003), ("half-close", 9004)] {
             let process = server.serve(&["--listen", &format!("[::]:{port}"), "--mode", mode, "--report"])?;
             let target = format!("{host}:{port}");
-            let summary =
-                world.client.connect(&[&target, "--mode", mode, "--bytes", "1000003", "--count", "6", "--concurrency", "3"])?;
+            let summary = world.client.connect(&[
+                &target,
+                "--mode",
+                mode,
+                "--bytes",
+                "1000003",
+                "--count",
+                "6",
+                "--concurrency",
+                "3",
+            ])?;
             assert_eq!((summary.ok, summary.failed), (6, 0), "{mode} at {}: {summary:?}", server.spec.name);
             for report in reports(&process, 6)? {
                 assert_eq!((report.bytes, report.end.as_str()), (1_000_003, "eof"), "{mode}");
@@ -89,7 +120,7 @@ fn either_side_may_close_its_half_first() -> Result<()> {
 #[test]
 fn a_reset_reaches_the_other_end_as_a_reset() -> Result<()> {
     let world = World::start(true)?;
-    for server in [&world.near, &world.far] {
+    for server in [&world.far, &world.near] {
         let host = server.v4;
         server.serve(&["--listen", "[::]:9001", "--mode", "reset"])?;
         let summary = world.client.connect(&[&format!("{host}:9001"), "--mode", "reset", "--count", "10"])?;
@@ -106,7 +137,7 @@ fn a_reset_reaches_the_other_end_as_a_reset() -> Result<()> {
 #[test]
 fn a_port_that_nobody_serves_ends_the_connection_at_once() -> Result<()> {
     let world = World::start(true)?;
-    for server in [&world.near, &world.far] {
+    for server in [&world.far, &world.near] {
         let summary = world.client.connect(&[&format!("{}:9999", server.v4), "--count", "3"])?;
         assert_eq!((summary.ok, summary.failed), (0, 3), "{summary:?}");
         assert!(summary.failed_max_ms < 1000, "{}: {summary:?}", server.spec.name);
@@ -122,7 +153,15 @@ fn a_gibibyte_arrives_whole_through_mutual_tls() -> Result<()> {
         let port = if mode == "discard" { 9001 } else { 9002 };
         world.far.serve(&["--listen", &format!("[::]:{port}"), "--mode", mode])?;
         let target = format!("{}:{port}", world.far.v4);
-        let summary = world.client.connect(&[&target, "--mode", mode, "--bytes", &gibibyte, "--timeout-ms", "80000"])?;
+        let summary = world.client.connect(&[
+            &target,
+            "--mode",
+            mode,
+            "--bytes",
+            &gibibyte,
+            "--timeout-ms",
+            "80000",
+        ])?;
         assert_eq!((summary.ok, summary.failed), (1, 0), "{mode}: {summary:?}");
         assert_eq!(summary.sent + summary.received, 1 << 30, "{mode}");
         eprintln!("{mode}: {} ms", summary.elapsed_ms);
@@ -138,7 +177,8 @@ fn a_gibibyte_arrives_whole_through_mutual_tls() -> Result<()> {
 fn two_thousand_connections_at_a_time_lose_none() -> Result<()> {
     let world = World::start(true)?;
     world.serve("echo")?;
-    let args = ["--mode", "echo", "--keep", "--count", "2000", "--concurrency", "256", "--timeout-ms", "60000"];
+    let args =
+        ["--mode", "echo", "--keep", "--count", "2000", "--concurrency", "256", "--timeout-ms", "60000"];
     let summary = world.client.connect(&[&[&*v4("far")], &args[..]].concat())?;
     assert_eq!((summary.ok, summary.failed), (2000, 0), "{summary:?}");
     eventually(SECONDS_30, "no connection is left", || {
@@ -158,7 +198,12 @@ fn what_is_outside_the_mesh_is_reached_in_plaintext() -> Result<()> {
     // A pod that is not, an address that is nobody's pod, and the other way round.
     let outside = format!("{}:{PORT}", world.outside.v4);
     assert_eq!(world.client.connect(&[&outside, "--count", "5"])?.ok, 5);
-    let node = world.b.spawn(&[&mesh_tests::binary("mesh-peer")?.to_string_lossy(), "serve", "--listen", "[::]:7000"])?;
+    let node = world.b.spawn(&[
+        &mesh_tests::binary("mesh-peer")?.to_string_lossy(),
+        "serve",
+        "--listen",
+        "[::]:7000",
+    ])?;
     node.wait_line("that it listens", |line| line.contains("listening"))?;
     assert_eq!(world.client.connect(&[&format!("{}:7000", world.b.v4), "--count", "5"])?.ok, 5);
     for name in ["near", "far"] {
@@ -243,7 +288,9 @@ fn sysctls() -> String {
     collect(std::path::Path::new("/proc/sys/net/ipv4"), &mut files);
     collect(std::path::Path::new("/proc/sys/net/ipv6"), &mut files);
     files.sort();
-    let read = |path: &std::path::PathBuf| Some(format!("{}={}", path.display(), std::fs::read_to_string(path).ok()?.trim()));
+    let read = |path: &std::path::PathBuf| {
+        Some(format!("{}={}", path.display(), std::fs::read_to_string(path).ok()?.trim()))
+    };
     let moves = |line: &String| line.contains("stable_secret") || line.contains("fib_multipath_hash_seed");
     files.iter().filter_map(read).filter(|line| !moves(line)).collect::<Vec<_>>().join("\n")
 }

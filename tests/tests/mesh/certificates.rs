@@ -11,7 +11,9 @@ use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, KeyUsag
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, ServerConfig, ServerConnection, SignatureScheme};
+use rustls::{
+    ClientConfig, ClientConnection, DigitallySignedStruct, ServerConfig, ServerConnection, SignatureScheme,
+};
 use time::OffsetDateTime;
 
 use crate::world::{PORT, World, namespace, v4};
@@ -31,20 +33,28 @@ impl Leaf {
 }
 
 /// A proper workload certificate for a SPIFFE ID, spoilt by `spoil`; signed by the lab's authority, or by itself.
-fn leaf(node: &Node, uri: Option<&str>, authority: bool, spoil: impl FnOnce(&mut CertificateParams)) -> Result<Leaf> {
+fn leaf(
+    node: &Node,
+    uri: Option<&str>,
+    authority: bool,
+    spoil: impl FnOnce(&mut CertificateParams),
+) -> Result<Leaf> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::default();
     params.not_before = OffsetDateTime::now_utc() - time::Duration::minutes(2);
     params.not_after = OffsetDateTime::now_utc() + time::Duration::hours(1);
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     if let Some(uri) = uri {
         params.subject_alt_names = vec![SanType::URI(uri.try_into()?)];
     }
     spoil(&mut params);
     let certificate = if authority {
-        let read = |file: &str| std::fs::read_to_string(node.ca_dir().join(file)).with_context(|| file.to_owned());
-        let issuer = Issuer::from_ca_cert_pem(&read("ca-cert.pem")?, KeyPair::from_pem(&read("ca-key.pem")?)?)?;
+        let read =
+            |file: &str| std::fs::read_to_string(node.ca_dir().join(file)).with_context(|| file.to_owned());
+        let issuer =
+            Issuer::from_ca_cert_pem(&read("ca-cert.pem")?, KeyPair::from_pem(&read("ca-key.pem")?)?)?;
         params.signed_by(&key, &issuer)?
     } else {
         params.self_signed(&key)?
@@ -109,10 +119,20 @@ fn is_taken(netns: &NetNs, to: IpAddr, leaf: Option<Leaf>) -> Result<bool> {
         let mut tls = ClientConnection::new(Arc::new(config), ServerName::IpAddress(to.into()))?;
         let mut stream = rustls::Stream::new(&mut tls, &mut socket);
         // TLS 1.3: the client has finished before it hears that its certificate was refused.
-        let result = stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").and_then(|()| stream.read(&mut [0; 64]));
+        let result = stream
+            .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+            .and_then(|()| stream.read(&mut [0; 64]));
         match result {
             Ok(length) => Ok(length > 0),
-            Err(error) if [ErrorKind::InvalidData, ErrorKind::ConnectionReset, ErrorKind::BrokenPipe, ErrorKind::UnexpectedEof].contains(&error.kind()) => {
+            Err(error)
+                if [
+                    ErrorKind::InvalidData,
+                    ErrorKind::ConnectionReset,
+                    ErrorKind::BrokenPipe,
+                    ErrorKind::UnexpectedEof,
+                ]
+                .contains(&error.kind()) =>
+            {
                 Ok(false)
             }
             Err(error) => bail!("neither taken nor refused: {error}"),
@@ -125,7 +145,8 @@ fn offer_tls12(netns: &NetNs, to: IpAddr) -> Result<Vec<u8>> {
     let extensions: &[u8] = &[
         0x00, 0x0a, 0x00, 0x06, 0x00, 0x04, 0x00, 0x1d, 0x00, 0x17, // groups: x25519, P-256
         0x00, 0x0b, 0x00, 0x02, 0x01, 0x00, // points: uncompressed
-        0x00, 0x0d, 0x00, 0x08, 0x00, 0x06, 0x04, 0x03, 0x08, 0x04, 0x04, 0x01, // signatures: ECDSA P-256, RSA
+        0x00, 0x0d, 0x00, 0x08, 0x00, 0x06, 0x04, 0x03, 0x08, 0x04, 0x04,
+        0x01, // signatures: ECDSA P-256, RSA
         0x00, 0x10, 0x00, 0x05, 0x00, 0x03, 0x02, b'h', b'2', // ALPN
         0x00, 0x17, 0x00, 0x00, // extended master secret
     ];
@@ -159,7 +180,9 @@ fn clients_with_wrong_certificates_are_refused_and_counted_by_reason() -> Result
         params.not_before = OffsetDateTime::now_utc() - time::Duration::hours(2);
         params.not_after = OffsetDateTime::now_utc() - time::Duration::hours(1);
     };
-    let server_only = |params: &mut CertificateParams| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let server_only = |params: &mut CertificateParams| {
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]
+    };
     let cases = [
         ("wrong_trust_domain", Some(leaf(node, Some(other), true, |_| ())?)),
         ("expired", Some(leaf(node, Some(uri), true, long_ago)?)),
@@ -169,15 +192,29 @@ fn clients_with_wrong_certificates_are_refused_and_counted_by_reason() -> Result
         ("no_certificate", None),
     ];
     let count = |reason: &str| {
-        world.agent_b.metric("mesh_tls_handshake_failures_total", &["side=\"server\"", &format!("reason=\"{reason}\"")])
+        world.agent_b.metric(
+            "mesh_tls_handshake_failures_total",
+            &["side=\"server\"", &format!("reason=\"{reason}\"")],
+        )
     };
     let counted = |reason: &str| {
         let once = || count(reason).ok().filter(|count| (count - 1.0).abs() < 0.5);
-        eventually(SECONDS_10, &format!("{reason} is counted once"), once)
-            .with_context(|| world.agent_b.metrics().unwrap_or_default().lines().filter(|line| line.contains("handshake")).collect::<Vec<_>>().join("\n"))
+        eventually(SECONDS_10, &format!("{reason} is counted once"), once).with_context(|| {
+            world
+                .agent_b
+                .metrics()
+                .unwrap_or_default()
+                .lines()
+                .filter(|line| line.contains("handshake"))
+                .collect::<Vec<_>>()
+                .join("\n")
+        })
     };
     for to in [IpAddr::from(world.far.v4), IpAddr::from(world.far.v6)] {
-        assert!(is_taken(netns, to, Some(leaf(node, Some(uri), true, |_| ())?))?, "{to}: the one that is right");
+        assert!(
+            is_taken(netns, to, Some(leaf(node, Some(uri), true, |_| ())?))?,
+            "{to}: the one that is right"
+        );
     }
     for (reason, leaf) in cases {
         assert!(!is_taken(netns, world.far.v4.into(), leaf)?, "{reason} was taken");
@@ -186,7 +223,9 @@ fn clients_with_wrong_certificates_are_refused_and_counted_by_reason() -> Result
     let answer = offer_tls12(netns, world.far.v4.into())?;
     assert_eq!((answer[0], answer[5], answer[6]), (0x15, 2, 70), "fatal alert protocol_version: {answer:?}");
     counted("protocol_version")?;
-    world.agent_b.wait_flows(7, "failed handshakes leave a record", |flow| flow["outcome"] == "tls_failed")?;
+    world
+        .agent_b
+        .wait_flows(7, "failed handshakes leave a record", |flow| flow["outcome"] == "tls_failed")?;
     Ok(())
 }
 
@@ -221,7 +260,9 @@ fn a_server_with_another_identity_is_refused() -> Result<()> {
     let summary = world.client.connect(&[&format!("{}:{PORT}", world.far.v4), "--count", "3"])?;
     assert_eq!((summary.ok, summary.failed), (0, 3), "{summary:?}");
     let refused = || {
-        let count = agent_a.metric("mesh_tls_handshake_failures_total", &["side=\"client\"", "reason=\"wrong_identity\""]).ok()?;
+        let count = agent_a
+            .metric("mesh_tls_handshake_failures_total", &["side=\"client\"", "reason=\"wrong_identity\""])
+            .ok()?;
         (count >= 1.0).then_some(())
     };
     eventually(SECONDS_10, "it is counted", refused).with_context(|| format!("{:#?}", agent_a.flows()))
@@ -235,7 +276,9 @@ fn renewed_certificates_leave_open_connections_alone() -> Result<()> {
     let new = world.client.load(&[&v4("both"), "--mode", "echo", "--concurrency", "1"])?;
     let serial = |agent: &mesh_tests::Agent, account: &str| -> Option<String> {
         let certs = agent.json("/v1/certs").ok()?;
-        let is = |cert: &&serde_json::Value| cert["identity"].as_str().is_some_and(|identity| identity.ends_with(account));
+        let is = |cert: &&serde_json::Value| {
+            cert["identity"].as_str().is_some_and(|identity| identity.ends_with(account))
+        };
         certs.as_array()?.iter().find(is)?["serial"].as_str().map(str::to_owned)
     };
     for _renewal in 0..3 {
@@ -253,4 +296,3 @@ fn renewed_certificates_leave_open_connections_alone() -> Result<()> {
     assert!(failures < 0.5, "{failures}");
     Ok(())
 }
-

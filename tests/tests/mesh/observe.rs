@@ -16,17 +16,28 @@ fn identity(account: &str) -> String {
 fn every_flow_is_recorded_once_at_each_end_with_both_identities() -> Result<()> {
     let world = World::start(true)?;
     world.serve("echo")?;
-    let summary = world.client.connect(&[&v4("far"), "--mode", "echo", "--bytes", "12345", "--count", "10"])?;
+    let summary =
+        world.client.connect(&[&v4("far"), "--mode", "echo", "--bytes", "12345", "--count", "10"])?;
     assert_eq!(summary.ok, 10, "{summary:?}");
-    for (agent, reporter, direction) in [(&world.agent_a, "source", "outbound"), (&world.agent_b, "destination", "inbound")] {
+    for (agent, reporter, direction) in
+        [(&world.agent_a, "source", "outbound"), (&world.agent_b, "destination", "inbound")]
+    {
         let flows = agent.wait_flows(10, "a record a connection", |flow| flow["reporter"] == reporter)?;
         assert_eq!(flows.len(), 10, "{flows:#?}");
         for flow in &flows {
             assert_eq!(flow["direction"], direction, "{flow:#}");
             assert_eq!(flow["source"]["identity"], identity("client"), "{flow:#}");
             assert_eq!(flow["destination"]["identity"], identity("far"), "{flow:#}");
-            assert_eq!((&flow["bytes_sent"], &flow["bytes_received"]), (&12345.into(), &12345.into()), "{flow:#}");
-            assert_eq!((&flow["security"], &flow["outcome"]), (&"mutual_tls".into(), &"closed".into()), "{flow:#}");
+            assert_eq!(
+                (&flow["bytes_sent"], &flow["bytes_received"]),
+                (&12345.into(), &12345.into()),
+                "{flow:#}"
+            );
+            assert_eq!(
+                (&flow["security"], &flow["outcome"]),
+                (&"mutual_tls".into(), &"closed".into()),
+                "{flow:#}"
+            );
             assert_eq!(flow["source"]["pod"], "default/client", "{flow:#}");
         }
     }
@@ -37,12 +48,17 @@ fn every_flow_is_recorded_once_at_each_end_with_both_identities() -> Result<()> 
 fn direct_flows_are_recorded_by_the_kernel() -> Result<()> {
     let world = World::start(false)?;
     world.serve("echo")?;
-    let summary = world.client.connect(&[&v4("far"), "--mode", "echo", "--bytes", "54321", "--count", "10"])?;
+    let summary =
+        world.client.connect(&[&v4("far"), "--mode", "echo", "--bytes", "54321", "--count", "10"])?;
     assert_eq!(summary.ok, 10, "{summary:?}");
     let flows = world.agent_a.wait_flows(10, "a record a connection", |flow| flow["reporter"] == "kernel")?;
     assert_eq!(flows.len(), 10, "{flows:#?}");
     for flow in &flows {
-        assert_eq!((&flow["bytes_sent"], &flow["bytes_received"]), (&54321.into(), &54321.into()), "{flow:#}");
+        assert_eq!(
+            (&flow["bytes_sent"], &flow["bytes_received"]),
+            (&54321.into(), &54321.into()),
+            "{flow:#}"
+        );
         assert_eq!((&flow["security"], &flow["direction"]), (&"none".into(), &"direct".into()), "{flow:#}");
         assert_eq!(flow["outcome"], "closed", "{flow:#}");
         assert_eq!(flow["original_destination"], v4("far"), "{flow:#}");
@@ -56,7 +72,10 @@ fn direct_flows_are_recorded_by_the_kernel() -> Result<()> {
 fn metrics_have_istios_names() -> Result<()> {
     let world = World::start(true)?;
     world.serve("echo")?;
-    assert_eq!(world.client.connect(&[&v4("far"), "--mode", "echo", "--bytes", "1000", "--count", "7"])?.ok, 7);
+    assert_eq!(
+        world.client.connect(&[&v4("far"), "--mode", "echo", "--bytes", "1000", "--count", "7"])?.ok,
+        7
+    );
     for (agent, reporter) in [(&world.agent_a, "source"), (&world.agent_b, "destination")] {
         let labels = [
             format!("reporter=\"{reporter}\""),
@@ -80,7 +99,8 @@ fn metrics_have_istios_names() -> Result<()> {
             })?;
         }
     }
-    for name in ["mesh_enrolled_pods", "mesh_config_generation", "mesh_certificate_expiry_timestamp_seconds"] {
+    for name in ["mesh_enrolled_pods", "mesh_config_generation", "mesh_certificate_expiry_timestamp_seconds"]
+    {
         assert!(world.agent_a.metric(name, &[])? > 0.0, "{name}");
     }
     assert!(world.agent_a.metric("mesh_kernel_plane_attached", &[])? > 5.0, "programs attached");
@@ -88,10 +108,22 @@ fn metrics_have_istios_names() -> Result<()> {
 }
 
 fn meshctl(agent: &Agent, args: &[&str]) -> Result<(bool, Vec<Value>)> {
-    let output =
-        Command::new(binary("meshctl")?).arg("--socket").arg(agent.socket()).args(args).args(["-o", "json"]).output()?;
-    let documents = serde_json::Deserializer::from_slice(&output.stdout).into_iter::<Value>().collect::<Result<Vec<_>, _>>();
-    let said = || format!("{args:?}: {}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let output = Command::new(binary("meshctl")?)
+        .arg("--socket")
+        .arg(agent.socket())
+        .args(args)
+        .args(["-o", "json"])
+        .output()?;
+    let documents = serde_json::Deserializer::from_slice(&output.stdout)
+        .into_iter::<Value>()
+        .collect::<Result<Vec<_>, _>>();
+    let said = || {
+        format!(
+            "{args:?}: {}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        )
+    };
     Ok((output.status.success(), documents.with_context(said)?))
 }
 

@@ -71,7 +71,12 @@ fn peer_authentication_decides_by_istios_precedence() -> Result<()> {
     expect(&world, "a namespace's policy goes before the mesh's", PORT, true)?;
     apply("pod.yaml", "far", "default", &format!("{far}  mtls: {{mode: STRICT}}\n"))?;
     expect(&world, "a pod's policy goes before its namespace's", PORT, false)?;
-    apply("pod.yaml", "far", "default", &format!("{far}  mtls: {{mode: STRICT}}\n  portLevelMtls: {{9090: {{mode: PERMISSIVE}}}}\n"))?;
+    apply(
+        "pod.yaml",
+        "far",
+        "default",
+        &format!("{far}  mtls: {{mode: STRICT}}\n  portLevelMtls: {{9090: {{mode: PERMISSIVE}}}}\n"),
+    )?;
     expect(&world, "a port's mode goes before the pod's", 9090, true)?;
     expect(&world, "which holds at the other ports", PORT, false)?;
     apply("pod.yaml", "far", "default", &format!("{far}  mtls: {{mode: DISABLE}}\n"))?;
@@ -86,12 +91,21 @@ fn peer_authentication_decides_by_istios_precedence() -> Result<()> {
 fn plaintext_to_a_strict_pod_is_refused_on_every_way_in() -> Result<()> {
     let world = World::start(true)?;
     world.serve("http")?;
-    world.lab.manifests().apply("strict.yaml", &peer_authentication("default", "istio-system", "  mtls: {mode: STRICT}\n"))?;
+    world
+        .lab
+        .manifests()
+        .apply("strict.yaml", &peer_authentication("default", "istio-system", "  mtls: {mode: STRICT}\n"))?;
     wait_mode(&world.agent_a, "STRICT")?;
     wait_mode(&world.agent_b, "STRICT")?;
     let (near, far) = (&world.near, &world.far);
-    let ways = [format!("{}:{PORT}", near.v4), format!("[{}]:{PORT}", near.v6), format!("{}:{PORT}", far.v4),
-        format!("[{}]:{PORT}", far.v6), v4("near"), v4("far")];
+    let ways = [
+        format!("{}:{PORT}", near.v4),
+        format!("[{}]:{PORT}", near.v6),
+        format!("{}:{PORT}", far.v4),
+        format!("[{}]:{PORT}", far.v6),
+        v4("near"),
+        v4("far"),
+    ];
     for target in &ways {
         let summary = world.outside.connect(&[target, "--count", "5"])?;
         assert_eq!((summary.ok, summary.failed), (0, 5), "{target}: {summary:?}");

@@ -79,7 +79,8 @@ fn a_pod_that_leaves_the_manifests_leaves_its_services() -> Result<()> {
     let world = World::start(true)?;
     world.serve("http")?;
     let manifests = world.lab.manifests();
-    let pods = [&world.client, &world.near, &world.far, &world.outside].map(mesh_tests::Pod::manifest).join("---\n");
+    let pods =
+        [&world.client, &world.near, &world.far, &world.outside].map(mesh_tests::Pod::manifest).join("---\n");
     manifests.apply("pods.yaml", &pods)?;
     for client in [&world.client, &world.outside] {
         eventually(SECONDS_10, "all go to far", || {

@@ -155,7 +155,12 @@ fn a_new_layout_replaces_the_pinned_state_without_a_failing_connect() -> Result<
     assert!(pins(old) > 0 && pins(old + 1) == 0, "old {} new {}", pins(old), pins(old + 1));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let feed = source::run(vec![world.lab.manifests().folder().to_owned()], MeshConfig::default(), std::future::pending()).await?;
+        let feed = source::run(
+            vec![world.lab.manifests().folder().to_owned()],
+            MeshConfig::default(),
+            std::future::pending(),
+        )
+        .await?;
         let (mut datapath, _events) = Datapath::load(&config, Lifeline::open()?)?;
         let errors = datapath.sync(&feed.current.load());
         anyhow::ensure!(errors.is_empty(), "{errors:?}");

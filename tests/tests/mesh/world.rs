@@ -44,13 +44,22 @@ impl World {
         let twin = b.pod(web("twin").label("both", "yes"))?;
         let outside = a.pod(web("outside").label("mixed", "yes").label("istio.io/dataplane-mode", "none"))?;
         let manifests = lab.manifests();
-        manifests.apply("pods.yaml", &[&client, &near, &far, &twin, &outside].map(Pod::manifest).join("---\n"))?;
-        let services = [("near", "app: near"), ("far", "app: far"), ("outside", "app: outside"), ("both", "both: \"yes\""),
-            ("mixed", "mixed: \"yes\""), ("nobody", "app: nobody")];
+        manifests
+            .apply("pods.yaml", &[&client, &near, &far, &twin, &outside].map(Pod::manifest).join("---\n"))?;
+        let services = [
+            ("near", "app: near"),
+            ("far", "app: far"),
+            ("outside", "app: outside"),
+            ("both", "both: \"yes\""),
+            ("mixed", "mixed: \"yes\""),
+            ("nobody", "app: nobody"),
+        ];
         let services: Vec<String> = services.iter().map(|(name, selector)| service(name, selector)).collect();
         manifests.apply("services.yaml", &services.join("---\n"))?;
         manifests.apply("namespace.yaml", &namespace("default", enrolled))?;
-        let start = |node: &Node| flags.iter().fold(node.agent(), |agent, (flag, value)| agent.flag(flag, value)).start();
+        let start = |node: &Node| {
+            flags.iter().fold(node.agent(), |agent, (flag, value)| agent.flag(flag, value)).start()
+        };
         let (agent_a, agent_b) = (start(&a)?, start(&b)?);
         let world = Self { client, near, far, twin, outside, agent_a, agent_b, a, b, lab };
         world.wait_enrolled(enrolled)?;
@@ -95,7 +104,12 @@ pub(crate) fn namespace(name: &str, enrolled: bool) -> String {
 /// The service's addresses.
 pub(crate) fn service_ips(name: &str) -> (Ipv4Addr, Ipv6Addr) {
     let names = ["near", "far", "outside", "both", "mixed", "nobody"];
-    let number = names.iter().position(|known| *known == name).and_then(|index| u8::try_from(index).ok()).unwrap_or(99) + 11;
+    let number = names
+        .iter()
+        .position(|known| *known == name)
+        .and_then(|index| u8::try_from(index).ok())
+        .unwrap_or(99)
+        + 11;
     (Ipv4Addr::new(10, 96, 0, number), Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, u16::from(number)))
 }
 
