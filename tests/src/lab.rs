@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, bail};
@@ -38,6 +38,7 @@ pub(crate) struct Registry {
     processes: Mutex<Vec<Process>>,
     namespaces: Mutex<Vec<String>>,
     outputs: AtomicU32,
+    detached: AtomicBool,
 }
 
 impl Lab {
@@ -74,6 +75,27 @@ impl Lab {
                 Err(error)
             }
         }
+    }
+
+    /// From here on each process has a session of its own: neither the terminal's signals nor its end reach it.
+    pub fn detach(&self) {
+        self.registry.detached.store(true, Ordering::Relaxed);
+    }
+
+    /// Leaves all of it in place, processes running. [`Self::remove`] takes it down.
+    pub fn keep(self) {
+        std::mem::forget(self);
+    }
+
+    /// Removes what a lab of this prefix has left, processes and all; returns whether there was any.
+    pub fn remove(prefix: &str) -> Result<bool> {
+        let root = cgroup2().context("cgroup v2 is not mounted")?;
+        let registry = Registry::new(prefix, &root);
+        let there = registry.folder.exists()
+            || registry.cgroup.exists()
+            || namespaces().iter().any(|name| name.starts_with(&format!("{prefix}-")));
+        remove(&registry);
+        Ok(there)
     }
 
     /// Adds a node. The n-th (from 1) has pods in `10.244.n.0/24` and `fd00:244:n::/64`.
@@ -121,6 +143,7 @@ impl Registry {
             processes: Mutex::default(),
             namespaces: Mutex::default(),
             outputs: AtomicU32::new(0),
+            detached: AtomicBool::new(false),
         }
     }
 
@@ -144,6 +167,10 @@ impl Registry {
 
     pub(crate) fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    pub(crate) fn is_detached(&self) -> bool {
+        self.detached.load(Ordering::Relaxed)
     }
 
     pub(crate) fn add_process(&self, process: Process) {

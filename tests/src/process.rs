@@ -58,9 +58,13 @@ impl Process {
             .open(&procs)
             .with_context(|| format!("open {}", procs.display()))?;
         let netns = netns.open()?;
+        let detached = registry.is_detached();
         let mut command = Command::new(program);
         command.args(args).envs(environment.iter().copied()).stdin(Stdio::piped()).stdout(out).stderr(err);
         let join = move || {
+            if detached {
+                nix::unistd::setsid()?;
+            }
             // "0" is whoever writes: the child.
             if (&procs).write(b"0")? != 1 {
                 return Err(std::io::ErrorKind::WriteZero.into());
@@ -68,7 +72,7 @@ impl Process {
             setns(&netns, CloneFlags::CLONE_NEWNET)?;
             Ok(())
         };
-        // SAFETY: two system calls on descriptors that were opened before; nothing allocates or locks.
+        // SAFETY: system calls alone, on descriptors that were opened before; nothing allocates or locks.
         unsafe { command.pre_exec(join) };
         let child = command.spawn().with_context(|| format!("start {program}"))?;
         let pid = child.id();

@@ -8,7 +8,9 @@
 mod bench;
 mod bootstrap;
 mod ci;
+mod demo;
 mod ebpf;
+mod host;
 mod process;
 mod repo;
 mod test;
@@ -36,6 +38,8 @@ enum Task {
         #[arg(long)]
         clippy: bool,
     },
+    /// See the mesh at work: Bookinfo on two nodes made of network namespaces (as root)
+    Demo(demo::Args),
     /// Run every test on this machine's kernel (as root)
     Test {
         /// Passed on to the test runner, such as the name of one test
@@ -63,6 +67,7 @@ fn run(task: Task) -> Result<()> {
         Task::Bootstrap => bootstrap::run(),
         Task::BuildEbpf { clippy: false } => ebpf::build(),
         Task::BuildEbpf { clippy: true } => ebpf::clippy(),
+        Task::Demo(args) => demo::run(&args),
         Task::Test { args } => test::run(&args, test::Privileges::from_env()),
         Task::Bench(options) => bench::run(&options),
         Task::Ci => ci::run(),

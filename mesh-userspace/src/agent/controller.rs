@@ -120,7 +120,7 @@ impl Controller {
             tracing::warn!(error = %chain(&error), "a pod of an earlier agent could not be released");
         }
         controller.datapath.attach()?;
-        controller.test_pods();
+        controller.test_pods(|_| true);
         Ok(controller)
     }
 
@@ -146,7 +146,7 @@ impl Controller {
                 request = requests.recv() => match request {
                     Some(Request::Status(answer)) => drop(answer.send(self.status())),
                     Some(Request::Check(answer)) => {
-                        self.test_pods();
+                        self.test_pods(|_| true);
                         drop(answer.send(self.status()));
                     }
                     Some(Request::Stop(done)) => {
@@ -163,6 +163,7 @@ impl Controller {
                 }
                 _ = retry.tick() => {
                     self.end_replaced();
+                    self.test_pods(|pod| !matches!(pod.canary, Some(Ok(()))));
                     if !self.failed.is_empty() || !self.sync_errors.is_empty() {
                         let snapshot = Arc::clone(&snapshots.borrow());
                         self.apply(&snapshot);
@@ -331,18 +332,23 @@ impl Controller {
         self.shared.certificates.retain(&identities);
     }
 
-    /// A test connection through every pod, and a look at all that should be there.
-    fn test_pods(&mut self) {
-        for pod in self.pods.values_mut() {
+    /// A test connection through these pods, and a look at all that should be there. Ends at the first that does not
+    /// arrive: each takes its time, and others wait for this thread.
+    fn test_pods(&mut self, which: impl Fn(&Enrolled) -> bool) {
+        for pod in self.pods.values_mut().filter(|pod| which(pod)) {
             pod.missing = self.enroller.missing(&self.datapath, &pod.enrolment);
             let token: [u8; 16] = fastrand::u128(..).to_ne_bytes();
             self.shared.canary.expect(token);
             let address = Canary::address(pod.enrolment.addresses[0]);
             let result = probe::run(&self.datapath, pod.pod.netns(), address, token);
-            if let Err(reason) = &result {
-                tracing::warn!(pod = %pod.enrolment.uid, reason, "the test connection did not arrive");
+            let is_new = pod.canary.as_ref() != Some(&result);
+            pod.canary = Some(result.clone());
+            if let Err(reason) = result {
+                if is_new {
+                    tracing::warn!(pod = %pod.enrolment.uid, reason, "the test connection did not arrive");
+                }
+                return;
             }
-            pod.canary = Some(result);
         }
     }
 

@@ -42,6 +42,9 @@ use crate::telemetry::{FlowLog, Metrics, Telemetry};
 /// How often long connections' bytes reach the metrics.
 const FLUSH: Duration = Duration::from_secs(5);
 
+/// So many connections fewer than at the last look make it worth while to give memory back.
+const BURST: u64 = 100;
+
 /// Why an agent cannot start, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
@@ -168,9 +171,15 @@ async fn serve(config: AgentConfig, lifeline: Lifeline) -> Result<(), AgentError
     let metrics = serve_metrics(metrics_listener, data, on(stopped));
     let flush = async {
         let mut tick = tokio::time::interval(FLUSH);
+        let mut before = 0;
         loop {
             tick.tick().await;
             telemetry.flush();
+            let connections = telemetry.metrics().connections();
+            if connections + BURST < before {
+                give_memory_back();
+            }
+            before = connections;
         }
     };
     let ended = async {
@@ -310,6 +319,12 @@ fn lock(state_dir: &Path) -> Result<Flock<File>, AgentError> {
         nix::errno::Errno::EWOULDBLOCK => AgentError::Running(state_dir.to_owned()),
         errno => error(errno.into()),
     })
+}
+
+/// The allocator keeps what was freed (`malloc_trim(3)`); an agent that has carried a burst would keep it for ever.
+fn give_memory_back() {
+    // SAFETY: takes an integer and may be called at any time from any thread.
+    unsafe { libc::malloc_trim(0) };
 }
 
 /// Two descriptors a connection: the soft limit of 1,024 is soon reached.

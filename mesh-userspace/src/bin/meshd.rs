@@ -7,9 +7,6 @@ use clap::Parser;
 use mesh_userspace::agent::{self, AgentError, Cli, Command};
 use tracing_subscriber::EnvFilter;
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     let cli = Cli::parse();
     // One line a connection is asked for with MESH_LOG=info,access=info; `meshctl flows` has them always.

@@ -22,6 +22,8 @@ impl Object {
     /// Loads every program. Maps that are pinned already are taken over as they are, the others are made and pinned.
     pub(super) fn load(pins: &Pins) -> Result<Self, DatapathError> {
         let mut loader = EbpfLoader::new();
+        // The programs relocate nothing against the kernel's types; reading them all would cost the agent 15 MiB.
+        loader.btf(None);
         for name in map::ALL {
             loader.map_pin_path(name, pins.map(name));
         }

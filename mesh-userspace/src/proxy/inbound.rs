@@ -128,6 +128,10 @@ pub(super) async fn plaintext(worker: &Worker, pod: &Arc<Pod>, client: TcpStream
 pub(super) async fn hbone(worker: &Worker, pod: &Arc<Pod>, socket: TcpStream) {
     let metrics = worker.shared.telemetry.metrics();
     let peer = socket.peer_addr().ok();
+    let Some(leave) = pod.handshake() else {
+        metrics.handshake_failed("server", "too_many");
+        return reset_on_close(&socket);
+    };
     let identity = pod.workload(&worker.shared.snapshot.load()).identity.clone();
     let config = match worker.shared.certificates.certificate(&identity).await {
         Ok(certificate) => server_config(&certificate),
@@ -153,7 +157,7 @@ pub(super) async fn hbone(worker: &Worker, pod: &Arc<Pod>, socket: TcpStream) {
             async move { tunnel(&worker, &pod, request).await }
         }
     };
-    let serve = server::serve(socket, config, draining, handle);
+    let serve = server::serve(socket, config, draining, leave, handle);
     let mut serve = std::pin::pin!(serve);
     let result = loop {
         tokio::select! {

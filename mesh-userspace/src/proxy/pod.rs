@@ -4,11 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::hbone::Baggage;
 use crate::model::{Snapshot, Workload, WorkloadUid};
 use crate::node::NetNs;
+
+/// TLS handshakes that may be under way at one pod. Who has not said who it is gets no more of the agent's memory.
+const HANDSHAKES: usize = 512;
 
 /// What every connection of a pod shares.
 pub struct Pod {
@@ -16,6 +19,7 @@ pub struct Pod {
     pub(super) netns: NetNs,
     pub(super) stop: watch::Receiver<Stop>,
     connections: AtomicUsize,
+    handshakes: Arc<Semaphore>,
     // The workload as last seen, with what is derived from it alone.
     seen: ArcSwap<Seen>,
 }
@@ -47,6 +51,7 @@ impl Pod {
             netns,
             stop,
             connections: AtomicUsize::new(0),
+            handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
             seen: ArcSwap::from_pointee(Seen { workload, baggage }),
         }
     }
@@ -64,6 +69,11 @@ impl Pod {
     /// Connections that are being carried for it.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Leave for one handshake, if there are not too many.
+    pub(super) fn handshake(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.handshakes).try_acquire_owned().ok()
     }
 
     pub(super) fn begin(&self) {

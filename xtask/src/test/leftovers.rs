@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Result, bail};
 
-use super::host::Host;
+use crate::host::Host;
 
 const PREFIX: &str = "mesh-t";
 /// Named network namespaces, as `ip netns list` reads them.

@@ -2,14 +2,13 @@
 //!
 //! The last line printed is the test runner's own. Whatever must be said besides comes before it, or is a failure.
 
-mod host;
 mod leftovers;
 
 use std::env;
 
 use anyhow::{Result, bail};
 
-use crate::{bootstrap, ebpf, process, repo};
+use crate::{bootstrap, ebpf, host, process, repo};
 use leftovers::Leftovers;
 
 /// What a test does that lacks a capability of the machine.
@@ -33,7 +32,7 @@ impl Privileges {
 
 /// Checks the machine, builds, and runs the tests; `args` go to the runner.
 pub(crate) fn run(args: &[String], privileges: Privileges) -> Result<()> {
-    let host = host::check()?;
+    let host = host::check("test")?;
     bootstrap::run()?;
     ebpf::build()?;
     let before = Leftovers::look(&host);

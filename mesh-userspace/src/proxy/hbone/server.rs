@@ -11,7 +11,7 @@ use h2::{Reason, RecvStream};
 use http::{Method, Request, Response, StatusCode};
 use rustls::ServerConfig;
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
@@ -78,11 +78,13 @@ fn refuse(respond: &mut SendResponse<Bytes>, status: StatusCode) {
     }
 }
 
-/// Serves one connection until the peer closes it, or `drain` says that it is to end and its tunnels have.
+/// Serves one connection until the peer closes it, or `drain` says that it is to end and its tunnels have. The leave for
+/// its handshake is given back when that is done.
 pub(crate) async fn serve<Handled: Future<Output = ()> + 'static>(
     socket: TcpStream,
     config: Arc<ServerConfig>,
     mut drain: watch::Receiver<bool>,
+    leave: OwnedSemaphorePermit,
     handle: impl Fn(TunnelRequest) -> Handled,
 ) -> Result<(), ServerError> {
     let addresses = socket.local_addr().and_then(|local| Ok((local, socket.peer_addr()?)));
@@ -105,6 +107,7 @@ pub(crate) async fn serve<Handled: Future<Output = ()> + 'static>(
         .await
         .map_err(|_elapsed| ServerError::Deadline("HTTP/2 preface"))?
         .map_err(ServerError::Http)?;
+    drop(leave);
     let ping = connection.ping_pong();
     let dead = async {
         match ping {

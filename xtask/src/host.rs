@@ -1,4 +1,4 @@
-//! What the tests need of the machine. Each thing that is missing is one line that says how to get it.
+//! What the tests and the demo need of the machine. Each thing that is missing is one line that says how to get it.
 
 use std::{
     fs,
@@ -8,24 +8,23 @@ use std::{
 use anyhow::{Context, Result, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-/// A machine that can run the tests.
-pub(super) struct Host {
+/// A machine that can run them.
+pub(crate) struct Host {
     /// Where the cgroup v2 hierarchy is.
-    pub(super) cgroup2: PathBuf,
+    pub(crate) cgroup2: PathBuf,
 }
 
-/// Checks everything, then reports all that is missing at once.
-pub(super) fn check() -> Result<Host> {
+/// Checks everything for `cargo xtask COMMAND`, then reports all that is missing at once.
+pub(crate) fn check(command: &str) -> Result<Host> {
     let mounts = fs::read_to_string("/proc/mounts").context("cannot read /proc/mounts; mount proc there")?;
     let cgroup2 = mount_point(&mounts, "cgroup2");
 
     let mut missing = Vec::new();
     let root = nix::unistd::geteuid().is_root();
     if !root {
-        missing.push(
-            "root: the tests make network namespaces and load eBPF programs; run `sudo -E cargo xtask test`"
-                .to_owned(),
-        );
+        missing.push(format!(
+            "root: it makes network namespaces and loads eBPF programs; run `sudo -E cargo xtask {command}`"
+        ));
     }
     if cgroup2.is_none() {
         missing.push(
@@ -49,12 +48,13 @@ pub(super) fn check() -> Result<Host> {
 
     match cgroup2 {
         Some(cgroup2) if missing.is_empty() => Ok(Host { cgroup2 }),
+        _ if missing.len() == 1 => bail!("`cargo xtask {command}` needs {}", missing[0]),
         _ => {
             for line in &missing {
-                eprintln!("test: missing {line}");
+                eprintln!("{command}: missing {line}");
             }
             bail!(
-                "the tests cannot run on this machine: {} of what they need is missing, see above",
+                "`cargo xtask {command}` cannot run on this machine: {} of what it needs is missing, see above",
                 missing.len()
             );
         }
