@@ -35,7 +35,7 @@ fn reports(server: &Process, count: usize) -> Result<Vec<Report>> {
 fn both_ends_see_the_addresses_that_they_would_see_without_a_mesh() -> Result<()> {
     let world = World::start(true)?;
     world.serve("http")?;
-    for server in [&world.near, &world.far] {
+    for server in [&world.far, &world.near] {
         for (target, mapped) in targets(server) {
             let mut args = vec![target.as_str(), "--count", "10", "--concurrency", "2"];
             args.extend(mapped.then_some("--source-v6-mapped"));
@@ -92,7 +92,7 @@ fn nothing_is_readable_on_the_wire_once_the_pods_are_enrolled() -> Result<()> {
 #[test]
 fn either_side_may_close_its_half_first() -> Result<()> {
     let world = World::start(true)?;
-    for server in [&world.near, &world.far] {
+    for server in [&world.far, &world.near] {
         let host = server.v4;
         for (mode, port) in [("echo", 9001), ("discard", 9002), ("source", 9003), ("half-close", 9004)] {
             let process = server.serve(&["--listen", &format!("[::]:{port}"), "--mode", mode, "--report"])?;
@@ -120,7 +120,7 @@ fn either_side_may_close_its_half_first() -> Result<()> {
 #[test]
 fn a_reset_reaches_the_other_end_as_a_reset() -> Result<()> {
     let world = World::start(true)?;
-    for server in [&world.near, &world.far] {
+    for server in [&world.far, &world.near] {
         let host = server.v4;
         server.serve(&["--listen", "[::]:9001", "--mode", "reset"])?;
         let summary = world.client.connect(&[&format!("{host}:9001"), "--mode", "reset", "--count", "10"])?;
@@ -137,7 +137,7 @@ fn a_reset_reaches_the_other_end_as_a_reset() -> Result<()> {
 #[test]
 fn a_port_that_nobody_serves_ends_the_connection_at_once() -> Result<()> {
     let world = World::start(true)?;
-    for server in [&world.near, &world.far] {
+    for server in [&world.far, &world.near] {
         let summary = world.client.connect(&[&format!("{}:9999", server.v4), "--count", "3"])?;
         assert_eq!((summary.ok, summary.failed), (0, 3), "{summary:?}");
         assert!(summary.failed_max_ms < 1000, "{}: {summary:?}", server.spec.name);
