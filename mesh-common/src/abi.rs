@@ -145,6 +145,26 @@ pub struct PodKey {
 }
 abi!(PodKey, 20);
 
+/// Key of `ADMITTED`: a connection that `sk_lookup` lets through to the application of a pod of this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct Tuple {
+    /// Address of the client.
+    pub client: Address,
+    /// Address of the pod.
+    pub server: Address,
+    /// Port of the client.
+    pub client_port: u16,
+    /// Port of the application.
+    pub server_port: u16,
+}
+abi!(Tuple, 36);
+
+/// Value of `ADMITTED`: the agent delivers it from inside the pod.
+pub const ADMITTED_DELIVERY: u32 = 1;
+/// Value of `ADMITTED`: a process of the node's own network namespace connects (kubelet's probes).
+pub const ADMITTED_NODE: u32 = 2;
+
 /// Takes the captured connections of a pod.
 pub const ROLE_OUTBOUND: u32 = 1;
 /// Takes what comes to a pod's own ports.
@@ -181,12 +201,14 @@ pub struct State {
     pub lifeline_cookie: u64,
     /// Cookie of a socket of the agent's own that is to be captured all the same (the self-test); 0: none.
     pub canary_cookie: u64,
+    /// Cookie of the node's own network namespace.
+    pub node_netns_cookie: u64,
     /// Thread group id of the agent as the kernel sees it, learnt when the lifeline connects.
     pub agent_tgid: u32,
     /// [`LAYOUT_VERSION`] of who wrote this.
     pub layout_version: u32,
 }
-abi!(State, 40);
+abi!(State, 48);
 
 /// Key of `UDP_PEERS`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -323,6 +345,10 @@ pub enum Counter {
     LookupOpen,
     /// `sk_lookup` found no listener of the agent and refused (strict, captured or HBONE).
     LookupRefused,
+    /// `sk_lookup` let a connection of the node itself through to an application.
+    LookupNode,
+    /// A connection of the node itself could not be admitted: the map was full. It is treated like any other.
+    AdmittedMapFull,
     /// The agent's lifeline closed: capture ended.
     AgentGone,
 }
@@ -332,7 +358,7 @@ pub const COUNTERS: u32 = Counter::AgentGone as u32 + 1;
 
 impl Counter {
     /// All of them, in the order of their index.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Translated,
         Self::Captured,
         Self::NoEndpoint,
@@ -348,6 +374,8 @@ impl Counter {
         Self::LookupInbound,
         Self::LookupOpen,
         Self::LookupRefused,
+        Self::LookupNode,
+        Self::AdmittedMapFull,
         Self::AgentGone,
     ];
 
@@ -369,6 +397,8 @@ impl Counter {
             Self::LookupInbound => "lookup_inbound",
             Self::LookupOpen => "lookup_open",
             Self::LookupRefused => "lookup_refused",
+            Self::LookupNode => "lookup_node",
+            Self::AdmittedMapFull => "admitted_map_full",
             Self::AgentGone => "agent_gone",
         }
     }

@@ -16,6 +16,8 @@ pub mod map {
     pub const INBOUND_MODES: &str = "INBOUND_MODES";
     /// (address, role) → listening socket of the agent.
     pub const LISTENERS: &str = "LISTENERS";
+    /// [`crate::abi::Tuple`] → `ADMITTED_*`.
+    pub const ADMITTED: &str = "ADMITTED";
     /// One [`crate::abi::State`].
     pub const STATE: &str = "STATE";
     /// Socket cookie → [`crate::abi::OpenFlow`].
@@ -28,13 +30,14 @@ pub mod map {
     pub const COUNTERS: &str = "COUNTERS";
 
     /// Every map, in the order of the object.
-    pub const ALL: [&str; 11] = [
+    pub const ALL: [&str; 12] = [
         SERVICES,
         SLOTS,
         PODS,
         DESTINATIONS,
         INBOUND_MODES,
         LISTENERS,
+        ADMITTED,
         STATE,
         OPEN_FLOWS,
         UDP_PEERS,

@@ -7,7 +7,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf, SockHash};
 use mesh_common::abi::{
     Address, COUNTERS as COUNTER_COUNT, Destination, InboundMode, OpenFlow, Pod, PodKey, Service, ServiceKey,
-    Slot, SlotKey, State, UdpPeer, UdpPeerKey,
+    Slot, SlotKey, State, Tuple, UdpPeer, UdpPeerKey,
 };
 
 const NO_PREALLOC: u32 = aya_ebpf::bindings::BPF_F_NO_PREALLOC;
@@ -38,6 +38,11 @@ pub(crate) static INBOUND_MODES: HashMap<PodKey, InboundMode> =
 /// that closes leaves the map by itself.
 #[map]
 pub(crate) static LISTENERS: SockHash<PodKey> = SockHash::with_max_entries(24_576, 0);
+
+/// Written by the agent (for as long as it connects) and by `sock_ops` (for as long as the connection lasts), read by
+/// `sk_lookup`: connections to a pod of this node that its application takes itself.
+#[map]
+pub(crate) static ADMITTED: HashMap<Tuple, u32> = HashMap::with_max_entries(65_536, NO_PREALLOC);
 
 /// Written by the agent (heartbeat) and by connect and `sock_release` (lifeline), read by connect.
 #[map]

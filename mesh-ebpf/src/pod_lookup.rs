@@ -7,11 +7,12 @@
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use mesh_common::abi::{
-    Address, Counter, HBONE_PORT, INBOUND_STRICT, PodKey, ROLE_HBONE, ROLE_INBOUND, ROLE_OUTBOUND, mapped,
+    ADMITTED_NODE, Address, Counter, HBONE_PORT, INBOUND_STRICT, PodKey, ROLE_HBONE, ROLE_INBOUND,
+    ROLE_OUTBOUND, Tuple, mapped,
 };
 
 use crate::count::count;
-use crate::maps::{INBOUND_MODES, LISTENERS};
+use crate::maps::{ADMITTED, INBOUND_MODES, LISTENERS};
 
 /// `SK_DROP`: the client gets RST.
 const DROP: u32 = 0;
@@ -31,12 +32,12 @@ fn mesh_pod_lookup(ctx: SkLookupContext) -> u32 {
         return PASS;
     }
     let (local, remote) = addresses(&ctx);
-    if ingress == LOOPBACK { from_inside(&ctx, local, remote) } else { from_outside(&ctx, local) }
+    if ingress == LOOPBACK { from_inside(&ctx, local, remote) } else { from_outside(&ctx, local, remote) }
 }
 
 #[inline(always)]
 fn from_inside(ctx: &SkLookupContext, local: Address, remote: Address) -> u32 {
-    if is_loopback(&local) || is_own(local) {
+    if is_loopback(&local) || is_delivered(ctx, local, remote) {
         return PASS;
     }
     if assign(ctx, remote, ROLE_OUTBOUND) {
@@ -47,11 +48,27 @@ fn from_inside(ctx: &SkLookupContext, local: Address, remote: Address) -> u32 {
     DROP
 }
 
+/// Whether a connection on `lo` is for the pod's own application. Nothing here tells in whose namespace the program runs:
+/// between two pods of this node, what the one sends (captured) and what the agent delivers in the other look alike, so
+/// that the agent admits the latter by name.
 #[inline(always)]
-fn from_outside(ctx: &SkLookupContext, local: Address) -> u32 {
+fn is_delivered(ctx: &SkLookupContext, local: Address, remote: Address) -> bool {
+    if !is_own(local) {
+        return false;
+    }
+    local == remote || !is_own(remote) || admitted(ctx, local, remote).is_some()
+}
+
+/// Fails open for what is addressed to none of the pods: nothing of it is ours.
+#[inline(always)]
+fn from_outside(ctx: &SkLookupContext, local: Address, remote: Address) -> u32 {
     // SAFETY: a valid context; host byte order.
     let port = unsafe { (*ctx.lookup).local_port };
     if !is_own(local) {
+        return PASS;
+    }
+    if admitted(ctx, local, remote) == Some(ADMITTED_NODE) {
+        count(Counter::LookupNode);
         return PASS;
     }
     let hbone = port == u32::from(HBONE_PORT);
@@ -65,6 +82,15 @@ fn from_outside(ctx: &SkLookupContext, local: Address) -> u32 {
     }
     count(Counter::LookupOpen);
     PASS
+}
+
+#[inline(always)]
+fn admitted(ctx: &SkLookupContext, local: Address, remote: Address) -> Option<u32> {
+    // SAFETY: a valid context; local_port is in host, remote_port in network byte order.
+    let (server_port, client_port) =
+        unsafe { ((*ctx.lookup).local_port as u16, u16::from_be((*ctx.lookup).remote_port)) };
+    // SAFETY: not preallocated, copied at once.
+    unsafe { ADMITTED.get(Tuple { client: remote, server: local, client_port, server_port }) }.copied()
 }
 
 /// Whether the address is that of an enrolled pod: each has a mode for its ports.

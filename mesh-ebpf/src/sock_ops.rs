@@ -1,21 +1,22 @@
-//! `sockops`: one record for each direct TCP connection that connect noted, when it closes. No cost per packet.
+//! `sockops`: one record for each direct TCP connection that connect noted, when it closes; and the node's own
+//! connections to its pods admitted by name, so that probes pass whatever the mode. No cost per packet.
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
     BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
     BPF_SOCK_OPS_TCP_CONNECT_CB,
 };
-use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_ktime_get_ns};
+use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use mesh_common::abi::{
-    Address, Counter, FLOW_ABORTED, FLOW_ESTABLISHED, FLOW_GRACEFUL, FLOW_RELEASED, FlowEvent,
-    LAYOUT_VERSION, OpenFlow, mapped,
+    ADMITTED_NODE, Address, Counter, FLOW_ABORTED, FLOW_ESTABLISHED, FLOW_GRACEFUL, FLOW_RELEASED, FlowEvent,
+    LAYOUT_VERSION, OpenFlow, PodKey, Tuple, mapped,
 };
 use mesh_common::flow::{carried, state};
 
 use crate::count::count;
-use crate::maps::{EVENTS, OPEN_FLOWS};
+use crate::maps::{ADMITTED, EVENTS, INBOUND_MODES, OPEN_FLOWS, STATE};
 
 const AF_INET: u32 = 2;
 
@@ -23,7 +24,8 @@ const AF_INET: u32 = 2;
 fn mesh_sock_ops(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => {
-            if flow(&ctx).is_some() {
+            let admitted = admit(&ctx);
+            if admitted || flow(&ctx).is_some() {
                 // Refused only for a socket that is no full one, which a connecting socket always is.
                 let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG.cast_signed());
             }
@@ -48,6 +50,37 @@ fn flow(ctx: &SockOpsContext) -> Option<&'static mut OpenFlow> {
     Some(unsafe { &mut *flow })
 }
 
+/// A process of the node itself connects to a pod of this node, before its SYN leaves: the pod's `sk_lookup` will let
+/// exactly this connection through. Fails closed: a full map leaves the connection to the agent's policy.
+#[inline(always)]
+fn admit(ctx: &SockOpsContext) -> bool {
+    // SAFETY: not preallocated; the value is not used.
+    let is_pod = |address| unsafe { INBOUND_MODES.get(PodKey { address, selector: 0 }) }.is_some();
+    let (client, server) = addresses(ctx);
+    let Some(state) = STATE.get(0) else { return false };
+    // SAFETY: reads the context that the kernel gave.
+    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    if netns != state.node_netns_cookie || !is_pod(server) {
+        return false;
+    }
+    let admitted = ADMITTED.insert(tuple(ctx, client, server), ADMITTED_NODE, 0).is_ok();
+    if !admitted {
+        count(Counter::AdmittedMapFull);
+    }
+    admitted
+}
+
+#[inline(always)]
+fn tuple(ctx: &SockOpsContext, client: Address, server: Address) -> Tuple {
+    Tuple { client, server, client_port: ctx.local_port() as u16, server_port: peer_port(ctx) }
+}
+
+/// `remote_port` holds the port in network byte order in its upper half.
+#[inline(always)]
+fn peer_port(ctx: &SockOpsContext) -> u16 {
+    u32::from_be(ctx.remote_port()) as u16
+}
+
 #[inline(always)]
 fn established(ctx: &SockOpsContext) {
     if let Some(flow) = flow(ctx) {
@@ -59,6 +92,9 @@ fn established(ctx: &SockOpsContext) {
 
 #[inline(always)]
 fn closed(ctx: &SockOpsContext) {
+    let (source, peer) = addresses(ctx);
+    // Most connections were not admitted by name.
+    let _ = ADMITTED.remove(tuple(ctx, source, peer));
     let Some(flow) = flow(ctx) else { return };
     // SAFETY: a valid context.
     let (acked, received) = unsafe { ((*ctx.ops).bytes_acked, (*ctx.ops).bytes_received) };
@@ -66,7 +102,6 @@ fn closed(ctx: &SockOpsContext) {
     let (srtt, retransmits) = unsafe { ((*ctx.ops).srtt_us, (*ctx.ops).total_retrans) };
     let released = flow.flags & FLOW_RELEASED != 0;
     let carried = carried(ctx.arg(0), acked, received, u64::from(flow.acked_before), released);
-    let (source, peer) = addresses(ctx);
     let event = FlowEvent {
         version: LAYOUT_VERSION,
         flags: flow.flags
@@ -83,8 +118,7 @@ fn closed(ctx: &SockOpsContext) {
         retransmits,
         asked: flow.asked,
         source_port: ctx.local_port() as u16,
-        // remote_port holds the port in network byte order in its upper half.
-        peer_port: u32::from_be(ctx.remote_port()) as u16,
+        peer_port: peer_port(ctx),
         source,
         peer,
         pad: [0; 2],

@@ -300,7 +300,9 @@ fn controller(
     let state_dir = &config.places.state_dir;
     let enroller = Enroller::open(state_dir)
         .map_err(|source| AgentError::StateDir { path: state_dir.clone(), source })?;
-    let workers = Workers::start(config.workers(), shared).map_err(starting("the workers"))?;
+    let deliveries = (0..config.workers()).map(|_| datapath.deliveries()).collect::<Result<_, _>>();
+    let workers =
+        Workers::start(deliveries.map_err(AgentError::Datapath)?, shared).map_err(starting("the workers"))?;
     let node = NodeName::new(config.node.as_str());
     let controller =
         Controller::start(node, config.drain, datapath, enroller, workers, Arc::clone(shared), snapshot)

@@ -14,6 +14,7 @@ use super::ip_of;
 
 /// A direct TCP connection, as the kernel saw it.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "the flags of the kernel's record, each a fact of its own")]
 pub struct DirectFlow {
     /// Network namespace of the client.
     pub netns_cookie: u64,

@@ -15,7 +15,7 @@ use mesh_common::abi::{LAYOUT_VERSION, State};
 use mesh_common::names::map;
 
 use super::DatapathError;
-use crate::socket::cookie;
+use crate::socket::{cookie, own_netns_cookie};
 
 const INTERVAL: Duration = Duration::from_millis(500);
 const MAX_AGE: Duration = Duration::from_secs(3);
@@ -47,6 +47,7 @@ impl Liveness {
         let state = State {
             heartbeat_max_age_ns: u64::try_from(MAX_AGE.as_nanos()).expect("a few seconds"),
             lifeline_cookie: cookie(&socket).map_err(DatapathError::Lifeline)?,
+            node_netns_cookie: own_netns_cookie().map_err(DatapathError::Lifeline)?,
             layout_version: LAYOUT_VERSION,
             ..State::default()
         };

@@ -7,6 +7,7 @@
 mod attach;
 mod bpf;
 pub mod check;
+mod deliveries;
 mod error;
 mod events;
 mod liveness;
@@ -27,6 +28,7 @@ use mesh_common::names::{map, program};
 
 pub use self::attach::Attachment;
 pub use self::bpf::LinkInfo;
+pub use self::deliveries::{Admitted, Deliveries};
 pub use self::error::DatapathError;
 pub use self::events::{DirectFlow, FlowEvents};
 pub use self::liveness::Lifeline;
@@ -307,6 +309,11 @@ impl Datapath {
     /// A second handle on the counters, for a reader in another thread.
     pub fn counter_reader(&self) -> Result<CounterReader, DatapathError> {
         object::reopen(&self.pins, map::COUNTERS).map(CounterReader)
+    }
+
+    /// A handle for a worker that delivers to applications.
+    pub fn deliveries(&self) -> Result<Deliveries, DatapathError> {
+        object::reopen(&self.pins, map::ADMITTED).map(Deliveries::new)
     }
 
     /// Ends capture for good, ahead of the sockets closing.

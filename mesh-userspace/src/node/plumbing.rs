@@ -4,7 +4,8 @@
 //! rule 10   fwmark DELIVER   table 15006     local default dev lo
 //! rule 20   fwmark CAPTURE   table 15001     local default dev lo src POD_ADDRESS
 //! rule 100  table local                      (moved there from 0: below the two above)
-//! net.ipv4.tcp_fwmark_accept = 1
+//! net.ipv4.tcp_fwmark_accept = 1              what an application answers finds its way back to the agent,
+//! net.ipv4.fwmark_reflect = 1, net.ipv6 too    a refusal as well
 //! ```
 //!
 //! Laying is idempotent; taking up leaves the namespace as it was.
@@ -31,23 +32,45 @@ const PREF_LOCAL: u32 = 100;
 const TABLE_LOCAL: u32 = 255;
 /// `LOOPBACK_IFINDEX`.
 const LOOPBACK: u32 = 1;
-const FWMARK_ACCEPT: &str = "/proc/sys/net/ipv4/tcp_fwmark_accept";
+/// The sysctls that are switched on. The last is not there where the kernel has no IPv6.
+const SYSCTLS: [&str; 3] = [
+    "/proc/sys/net/ipv4/tcp_fwmark_accept",
+    "/proc/sys/net/ipv4/fwmark_reflect",
+    "/proc/sys/net/ipv6/fwmark_reflect",
+];
 
 /// What the namespace had before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(super) struct Before {
-    /// `net.ipv4.tcp_fwmark_accept` was on.
-    pub(super) fwmark_accept: bool,
+    /// Which of [`SYSCTLS`] were on.
+    sysctls: [bool; SYSCTLS.len()],
 }
 
 /// Reads what will be changed. Call inside the namespace.
 pub(super) fn before() -> io::Result<Before> {
-    Ok(Before { fwmark_accept: fs::read_to_string(FWMARK_ACCEPT)?.trim() == "1" })
+    let mut sysctls = [false; SYSCTLS.len()];
+    for (path, was_on) in SYSCTLS.iter().zip(&mut sysctls) {
+        *was_on = is_on(path)?;
+    }
+    Ok(Before { sysctls })
+}
+
+/// One that is not there counts as on: there is nothing to switch.
+fn is_on(path: &str) -> io::Result<bool> {
+    match fs::read_to_string(path) {
+        Ok(value) => Ok(value.trim() == "1"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error),
+    }
 }
 
 /// Lays rules, routes and sysctl for a pod with these addresses. Call on a thread inside the namespace.
 pub(super) fn lay(addresses: &[IpAddr]) -> io::Result<()> {
-    fs::write(FWMARK_ACCEPT, "1")?;
+    for path in SYSCTLS {
+        if !is_on(path)? {
+            fs::write(path, "1")?;
+        }
+    }
     with_netlink(async |netlink| {
         for version in versions(addresses) {
             let source =
@@ -81,8 +104,8 @@ pub(super) fn take_up(before: Before) -> io::Result<()> {
         }
         Ok(())
     })?;
-    if !before.fwmark_accept {
-        fs::write(FWMARK_ACCEPT, "0")?;
+    for (path, _) in SYSCTLS.iter().zip(before.sysctls).filter(|(_, was_on)| !was_on) {
+        fs::write(path, "0")?;
     }
     Ok(())
 }
@@ -90,8 +113,10 @@ pub(super) fn take_up(before: Before) -> io::Result<()> {
 /// What is missing of what [`lay`] laid. Call on a thread inside the namespace.
 pub(super) fn missing(addresses: &[IpAddr]) -> io::Result<Vec<String>> {
     let mut missing = Vec::new();
-    if fs::read_to_string(FWMARK_ACCEPT)?.trim() != "1" {
-        missing.push("net.ipv4.tcp_fwmark_accept is off".to_owned());
+    for path in SYSCTLS {
+        if !is_on(path)? {
+            missing.push(format!("{path} is off"));
+        }
     }
     let more = with_netlink(async |netlink| {
         let mut missing = Vec::new();

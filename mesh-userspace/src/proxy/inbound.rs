@@ -67,6 +67,8 @@ impl DeliveryError {
 
 /// A connection that is to reach an application.
 pub(super) struct Delivery<'a> {
+    /// Who carries it.
+    pub(super) worker: &'a Worker,
     /// The pod that it is for.
     pub(super) pod: &'a Pod,
     /// Its workload.
@@ -86,7 +88,13 @@ impl Delivery<'_> {
         if self.source.is_none() && !takes_plaintext(mode) {
             return Err(DeliveryError::Strict(self.destination));
         }
-        let connect = upstream::deliver(&self.pod.netns, self.client, self.destination);
+        let shared = &self.worker.shared;
+        let snapshot = shared.snapshot.load();
+        let client = snapshot.workload_at(self.client.ip());
+        let is_here = client.is_some_and(|client| shared.pod(&client.uid).is_some());
+        let admit = is_here.then_some(&*self.worker.deliveries);
+        drop(snapshot);
+        let connect = upstream::deliver(&self.pod.netns, self.client, self.destination, admit);
         let socket = timeout(CONNECT_DEADLINE, connect)
             .await
             .map_err(|_elapsed| DeliveryError::Timeout(self.destination))?;
@@ -105,7 +113,7 @@ pub(super) async fn plaintext(worker: &Worker, pod: &Arc<Pod>, client: TcpStream
     let record = open(worker, &workload, source, destination, None, Instant::now());
     // The client's port is taken in this namespace by the very connection that came in.
     let from = SocketAddr::new(source.ip(), 0);
-    let delivery = Delivery { pod, workload: &workload, source: None, client: from, destination };
+    let delivery = Delivery { worker, pod, workload: &workload, source: None, client: from, destination };
     let served = async {
         match delivery.connect().await {
             Ok(server) => {
@@ -202,7 +210,7 @@ async fn tunnel(worker: &Worker, pod: &Arc<Pod>, request: TunnelRequest) {
     let source = request.source.clone();
     let record = open(worker, &workload, client, destination, Some(&source), Instant::now());
     drop(snapshot);
-    let delivery = Delivery { pod, workload: &workload, source: Some(&source), client, destination };
+    let delivery = Delivery { worker, pod, workload: &workload, source: Some(&source), client, destination };
     let served = async {
         let server = match delivery.connect().await {
             Ok(server) => server,

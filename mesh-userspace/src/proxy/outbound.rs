@@ -204,8 +204,14 @@ impl Attempt<'_> {
     ) -> Result<Upstream, UpstreamError> {
         let identity = &self.workload.identity;
         let record = inbound::open(self.worker, workload, self.source, address, Some(identity), self.started);
-        let delivery =
-            Delivery { pod, workload, source: Some(identity), client: self.source, destination: address };
+        let delivery = Delivery {
+            worker: self.worker,
+            pod,
+            workload,
+            source: Some(identity),
+            client: self.source,
+            destination: address,
+        };
         match delivery.connect().await {
             Ok(socket) => Ok(Upstream::Local(socket, Box::new(record))),
             Err(error) => {

@@ -7,6 +7,7 @@ use mesh_common::abi::MARK_DELIVER;
 use socket2::{Domain, Socket};
 use tokio::net::{TcpSocket, TcpStream};
 
+use crate::datapath::Deliveries;
 use crate::node::NetNs;
 use crate::socket::{prepare, set_transparent, tcp};
 
@@ -20,30 +21,47 @@ pub(super) async fn plain(netns: &NetNs, to: SocketAddr) -> io::Result<TcpStream
 /// Ports that clients do not take by themselves: below `ip_local_port_range` as it is by default.
 const FREE_PORTS: std::ops::Range<u16> = 1024..32768;
 /// How many of them are tried.
-const PORT_TRIES: usize = 4;
+const PORT_TRIES: usize = 16;
 
 /// Connects to an application in a pod's namespace with the true client's address.
 ///
 /// `from` with port 0 takes another port of the client's address, none that the client itself may take for another
 /// connection to the same application: the two would be one to this namespace. Left to itself, the kernel walks the
 /// same ports here as it does for the client. A port that is taken falls back to another.
-pub(super) async fn deliver(netns: &NetNs, from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
-    let taken = |error: &io::Error| {
-        matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
-    };
+///
+/// `admit` names the connection to the kernel, for a client that is itself a pod of this node.
+pub(super) async fn deliver(
+    netns: &NetNs,
+    from: SocketAddr,
+    to: SocketAddr,
+    admit: Option<&Deliveries>,
+) -> io::Result<TcpStream> {
     let own = (from.port() != 0).then_some(from.port());
-    for port in own.into_iter().chain((0..PORT_TRIES).map(|_| fastrand::u16(FREE_PORTS))) {
-        match deliver_from(netns, SocketAddr::new(from.ip(), port), to).await {
-            Err(error) if taken(&error) => {}
+    let mut ports = own.into_iter().chain((0..PORT_TRIES).map(|_| fastrand::u16(FREE_PORTS))).peekable();
+    loop {
+        let port = ports.next().unwrap_or_else(|| fastrand::u16(FREE_PORTS));
+        let from = SocketAddr::new(from.ip(), port);
+        match deliver_from(netns, from, to, admit).await {
+            Err(error) if is_taken(&error) && ports.peek().is_some() => {}
             result => return result,
         }
     }
-    deliver_from(netns, SocketAddr::new(from.ip(), 0), to).await
 }
 
-async fn deliver_from(netns: &NetNs, from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
+fn is_taken(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
+}
+
+async fn deliver_from(
+    netns: &NetNs,
+    from: SocketAddr,
+    to: SocketAddr,
+    admit: Option<&Deliveries>,
+) -> io::Result<TcpStream> {
     let socket = netns.visit(|| transparent(from, to))?;
     prepare(&socket)?;
+    let admitted = admit.map(|deliveries| deliveries.admit(from, to)).transpose();
+    let _admitted = admitted.map_err(io::Error::other)?;
     TcpSocket::from_std_stream(socket.into()).connect(to).await
 }
 
@@ -53,16 +71,6 @@ fn transparent(from: SocketAddr, to: SocketAddr) -> io::Result<Socket> {
     set_transparent(&socket, domain)?;
     socket.set_mark(MARK_DELIVER)?;
     socket.set_reuse_address(true)?;
-    if from.port() == 0 {
-        set_bind_no_port(&socket)?;
-    }
     socket.bind(&from.into())?;
     Ok(socket)
-}
-
-/// `IP_BIND_ADDRESS_NO_PORT` (also for IPv6 sockets): the port is chosen when the connection's four parts are known, so
-/// that 28,000 connections of one client to different applications do not run out of ports.
-fn set_bind_no_port(socket: &Socket) -> io::Result<()> {
-    nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true)?;
-    Ok(())
 }

@@ -15,7 +15,7 @@ use tokio::task::LocalSet;
 
 use super::hbone::Pool;
 use super::{Pod, Shared, Stop, inbound, outbound};
-use crate::datapath::Role;
+use crate::datapath::{Deliveries, Role};
 use crate::socket::prepare;
 
 /// How often a worker tidies up.
@@ -42,6 +42,7 @@ struct Handle {
 pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
     pub(super) pool: Rc<Pool>,
+    pub(super) deliveries: Rc<Deliveries>,
     index: usize,
     peers: Arc<[Handle]>,
 }
@@ -54,11 +55,12 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// Starts `count` threads.
-    pub fn start(count: usize, shared: &Arc<Shared>) -> io::Result<Self> {
+    /// Starts a thread for each of these handles.
+    pub fn start(deliveries: Vec<Deliveries>, shared: &Arc<Shared>) -> io::Result<Self> {
         let (stop, stopped) = tokio::sync::watch::channel(false);
         let mut queues = Vec::new();
-        let handles: Arc<[Handle]> = (0..count.max(1))
+        let handles: Arc<[Handle]> = deliveries
+            .iter()
             .map(|_| {
                 let (commands, queue) = mpsc::unbounded_channel();
                 queues.push(queue);
@@ -66,13 +68,14 @@ impl Workers {
             })
             .collect();
         let mut threads = Vec::new();
-        for (index, queue) in queues.into_iter().enumerate() {
+        for (index, (queue, deliveries)) in queues.into_iter().zip(deliveries).enumerate() {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().event_interval(31).build()?;
             let (shared, peers, mut stopped) = (Arc::clone(shared), Arc::clone(&handles), stopped.clone());
             let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
                 let tasks = LocalSet::new();
-                let worker = Worker { shared, pool: Rc::default(), index, peers };
+                let worker =
+                    Worker { shared, pool: Rc::default(), deliveries: Rc::new(deliveries), index, peers };
                 runtime.block_on(tasks.run_until(async move {
                     tokio::select! {
                         () = worker.run(queue) => {}
