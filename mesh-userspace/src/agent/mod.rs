@@ -44,6 +44,8 @@ const FLUSH: Duration = Duration::from_secs(5);
 
 /// So many connections fewer than at the last look make it worth while to give memory back.
 const BURST: u64 = 100;
+/// So many looks after a burst memory is given back: the pool's connections, and what they hold, go a minute later.
+const TRIMS: u32 = 16;
 
 /// Why an agent cannot start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -171,13 +173,17 @@ async fn serve(config: AgentConfig, lifeline: Lifeline) -> Result<(), AgentError
     let metrics = serve_metrics(metrics_listener, data, on(stopped));
     let flush = async {
         let mut tick = tokio::time::interval(FLUSH);
-        let mut before = 0;
+        let (mut before, mut trims) = (0, 0);
         loop {
             tick.tick().await;
             telemetry.flush();
             let connections = telemetry.metrics().connections();
             if connections + BURST < before {
+                trims = TRIMS;
+            }
+            if trims > 0 {
                 give_memory_back();
+                trims -= 1;
             }
             before = connections;
         }
