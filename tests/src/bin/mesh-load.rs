@@ -2,7 +2,7 @@
 //!
 //! A connection begins with one byte: `S`, its bytes are swallowed and their number (8 bytes, big-endian) is the answer
 //! to its end; `R`, each 64 bytes are sent back; `C`, 64 bytes are sent back and the server closes (so that the client's
-//! ports do not run out in TIME_WAIT).
+//! ports do not run out in `TIME_WAIT`).
 
 #![allow(clippy::print_stdout, reason = "the result is what it is for")]
 
@@ -83,7 +83,7 @@ fn main() -> Result<()> {
         }
         Command::Ask { target, connections, seconds } => {
             let open = move || open(target, b'R');
-            let (count, latency, elapsed) = repeat(connections, seconds, open, |stream| ask(stream))?;
+            let (count, latency, elapsed) = repeat(connections, seconds, open, ask)?;
             print(count, &latency, elapsed);
             Ok(())
         }

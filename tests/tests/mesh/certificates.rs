@@ -181,7 +181,7 @@ fn clients_with_wrong_certificates_are_refused_and_counted_by_reason() -> Result
         params.not_after = OffsetDateTime::now_utc() - time::Duration::hours(1);
     };
     let server_only = |params: &mut CertificateParams| {
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     };
     let cases = [
         ("wrong_trust_domain", Some(leaf(node, Some(other), true, |_| ())?)),
