@@ -77,7 +77,7 @@ pub struct AgentConfig {
     #[arg(long, default_value = "Kubernetes", value_name = "NAME")]
     pub cluster: String,
     /// Life of a workload's certificate, such as 24h or 90s; renewed at half of it.
-    #[arg(long, default_value = "24h", value_name = "TIME", value_parser = duration)]
+    #[arg(long, default_value = "24h", value_name = "TIME", value_parser = lifetime)]
     pub cert_ttl: Duration,
     /// How long connections may go on after SIGTERM, or after their pod left the mesh.
     #[arg(long, default_value = "30s", value_name = "TIME", value_parser = duration)]
@@ -118,6 +118,14 @@ fn duration(text: &str) -> Result<Duration, String> {
     number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(|| format!("`{text}` is too long"))
 }
 
+/// Shortest life of a certificate: below it, renewal would never rest.
+const SHORTEST_LIFE: Duration = Duration::from_secs(2);
+
+fn lifetime(text: &str) -> Result<Duration, String> {
+    let life = duration(text)?;
+    if life < SHORTEST_LIFE { Err(format!("`{text}` is too short: at least 2s")) } else { Ok(life) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -140,6 +148,12 @@ mod tests {
         for (text, milliseconds) in cases {
             assert_eq!(duration(text).ok(), milliseconds.map(Duration::from_millis), "{text}");
         }
+    }
+
+    #[test]
+    fn a_certificate_lives_for_a_while() {
+        assert!(lifetime("1s").is_err());
+        assert_eq!(lifetime("2s"), Ok(SHORTEST_LIFE));
     }
 
     #[test]

@@ -136,7 +136,20 @@ pub fn uninstall(places: &Places) -> Result<(), AgentError> {
     for pod in node::uninstall(&places.state_dir).map_err(AgentError::Enrol)? {
         tracing::info!(%pod, "released");
     }
+    remove_state(&places.state_dir);
     Ok(())
+}
+
+/// Removes what agents have made in the state folder, and the folder itself unless somebody else has put things there.
+fn remove_state(state_dir: &Path) {
+    for file in ["meshd.sock", "meshd.sock.lock", "lock"] {
+        // One that is not there is what was wanted.
+        let _ = fs::remove_file(state_dir.join(file));
+    }
+    for folder in [state_dir.join("pods"), state_dir.to_owned()] {
+        // Neither is one that holds something else.
+        let _ = fs::remove_dir(folder);
+    }
 }
 
 async fn serve(config: AgentConfig, lifeline: Lifeline) -> Result<(), AgentError> {

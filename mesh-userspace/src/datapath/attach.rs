@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use mesh_common::names::program;
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 
 use super::DatapathError;
 use super::bpf::{self, AttachType};
@@ -50,6 +51,9 @@ impl Cgroup {
     pub(super) fn open(path: &Path) -> Result<Self, DatapathError> {
         let error = |source| DatapathError::Cgroup { path: path.to_owned(), source };
         let folder = File::open(path).map_err(error)?;
+        if !fstatfs(&folder).is_ok_and(|stat| stat.filesystem_type() == CGROUP2_SUPER_MAGIC) {
+            return Err(DatapathError::NotCgroup2(path.to_owned()));
+        }
         // A cgroup's id is the inode of its folder.
         let id = std::os::unix::fs::MetadataExt::ino(&folder.metadata().map_err(error)?);
         Ok(Self { path: path.to_owned(), folder, id })

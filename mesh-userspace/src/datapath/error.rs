@@ -56,7 +56,7 @@ pub enum DatapathError {
         source: io::Error,
     },
     /// The cgroup cannot be opened.
-    #[error("cannot open the cgroup {}: is it a cgroup v2 folder?", path.display())]
+    #[error("cannot open the cgroup {}", path.display())]
     Cgroup {
         /// Which.
         path: PathBuf,
@@ -64,6 +64,9 @@ pub enum DatapathError {
         #[source]
         source: io::Error,
     },
+    /// The folder is no cgroup v2.
+    #[error("{} is no cgroup v2 folder: give one below its mount point (`grep cgroup2 /proc/mounts`)", .0.display())]
+    NotCgroup2(PathBuf),
     /// The lifeline socket could not be set up.
     #[error("cannot set up the lifeline socket")]
     Lifeline(#[source] io::Error),
