@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use mesh_tests::peer::{Report, Summary};
-use mesh_tests::{Pod, Process, SECONDS_10, SECONDS_30, eventually};
+use mesh_tests::{Pod, Process, SECONDS_10, SECONDS_30, binary, eventually};
 
 use crate::world::{PORT, World, namespace, v4, v6};
 
@@ -199,7 +199,7 @@ fn what_is_outside_the_mesh_is_reached_in_plaintext() -> Result<()> {
     let outside = format!("{}:{PORT}", world.outside.v4);
     assert_eq!(world.client.connect(&[&outside, "--count", "5"])?.ok, 5);
     let node = world.b.spawn(&[
-        &mesh_tests::binary("mesh-peer")?.to_string_lossy(),
+        &binary("mesh-peer")?.to_string_lossy(),
         "serve",
         "--listen",
         "[::]:7000",
@@ -279,6 +279,19 @@ fn enrolment_leaves_a_pod_as_it_was() -> Result<()> {
     for (now, then) in look(&world.client)?.iter().zip(&before) {
         assert_eq!(now, then, "after a crash");
     }
+    // A node that is cleaned has nothing of an agent left.
+    world.lab.manifests().apply("namespace.yaml", &namespace("default", true))?;
+    agent.wait_enrolled(&[&world.client, &world.near])?;
+    agent.kill()?;
+    let (meshd, bpffs, state) = (binary("meshd")?, world.a.bpffs(), world.a.state_dir());
+    let argv = ["uninstall", "--bpffs", &bpffs.to_string_lossy(), "--state-dir", &state.to_string_lossy()];
+    let uninstall = world.a.spawn(&[&[&*meshd.to_string_lossy()], &argv[..]].concat())?;
+    let finished = uninstall.wait(SECONDS_10)?;
+    assert!(finished.status.success(), "{}", finished.stderr);
+    for (now, then) in look(&world.client)?.iter().zip(&before) {
+        assert_eq!(now, then, "after uninstall");
+    }
+    assert!(!bpffs.exists() && !state.exists(), "{} or {} is left", bpffs.display(), state.display());
     Ok(())
 }
 
