@@ -198,12 +198,7 @@ fn what_is_outside_the_mesh_is_reached_in_plaintext() -> Result<()> {
     // A pod that is not, an address that is nobody's pod, and the other way round.
     let outside = format!("{}:{PORT}", world.outside.v4);
     assert_eq!(world.client.connect(&[&outside, "--count", "5"])?.ok, 5);
-    let node = world.b.spawn(&[
-        &binary("mesh-peer")?.to_string_lossy(),
-        "serve",
-        "--listen",
-        "[::]:7000",
-    ])?;
+    let node = world.b.spawn(&[&binary("mesh-peer")?.to_string_lossy(), "serve", "--listen", "[::]:7000"])?;
     node.wait_line("that it listens", |line| line.contains("listening"))?;
     assert_eq!(world.client.connect(&[&format!("{}:7000", world.b.v4), "--count", "5"])?.ok, 5);
     for name in ["near", "far"] {

@@ -35,6 +35,7 @@ pub(crate) fn run(args: &[String], privileges: Privileges) -> Result<()> {
     let host = host::check("test")?;
     bootstrap::run()?;
     ebpf::build()?;
+    build_binaries(privileges)?;
     let before = Leftovers::look(&host);
     // Someone who names a test wants that one.
     if args.is_empty() {
@@ -45,6 +46,13 @@ pub(crate) fn run(args: &[String], privileges: Privileges) -> Result<()> {
         (Err(tests), Err(left)) => bail!("{tests:#}; and {left:#}"),
         (tests, left) => tests.and(left),
     }
+}
+
+/// The tests start `meshd`, `meshctl` and their own peers; cargo builds for a test only the programs of its own package.
+fn build_binaries(privileges: Privileges) -> Result<()> {
+    let mut cargo = cargo(privileges);
+    cargo.args(["build", "--bins", "--package", "mesh-userspace", "--package", "mesh-tests"]);
+    process::aloud(&mut cargo)
 }
 
 fn run_doc_tests(privileges: Privileges) -> Result<()> {
