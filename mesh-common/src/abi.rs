@@ -197,8 +197,9 @@ pub struct State {
     pub heartbeat_ns: u64,
     /// How old a heartbeat may be, in ns.
     pub heartbeat_max_age_ns: u64,
-    /// Cookie of the agent's lifeline: the first socket that the kernel closes when the agent's process ends.
-    pub lifeline_cookie: u64,
+    /// Cookies of the agent's lifelines: whatever the order in which the kernel closes descriptors when the agent's process
+    /// ends, one of them is the first.
+    pub lifeline_cookies: [u64; 2],
     /// Cookie of a socket of the agent's own that is to be captured all the same (the self-test); 0: none.
     pub canary_cookie: u64,
     /// Cookie of the node's own network namespace.
@@ -208,7 +209,7 @@ pub struct State {
     /// [`LAYOUT_VERSION`] of who wrote this.
     pub layout_version: u32,
 }
-abi!(State, 48);
+abi!(State, 56);
 
 /// Key of `UDP_PEERS`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -331,6 +332,8 @@ pub enum Counter {
     MarkFailed,
     /// A pod's own mark was taken away.
     MarkCleared,
+    /// The socket is bound to a device and cannot be captured: refused (fail closed).
+    BoundToDevice,
     /// A flow could not be recorded: the map was full. The connection itself is not touched.
     FlowMapFull,
     /// A flow event was lost: the ring buffer was full.
@@ -358,7 +361,7 @@ pub const COUNTERS: u32 = Counter::AgentGone as u32 + 1;
 
 impl Counter {
     /// All of them, in the order of their index.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Translated,
         Self::Captured,
         Self::NoEndpoint,
@@ -367,6 +370,7 @@ impl Counter {
         Self::DirectWithoutAgent,
         Self::MarkFailed,
         Self::MarkCleared,
+        Self::BoundToDevice,
         Self::FlowMapFull,
         Self::EventLost,
         Self::PeerMapFull,
@@ -390,6 +394,7 @@ impl Counter {
             Self::DirectWithoutAgent => "direct_without_agent",
             Self::MarkFailed => "mark_failed",
             Self::MarkCleared => "mark_cleared",
+            Self::BoundToDevice => "bound_to_device",
             Self::FlowMapFull => "flow_map_full",
             Self::EventLost => "event_lost",
             Self::PeerMapFull => "peer_map_full",

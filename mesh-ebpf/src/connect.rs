@@ -107,11 +107,11 @@ fn try_connect<F: Family>(ctx: &SockAddrContext) -> Verdict {
 #[inline(always)]
 fn is_agents_own(state: &mut State, cookie: u64) -> bool {
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    if cookie == state.lifeline_cookie {
+    if state.lifeline_cookies.contains(&cookie) {
         state.agent_tgid = tgid;
         return true;
     }
-    tgid == state.agent_tgid && cookie != state.canary_cookie
+    state.agent_tgid != 0 && tgid == state.agent_tgid && cookie != state.canary_cookie
 }
 
 #[inline(always)]
@@ -190,6 +190,12 @@ pub(crate) fn pick_slot(service: &Service, random: u64) -> Option<&'static Slot>
 /// Marks the socket so that its SYN is routed to the agent's listener in the pod.
 #[inline(always)]
 fn capture(ctx: &SockAddrContext) -> Verdict {
+    // SAFETY: sk is the full socket in these hooks, and bound_dev_if one of the fields that may be read.
+    if unsafe { (*(*ctx.sock_addr).__bindgen_anon_1.sk).bound_dev_if } != 0 {
+        // Fail closed: bound to a device (SO_BINDTODEVICE), its packets would not take the way to the agent.
+        count(Counter::BoundToDevice);
+        return Verdict::Refuse;
+    }
     if set_mark(ctx, MARK_CAPTURE) {
         Verdict::Capture
     } else {

@@ -59,13 +59,14 @@ fn is_delivered(ctx: &SkLookupContext, local: Address, remote: Address) -> bool 
     local == remote || !is_own(remote) || admitted(ctx, local, remote).is_some()
 }
 
-/// Fails open for what is addressed to none of the pods: nothing of it is ours.
+/// Fails closed for an address that the namespace had not when its pod was enrolled: STRICT holds for all ways in.
 #[inline(always)]
 fn from_outside(ctx: &SkLookupContext, local: Address, remote: Address) -> u32 {
     // SAFETY: a valid context; host byte order.
     let port = unsafe { (*ctx.lookup).local_port };
     if !is_own(local) {
-        return PASS;
+        count(Counter::LookupRefused);
+        return DROP;
     }
     if admitted(ctx, local, remote) == Some(ADMITTED_NODE) {
         count(Counter::LookupNode);

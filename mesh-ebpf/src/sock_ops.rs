@@ -27,7 +27,7 @@ fn mesh_sock_ops(ctx: SockOpsContext) -> u32 {
             let admitted = admit(&ctx);
             if admitted || flow(&ctx).is_some() {
                 // Refused only for a socket that is no full one, which a connecting socket always is.
-                let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG.cast_signed());
+                let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG).cast_signed());
             }
         }
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => established(&ctx),

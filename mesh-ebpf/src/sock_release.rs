@@ -36,13 +36,16 @@ fn mesh_sock_release(ctx: SockContext) -> i32 {
     ALLOW
 }
 
-/// The agent's first socket closes before its listeners do: from here on nothing is captured.
+/// A lifeline of the agent closes before its listeners do: from here on nothing is captured.
 #[inline(always)]
 fn end_of_lifeline(cookie: u64) {
     if let Some(state) = STATE.get_ptr_mut(0) {
         // SAFETY: the array's one element lives as long as the map.
         let state = unsafe { &mut *state };
-        if state.lifeline_cookie == cookie {
+        if state.lifeline_cookies.contains(&cookie) {
+            // Whoever gets the process id next is not the agent.
+            state.agent_tgid = 0;
+            state.lifeline_cookies = [0; 2];
             state.heartbeat_ns = 0;
             count(Counter::AgentGone);
         }

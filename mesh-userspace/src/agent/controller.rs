@@ -16,6 +16,14 @@ use crate::proxy::{Canary, Pod, Shared, Stop, Workers};
 
 /// How often pods that could not be enrolled, or were replaced, are looked at again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How often a pod is tested whose test connection did not arrive.
+const RETEST_FAILED: Duration = Duration::from_secs(10);
+/// How often one is tested whose did.
+const RETEST: Duration = Duration::from_mins(1);
+/// Test connections that may fail in a row before the rest waits for the next round: each takes its time.
+const FAILURES: usize = 3;
+/// How long connections that are cut may take to notice.
+const CUT: Duration = Duration::from_secs(1);
 /// How often what is ending is looked at.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -60,6 +68,7 @@ struct Enrolled {
     stop: watch::Sender<Stop>,
     since: SystemTime,
     canary: Option<Result<(), String>>,
+    tested: Instant,
     missing: Vec<String>,
 }
 
@@ -164,7 +173,11 @@ impl Controller {
                 _ = retry.tick() => {
                     self.end_replaced();
                     self.tell_attachments();
-                    self.test_pods(|pod| !matches!(pod.canary, Some(Ok(()))));
+                    self.test_pods(|pod| match &pod.canary {
+                        None => true,
+                        Some(Err(_)) => pod.tested.elapsed() >= RETEST_FAILED,
+                        Some(Ok(())) => pod.tested.elapsed() >= RETEST,
+                    });
                     if !self.failed.is_empty() || !self.sync_errors.is_empty() {
                         let snapshot = Arc::clone(&snapshots.borrow());
                         self.apply(&snapshot);
@@ -210,7 +223,8 @@ impl Controller {
                 Some(pod) if Arc::ptr_eq(&pod.workload, &workload) => {}
                 Some(pod) => {
                     pod.workload = Arc::clone(&workload);
-                    if let Err(error) = self.datapath.set_inbound_modes(&workload.addresses, &workload.mtls) {
+                    let modes = self.enroller.set_modes(&mut self.datapath, &pod.enrolment, &workload);
+                    if let Err(error) = modes {
                         self.sync_errors.push(chain(&error));
                     }
                 }
@@ -221,11 +235,17 @@ impl Controller {
     }
 
     fn enrol(&mut self, workload: &Arc<Workload>) {
-        // A pod that is still leaving the same namespace must have left it before it can come again.
-        if let Some(index) =
-            self.leaving.iter().position(|leaving| leaving.enrolled.enrolment.uid == workload.uid)
-        {
-            let leaving = self.leaving.swap_remove(index);
+        // Whoever is still leaving the same namespace or address must have left it: what is taken up then is by those.
+        let meets = |leaving: &Leaving| {
+            let other = &leaving.enrolled.enrolment;
+            other.uid == workload.uid
+                || workload.netns.as_ref() == Some(&other.netns)
+                || other.addresses.iter().any(|address| workload.addresses.contains(address))
+        };
+        let (meeting, rest): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.leaving).into_iter().partition(meets);
+        self.leaving = rest;
+        for leaving in meeting {
             self.leave(leaving.enrolled);
         }
         match self.try_enrol(workload) {
@@ -249,7 +269,8 @@ impl Controller {
     }
 
     fn try_enrol(&mut self, workload: &Arc<Workload>) -> Result<Enrolled, EnrolError> {
-        let (enrolment, netns, listeners) = self.enroller.enrol(&mut self.datapath, workload)?;
+        let held: Vec<u64> = self.pods.values().map(|pod| pod.enrolment.cookie).collect();
+        let (enrolment, netns, listeners) = self.enroller.enrol(&mut self.datapath, workload, &held)?;
         let (stop, stopped) = watch::channel(Stop::Serving);
         let pod = Arc::new(Pod::new(Arc::clone(workload), netns, stopped));
         for listener in listeners {
@@ -267,7 +288,16 @@ impl Controller {
             let _ = certificates.certificate(&identity).await;
         });
         let (workload, since) = (Arc::clone(workload), SystemTime::now());
-        Ok(Enrolled { enrolment, workload, pod, stop, since, canary: None, missing: Vec::new() })
+        Ok(Enrolled {
+            enrolment,
+            workload,
+            pod,
+            stop,
+            since,
+            canary: None,
+            tested: Instant::now(),
+            missing: Vec::new(),
+        })
     }
 
     fn begin_leaving(&mut self, uid: &WorkloadUid) {
@@ -339,9 +369,9 @@ impl Controller {
         self.shared.certificates.retain(&identities);
     }
 
-    /// A test connection through these pods, and a look at all that should be there. Ends at the first that does not
-    /// arrive: each takes its time, and others wait for this thread.
+    /// A test connection through these pods, and a look at all that should be there. What is missing is told, not mended.
     fn test_pods(&mut self, which: impl Fn(&Enrolled) -> bool) {
+        let mut failures = 0;
         for pod in self.pods.values_mut().filter(|pod| which(pod)) {
             pod.missing = self.enroller.missing(&self.datapath, &pod.enrolment);
             let token: [u8; 16] = fastrand::u128(..).to_ne_bytes();
@@ -350,11 +380,15 @@ impl Controller {
             let result = probe::run(&self.datapath, pod.pod.netns(), address, token);
             let is_new = pod.canary.as_ref() != Some(&result);
             pod.canary = Some(result.clone());
+            pod.tested = Instant::now();
             if let Err(reason) = result {
                 if is_new {
                     tracing::warn!(pod = %pod.enrolment.uid, reason, "the test connection did not arrive");
                 }
-                return;
+                failures += 1;
+                if failures == FAILURES {
+                    return;
+                }
             }
         }
     }
@@ -381,6 +415,11 @@ impl Controller {
         }
         for pod in self.pods.values() {
             pod.stop.send_replace(Stop::Cut);
+        }
+        // What is cut is reset by its own task.
+        let deadline = Instant::now() + CUT;
+        while self.workers.connections() > 0 && Instant::now() < deadline {
+            tick.tick().await;
         }
         for leaving in std::mem::take(&mut self.leaving) {
             self.leave(leaving.enrolled);

@@ -112,13 +112,13 @@ fn starting(what: &'static str) -> impl FnOnce(io::Error) -> AgentError {
 
 /// Runs an agent until SIGTERM or SIGINT, on this thread.
 pub fn run(config: AgentConfig) -> Result<(), AgentError> {
-    // First of all sockets, so that it is the first to be closed.
+    raise_file_limit();
+    // The first of all sockets, and above all others.
     let lifeline = Lifeline::open().map_err(AgentError::Datapath)?;
     if !nix::unistd::geteuid().is_root() {
         return Err(AgentError::NotRoot);
     }
     let _lock = lock(&config.places.state_dir)?;
-    raise_file_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -1,10 +1,12 @@
 //! Liveness: the kernel captures only while the agent lives.
 //!
-//! Two signs. The heartbeat, written by a thread of its own, goes stale when the agent hangs. The lifeline is a UDP socket
-//! that the agent opens before any listener, so that its descriptor is the lowest and the kernel closes it first when the
-//! process ends, however it ends; `sock_release` then clears the heartbeat at once.
+//! Two signs. The heartbeat, written by a thread of its own, goes stale when the agent hangs. The lifelines are two UDP
+//! sockets, one on the lowest descriptor and one above all others: whichever end the kernel begins with when it closes a
+//! process's files (6.18 runs the deferred closes last in, first out), one of them goes before every listener, however the
+//! process ends; `sock_release` then clears the heartbeat at once.
 
 use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -13,53 +15,73 @@ use std::time::Duration;
 use aya::maps::{Array, MapData};
 use mesh_common::abi::{LAYOUT_VERSION, State};
 use mesh_common::names::map;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::resource::{Resource, getrlimit};
 
 use super::DatapathError;
 use crate::socket::{cookie, own_netns_cookie};
 
 const INTERVAL: Duration = Duration::from_millis(500);
+/// No descriptor is expected above this; the kernel's table of descriptors is as long as the highest.
+const HIGHEST: u64 = 1 << 17;
 const MAX_AGE: Duration = Duration::from_secs(3);
 
 type StateMap = Array<MapData, State>;
 
 /// Keeps the agent known as alive until it is dropped.
 pub(super) struct Liveness {
-    lifeline: UdpSocket,
+    lifeline: Lifeline,
     state: Arc<Mutex<(StateMap, State)>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// The lifeline, opened before anything else so that it has the lowest descriptor.
-pub struct Lifeline(UdpSocket);
+/// The lifelines, opened before anything else.
+pub struct Lifeline {
+    lowest: UdpSocket,
+    highest: UdpSocket,
+}
 
 impl Lifeline {
-    /// Opens it.
+    /// Opens them. The limit on open files must be what it will be.
     pub fn open() -> Result<Self, DatapathError> {
-        UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).map(Self).map_err(DatapathError::Lifeline)
+        let open = || -> std::io::Result<Self> {
+            let lowest = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+            let highest = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+            let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
+            let floor = i32::try_from(limit.min(HIGHEST)).unwrap_or(i32::MAX) - 1;
+            let moved = fcntl(&highest, FcntlArg::F_DUPFD_CLOEXEC(floor))?;
+            // SAFETY: the call made the descriptor, and nothing else knows it.
+            let highest = UdpSocket::from(unsafe { OwnedFd::from_raw_fd(moved) });
+            Ok(Self { lowest, highest })
+        };
+        open().map_err(DatapathError::Lifeline)
+    }
+
+    fn cookies(&self) -> std::io::Result<[u64; 2]> {
+        Ok([cookie(&self.lowest)?, cookie(&self.highest)?])
     }
 }
 
 impl Liveness {
     /// Tells the kernel which socket the lifeline is. Nothing is captured yet.
     pub(super) fn announce(map: StateMap, lifeline: Lifeline) -> Result<Self, DatapathError> {
-        let Lifeline(socket) = lifeline;
         let state = State {
             heartbeat_max_age_ns: u64::try_from(MAX_AGE.as_nanos()).expect("a few seconds"),
-            lifeline_cookie: cookie(&socket).map_err(DatapathError::Lifeline)?,
+            lifeline_cookies: lifeline.cookies().map_err(DatapathError::Lifeline)?,
             node_netns_cookie: own_netns_cookie().map_err(DatapathError::Lifeline)?,
             layout_version: LAYOUT_VERSION,
             ..State::default()
         };
         let state = Arc::new(Mutex::new((map, state)));
         write(&state, |_| ())?;
-        Ok(Self { lifeline: socket, state, stop: Arc::default(), thread: None })
+        Ok(Self { lifeline, state, stop: Arc::default(), thread: None })
     }
 
     /// Once the programs are attached: lets them learn who the agent is, and begins to beat.
     pub(super) fn start(&mut self) -> Result<(), DatapathError> {
         // Port 9 is discard; connecting a UDP socket sends nothing.
-        self.lifeline.connect((Ipv4Addr::LOCALHOST, 9)).map_err(DatapathError::Lifeline)?;
+        self.lifeline.lowest.connect((Ipv4Addr::LOCALHOST, 9)).map_err(DatapathError::Lifeline)?;
         {
             let mut guard = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             let (map, state) = &mut *guard;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::listeners::{self, Listener};
@@ -36,6 +37,9 @@ pub enum EnrolError {
     /// It is the node's own.
     #[error("{} is the node's own network namespace", .0.display())]
     HostNetwork(PathBuf),
+    /// Another enrolled pod has it.
+    #[error("{} is the network namespace of another enrolled pod", .0.display())]
+    Taken(PathBuf),
     /// An address is not there.
     #[error("the namespace {} does not have the pod's address {address}", path.display())]
     Address {
@@ -72,8 +76,11 @@ pub struct Enrolment {
     pub cookie: u64,
     /// Where its namespace was opened.
     pub netns: PathBuf,
-    /// Its addresses.
+    /// Its addresses, as the workload has them.
     pub addresses: Vec<IpAddr>,
+    /// All addresses of its namespace: what is steered to the agent.
+    steered: Vec<IpAddr>,
+    inode: u64,
     before: Before,
 }
 
@@ -94,11 +101,12 @@ impl Enroller {
     }
 
     /// Enrols a pod up to the point where it only remains to [`Self::begin_capture`]. Its listeners are handed out, to be
-    /// accepted from. Idempotent: what an earlier agent left is taken over.
+    /// accepted from. Idempotent: what an earlier agent left is taken over. `held` are the namespaces of other pods.
     pub fn enrol(
         &mut self,
         datapath: &mut Datapath,
         workload: &Workload,
+        held: &[u64],
     ) -> Result<(Enrolment, NetNs, Vec<Listener>), EnrolError> {
         let path = workload.netns.clone().ok_or_else(|| EnrolError::NoNetns(workload.uid.clone()))?;
         let addresses = workload.addresses.clone();
@@ -109,6 +117,9 @@ impl Enroller {
         if netns.cookie() == self.own_cookie {
             return Err(EnrolError::HostNetwork(path));
         }
+        if held.contains(&netns.cookie()) {
+            return Err(EnrolError::Taken(path));
+        }
         let at = |operation| {
             let path = path.clone();
             move |source| EnrolError::Plumbing { operation, path, source }
@@ -117,7 +128,13 @@ impl Enroller {
             Some(known) => known.before,
             None => netns.run(plumbing::before).map_err(at("read the sysctls"))?,
         };
+        let present = present(&netns).map_err(at("look at the addresses"))?;
+        if let Some(address) = addresses.iter().find(|address| !present.contains(address)) {
+            return Err(EnrolError::Address { path, address: *address });
+        }
         let enrolment = Enrolment {
+            steered: present,
+            inode: netns.inode().map_err(at("look at the namespace"))?,
             uid: workload.uid.clone(),
             cookie: netns.cookie(),
             netns: path.clone(),
@@ -125,7 +142,7 @@ impl Enroller {
             before,
         };
         self.remember(&enrolment)?;
-        let laid = lay(datapath, workload, &netns, &addresses, &at);
+        let laid = lay(datapath, workload, &netns, &enrolment, &at);
         match laid {
             Ok(listeners) => Ok((enrolment, netns, listeners)),
             Err(error) => {
@@ -143,6 +160,7 @@ impl Enroller {
             netns: enrolment.netns.clone(),
             cookie: enrolment.cookie,
             addresses: enrolment.addresses.clone(),
+            steered: enrolment.steered.clone(),
             before: enrolment.before,
         };
         self.state.save(&remembered).map_err(EnrolError::State)?;
@@ -170,7 +188,7 @@ impl Enroller {
     /// Takes everything out of the pod and the maps.
     pub fn release(&mut self, datapath: &mut Datapath, enrolment: &Enrolment) -> Result<(), EnrolError> {
         self.end_capture(datapath, enrolment)?;
-        for address in &enrolment.addresses {
+        for address in &enrolment.steered {
             datapath.clear_address(*address)?;
         }
         take_up(&enrolment.netns, enrolment.cookie, enrolment.before)?;
@@ -190,14 +208,30 @@ impl Enroller {
         let mut errors = Vec::new();
         for pod in strays {
             tracing::info!(pod = %pod.uid, "released: enrolled by an earlier agent and no longer wanted");
-            let Remembered { uid, netns, cookie, addresses, before } = pod;
-            errors.extend(self.release(datapath, &Enrolment { uid, cookie, netns, addresses, before }).err());
+            let Remembered { uid, netns, cookie, addresses, steered, before } = pod;
+            errors.extend(
+                self.release(
+                    datapath,
+                    &Enrolment { uid, cookie, netns, addresses, steered, inode: 0, before },
+                )
+                .err(),
+            );
         }
         for cookie in datapath.known_pods().into_iter().filter(|cookie| !enrolled(*cookie)) {
             let forgotten = datapath.remove_pod(cookie).and_then(|()| datapath.detach_pod(cookie));
             errors.extend(forgotten.err().map(EnrolError::Datapath));
         }
         errors
+    }
+
+    /// The modes of a pod have changed.
+    pub fn set_modes(
+        &self,
+        datapath: &mut Datapath,
+        enrolment: &Enrolment,
+        workload: &Workload,
+    ) -> Result<(), EnrolError> {
+        Ok(datapath.set_inbound_modes(&enrolment.steered, &workload.mtls)?)
     }
 
     /// What is missing of an enrolment: links, listeners, rules, routes, map entries.
@@ -225,7 +259,7 @@ impl Enroller {
         }
         match NetNs::open(&enrolment.netns) {
             Ok(netns) if netns.cookie() == enrolment.cookie => {
-                let addresses = enrolment.addresses.clone();
+                let addresses = enrolment.steered.clone();
                 match netns.run(move || plumbing::missing(&addresses)) {
                     Ok(more) => missing.extend(more),
                     Err(error) => missing.push(format!("rules and routes cannot be read: {error}")),
@@ -239,7 +273,7 @@ impl Enroller {
 
     /// Whether the namespace at the pod's path is another one than was enrolled, or none.
     pub fn is_replaced(enrolment: &Enrolment) -> bool {
-        !NetNs::open(&enrolment.netns).is_ok_and(|netns| netns.cookie() == enrolment.cookie)
+        !std::fs::metadata(&enrolment.netns).is_ok_and(|found| found.ino() == enrolment.inode)
     }
 }
 
@@ -248,19 +282,17 @@ fn lay<E: FnOnce(io::Error) -> EnrolError>(
     datapath: &mut Datapath,
     workload: &Workload,
     netns: &NetNs,
-    addresses: &[IpAddr],
+    enrolment: &Enrolment,
     at: &impl Fn(&'static str) -> E,
 ) -> Result<Vec<Listener>, EnrolError> {
-    if let Some(address) = absent(netns, addresses).map_err(at("look at the addresses"))? {
-        return Err(EnrolError::Address { path: netns.path().to_owned(), address });
-    }
-    datapath.set_inbound_modes(addresses, &workload.mtls)?;
-    let owned = addresses.to_vec();
+    let Enrolment { steered, addresses, .. } = enrolment;
+    datapath.set_inbound_modes(steered, &workload.mtls)?;
+    let owned = steered.clone();
     let listeners = netns.run(move || listeners::open(&owned)).map_err(at("listen"))?;
-    let owned = addresses.to_vec();
-    netns.run(move || plumbing::lay(&owned)).map_err(at("lay rules and routes"))?;
+    let (all, own) = (steered.clone(), addresses.clone());
+    netns.run(move || plumbing::lay(&all, &own)).map_err(at("lay rules and routes"))?;
     for listener in &listeners {
-        for address in addresses.iter().filter(|address| address.is_ipv4() == listener.v4) {
+        for address in steered.iter().filter(|address| address.is_ipv4() == listener.v4) {
             datapath.set_listener(*address, listener.role, listener.socket.as_fd())?;
         }
     }
@@ -293,17 +325,19 @@ fn take_up(path: &Path, cookie: u64, before: Before) -> Result<(), EnrolError> {
     })
 }
 
-/// The first of these addresses that the namespace does not have.
-fn absent(netns: &NetNs, addresses: &[IpAddr]) -> io::Result<Option<IpAddr>> {
-    let addresses = addresses.to_vec();
+/// The addresses of the namespace, but for loopback.
+fn present(netns: &NetNs) -> io::Result<Vec<IpAddr>> {
     netns.run(move || {
-        let present: Vec<IpAddr> = nix::ifaddrs::getifaddrs()?
+        let mut present: Vec<IpAddr> = nix::ifaddrs::getifaddrs()?
             .filter_map(|interface| {
                 let address = interface.address?;
                 let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
                 v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
             })
+            .filter(|address| !address.is_loopback())
             .collect();
-        Ok(addresses.into_iter().find(|address| !present.contains(address)))
+        present.sort_unstable();
+        present.dedup();
+        Ok(present)
     })
 }

@@ -4,11 +4,13 @@
 //! ([`NetNs::visit`]); neither ever spans an `.await`.
 
 use std::cell::OnceCell;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, setns};
+use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
 use crate::socket::own_netns_cookie;
 
@@ -28,7 +30,11 @@ pub struct NetNs {
 impl NetNs {
     /// Opens the namespace at a path such as `/var/run/netns/NAME` or `/proc/PID/ns/net`.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
+        // Whatever the path names, opening it does not wait (a FIFO would).
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+        if !fstatfs(&file).is_ok_and(|stat| stat.filesystem_type() == NSFS_MAGIC) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "this is no network namespace"));
+        }
         let probe = file.try_clone()?;
         let cookie = in_thread(move || {
             setns(probe, CloneFlags::CLONE_NEWNET)?;
@@ -40,6 +46,11 @@ impl NetNs {
     /// Cookie, as the kernel's hooks see it.
     pub const fn cookie(&self) -> u64 {
         self.cookie
+    }
+
+    /// Inode of the namespace: the same for as long as it lives.
+    pub fn inode(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.ino())
     }
 
     /// Where it was opened.

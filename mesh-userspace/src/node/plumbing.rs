@@ -64,8 +64,9 @@ fn is_on(path: &str) -> io::Result<bool> {
     }
 }
 
-/// Lays rules, routes and sysctl for a pod with these addresses. Call on a thread inside the namespace.
-pub(super) fn lay(addresses: &[IpAddr]) -> io::Result<()> {
+/// Lays rules, routes and sysctls for a namespace with these addresses, of which `own` are its pod's. Call on a thread inside
+/// the namespace.
+pub(super) fn lay(addresses: &[IpAddr], own: &[IpAddr]) -> io::Result<()> {
     for path in SYSCTLS {
         if !is_on(path)? {
             fs::write(path, "1")?;
@@ -73,8 +74,7 @@ pub(super) fn lay(addresses: &[IpAddr]) -> io::Result<()> {
     }
     with_netlink(async |netlink| {
         for version in versions(addresses) {
-            let source =
-                addresses.iter().find(|address| address.is_ipv4() == matches!(version, IpVersion::V4));
+            let source = own.iter().find(|address| address.is_ipv4() == matches!(version, IpVersion::V4));
             netlink.replace_route(local_default(&version, TABLE_CAPTURE, source.copied())).await?;
             netlink.replace_route(local_default(&version, TABLE_DELIVER, None)).await?;
             netlink.add_rule(&version, PREF_LOCAL, None, TABLE_LOCAL).await?;

@@ -21,6 +21,7 @@ pub(super) struct Remembered {
     pub(super) netns: PathBuf,
     pub(super) cookie: u64,
     pub(super) addresses: Vec<IpAddr>,
+    pub(super) steered: Vec<IpAddr>,
     pub(super) before: Before,
 }
 

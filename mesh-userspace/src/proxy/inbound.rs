@@ -88,12 +88,7 @@ impl Delivery<'_> {
         if self.source.is_none() && !takes_plaintext(mode) {
             return Err(DeliveryError::Strict(self.destination));
         }
-        let shared = &self.worker.shared;
-        let snapshot = shared.snapshot.load();
-        let client = snapshot.workload_at(self.client.ip());
-        let is_here = client.is_some_and(|client| shared.pod(&client.uid).is_some());
-        let admit = is_here.then_some(&*self.worker.deliveries);
-        drop(snapshot);
+        let admit = &self.worker.deliveries;
         let connect = upstream::deliver(&self.pod.netns, self.client, self.destination, admit);
         let socket = timeout(CONNECT_DEADLINE, connect)
             .await
@@ -108,8 +103,7 @@ pub(super) async fn plaintext(worker: &Worker, pod: &Arc<Pod>, client: TcpStream
     // A connection that was reset before it was accepted has no peer any more.
     let Ok((destination, source)) = addresses else { return };
     let (destination, source) = (canonical(destination), canonical(source));
-    let snapshot = worker.shared.snapshot.load();
-    let workload = pod.workload(&snapshot);
+    let workload = pod.workload(&worker.shared.snapshot.load());
     let record = open(worker, &workload, source, destination, None, Instant::now());
     // The client's port is taken in this namespace by the very connection that came in.
     let from = SocketAddr::new(source.ip(), 0);
@@ -136,7 +130,7 @@ pub(super) async fn plaintext(worker: &Worker, pod: &Arc<Pod>, client: TcpStream
 pub(super) async fn hbone(worker: &Worker, pod: &Arc<Pod>, socket: TcpStream) {
     let metrics = worker.shared.telemetry.metrics();
     let peer = socket.peer_addr().ok();
-    let Some(leave) = pod.handshake() else {
+    let Some(leave) = peer.and_then(|peer| pod.handshake(peer.ip())) else {
         metrics.handshake_failed("server", "too_many");
         return reset_on_close(&socket);
     };

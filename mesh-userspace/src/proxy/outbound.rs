@@ -100,8 +100,15 @@ pub(super) async fn serve(worker: &Worker, pod: &Arc<Pod>, client: TcpStream) {
     let workload = pod.workload(&snapshot);
     let started = Instant::now();
     let attempt = Attempt { worker, pod, workload: &workload, snapshot: &snapshot, asked, source, started };
+    let connected = tokio::select! {
+        connected = attempt.connect_any() => connected,
+        () = pod.cut() => None,
+    };
+    // A connection may last for days; the state of the mesh that it was routed by need not.
+    drop(snapshot);
+    let Some((upstream, record)) = connected else { return reset_on_close(&client) };
     tokio::select! {
-        () = attempt.run(&client) => {}
+        outcome = carry(&client, upstream, &record) => record.finish(outcome),
         () = pod.cut() => reset_on_close(&client),
     }
 }
@@ -117,37 +124,43 @@ struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
-    async fn run(&self, client: &TcpStream) {
+    /// Connects to an endpoint, to another where one fails and nothing of the client's has been sent. One record, whatever
+    /// the number of tries; `None` where all have failed.
+    async fn connect_any(&self) -> Option<(Upstream, ConnectionRecord)> {
         let mut failed = Vec::new();
         loop {
             let destination = match route::pick(self.snapshot, self.asked, fastrand::u64(..), &failed) {
                 Ok(destination) => destination,
-                Err(none) => return self.no_endpoint(client, &none),
+                Err(none) => {
+                    self.no_endpoint(&none);
+                    return None;
+                }
             };
-            let record = self.open(&destination);
-            match self.connect(&destination).await {
+            let error = match self.connect(&destination).await {
                 Ok(upstream) => {
-                    let outcome = self.carry(client, upstream, &record).await;
-                    return record.finish(outcome);
+                    let security = match destination.transport() {
+                        Transport::Mutual => Security::MutualTls,
+                        Transport::Plain => Security::None,
+                    };
+                    return Some((upstream, self.open(&destination, security)));
                 }
-                Err(error) => {
-                    if let UpstreamError::Tunnel { source, .. } = &error
-                        && let Some(reason) = source.handshake_reason()
-                    {
-                        self.worker.shared.telemetry.metrics().handshake_failed("client", reason);
-                    }
-                    let again = error.is_retryable()
-                        && destination.service.is_some()
-                        && failed.len() + 1 < TRIES
-                        && self.has_other(&failed, destination.address);
-                    tracing::debug!(%error, orig_dst = %self.asked, dst.addr = %destination.address, again, "upstream failed");
-                    record.fail(error.outcome(), &error);
-                    if !again {
-                        return reset_on_close(client);
-                    }
-                    failed.push(destination.address);
-                }
+                Err(error) => error,
+            };
+            if let UpstreamError::Tunnel { source, .. } = &error
+                && let Some(reason) = source.handshake_reason()
+            {
+                self.worker.shared.telemetry.metrics().handshake_failed("client", reason);
             }
+            let again = error.is_retryable()
+                && destination.service.is_some()
+                && failed.len() + 1 < TRIES
+                && self.has_other(&failed, destination.address);
+            tracing::debug!(%error, orig_dst = %self.asked, dst.addr = %destination.address, again, "upstream failed");
+            if !again {
+                self.open(&destination, Security::Unknown).fail(error.outcome(), &error);
+                return None;
+            }
+            failed.push(destination.address);
         }
     }
 
@@ -157,25 +170,25 @@ impl Attempt<'_> {
         route::pick(self.snapshot, self.asked, 0, &avoid).is_ok()
     }
 
-    fn no_endpoint(&self, client: &TcpStream, none: &route::NoEndpoint) {
+    fn no_endpoint(&self, none: &route::NoEndpoint) {
         let destination =
             Destination { address: self.asked, workload: None, service: Some(Arc::clone(&none.service)) };
         let error = UpstreamError::NoEndpoint(none.service.name.to_string());
-        self.open(&destination).fail(Outcome::NoEndpoint, &error);
-        reset_on_close(client);
+        self.open(&destination, Security::Unknown).fail(Outcome::NoEndpoint, &error);
     }
 
-    fn open(&self, destination: &Destination) -> ConnectionRecord {
-        let security = match destination.transport() {
-            Transport::Mutual => Security::MutualTls,
-            Transport::Plain => Security::None,
-        };
+    fn open(&self, destination: &Destination, security: Security) -> ConnectionRecord {
+        let mut server = party(destination.address, destination.workload.as_deref(), None);
+        if security != Security::MutualTls {
+            // Nobody has proved to be that.
+            server.identity = None;
+        }
         self.worker.shared.telemetry.open(OpenedConnection {
             started: self.started,
             reporter: Reporter::Source,
             direction: Direction::Outbound,
             source: party(self.source, Some(self.workload), None),
-            destination: party(destination.address, destination.workload.as_deref(), None),
+            destination: server,
             original_destination: Some(self.asked),
             service: destination.service.as_deref().map(|service| service_at(service, self.asked.port())),
             security,
@@ -238,24 +251,28 @@ impl Attempt<'_> {
             self.source,
             baggage.as_ref(),
         );
-        let (tunnel, lease) = tunnel.await.map_err(|source| UpstreamError::Tunnel { address, source })?;
+        // One deadline for all of it: a place in the pool, TCP, TLS, HTTP/2, and the application behind.
+        let tunnel =
+            timeout(CONNECT_DEADLINE, tunnel).await.map_err(|_elapsed| UpstreamError::Timeout(address))?;
+        let (tunnel, lease) = tunnel.map_err(|source| UpstreamError::Tunnel { address, source })?;
         Ok(Upstream::Tunnel(tunnel, lease))
     }
+}
 
-    async fn carry(&self, client: &TcpStream, upstream: Upstream, record: &ConnectionRecord) -> Outcome {
-        match upstream {
-            Upstream::Socket(server) => tcp_to_tcp(client, &server, record.bytes()).await,
-            Upstream::Local(server, at_destination) => {
-                let outcome = tcp_to_tcp(client, &server, record.bytes()).await;
-                let (to_server, to_client) = record.bytes().totals();
-                at_destination.bytes().add_to_server(to_server);
-                at_destination.bytes().add_to_client(to_client);
-                at_destination.finish(outcome);
-                outcome
-            }
-            Upstream::Tunnel(tunnel, _lease) => {
-                tcp_to_tunnel(client, tunnel, SocketIs::Client, record.bytes()).await
-            }
+/// Carries the connection to its end.
+async fn carry(client: &TcpStream, upstream: Upstream, record: &ConnectionRecord) -> Outcome {
+    match upstream {
+        Upstream::Socket(server) => tcp_to_tcp(client, &server, record.bytes()).await,
+        Upstream::Local(server, at_destination) => {
+            let outcome = tcp_to_tcp(client, &server, record.bytes()).await;
+            let (to_server, to_client) = record.bytes().totals();
+            at_destination.bytes().add_to_server(to_server);
+            at_destination.bytes().add_to_client(to_client);
+            at_destination.finish(outcome);
+            outcome
+        }
+        Upstream::Tunnel(tunnel, _lease) => {
+            tcp_to_tunnel(client, tunnel, SocketIs::Client, record.bytes()).await
         }
     }
 }

@@ -1,17 +1,20 @@
 //! An enrolled pod, as the data path sees it.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 
 use super::hbone::Baggage;
 use crate::model::{Snapshot, Workload, WorkloadUid};
 use crate::node::NetNs;
 
-/// TLS handshakes that may be under way at one pod. Who has not said who it is gets no more of the agent's memory.
-const HANDSHAKES: usize = 512;
+/// TLS handshakes that may be under way at one pod from one address. Who has not said who it is gets no more of the
+/// agent's memory, and takes nothing from others.
+const HANDSHAKES: u32 = 64;
 
 /// What every connection of a pod shares.
 pub struct Pod {
@@ -19,7 +22,7 @@ pub struct Pod {
     pub(super) netns: NetNs,
     pub(super) stop: watch::Receiver<Stop>,
     connections: AtomicUsize,
-    handshakes: Arc<Semaphore>,
+    handshakes: Arc<Mutex<HashMap<IpAddr, u32>>>,
     // The workload as last seen, with what is derived from it alone.
     seen: ArcSwap<Seen>,
 }
@@ -51,7 +54,7 @@ impl Pod {
             netns,
             stop,
             connections: AtomicUsize::new(0),
-            handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
+            handshakes: Arc::default(),
             seen: ArcSwap::from_pointee(Seen { workload, baggage }),
         }
     }
@@ -71,9 +74,15 @@ impl Pod {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// Leave for one handshake, if there are not too many.
-    pub(super) fn handshake(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.handshakes).try_acquire_owned().ok()
+    /// Leave for one handshake, if there are not too many from that address.
+    pub(super) fn handshake(&self, from: IpAddr) -> Option<Leave> {
+        let mut handshakes = self.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = handshakes.entry(from).or_default();
+        if *count == HANDSHAKES {
+            return None;
+        }
+        *count += 1;
+        Some(Leave { handshakes: Arc::clone(&self.handshakes), from })
     }
 
     pub(super) fn begin(&self) {
@@ -107,5 +116,23 @@ impl Pod {
         let mut stop = self.stop.clone();
         // The sender lives as long as the enrolment; without it the pod is gone.
         let _ = stop.wait_for(|stop| *stop == Stop::Cut).await;
+    }
+}
+
+/// Leave for one handshake, given back when it is dropped.
+pub(super) struct Leave {
+    handshakes: Arc<Mutex<HashMap<IpAddr, u32>>>,
+    from: IpAddr,
+}
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        let mut handshakes = self.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = handshakes.get_mut(&self.from) {
+            *count -= 1;
+            if *count == 0 {
+                handshakes.remove(&self.from);
+            }
+        }
     }
 }

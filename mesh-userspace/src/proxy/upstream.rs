@@ -29,12 +29,12 @@ const PORT_TRIES: usize = 16;
 /// connection to the same application: the two would be one to this namespace. Left to itself, the kernel walks the
 /// same ports here as it does for the client. A port that is taken falls back to another.
 ///
-/// `admit` names the connection to the kernel, for a client that is itself a pod of this node.
+/// `admit` names the connection to the kernel: the client may itself be a pod of this node.
 pub(super) async fn deliver(
     netns: &NetNs,
     from: SocketAddr,
     to: SocketAddr,
-    admit: Option<&Deliveries>,
+    admit: &Deliveries,
 ) -> io::Result<TcpStream> {
     let own = (from.port() != 0).then_some(from.port());
     let mut ports = own.into_iter().chain((0..PORT_TRIES).map(|_| fastrand::u16(FREE_PORTS))).peekable();
@@ -56,12 +56,11 @@ async fn deliver_from(
     netns: &NetNs,
     from: SocketAddr,
     to: SocketAddr,
-    admit: Option<&Deliveries>,
+    admit: &Deliveries,
 ) -> io::Result<TcpStream> {
     let socket = netns.visit(|| transparent(from, to))?;
     prepare(&socket)?;
-    let admitted = admit.map(|deliveries| deliveries.admit(from, to)).transpose();
-    let _admitted = admitted.map_err(io::Error::other)?;
+    let _admitted = admit.admit(from, to).map_err(io::Error::other)?;
     TcpSocket::from_std_stream(socket.into()).connect(to).await
 }
 

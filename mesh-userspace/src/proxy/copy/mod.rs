@@ -103,15 +103,31 @@ async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// What the record says, after the sockets have been told.
-fn close(result: Result<(), Broken>, sockets: &[&TcpStream]) -> Outcome {
-    match result {
-        Ok(()) => Outcome::Closed,
-        Err(side) => {
-            for socket in sockets {
-                reset_on_close(*socket);
+/// Sockets that are reset unless their connection came to its end in order: one that broke, and one that is cut while it
+/// is carried. An application must not take what it got so far for all.
+struct ResetUnlessDone<'a, const N: usize>(Option<[&'a TcpStream; N]>);
+
+impl<'a, const N: usize> ResetUnlessDone<'a, N> {
+    const fn new(sockets: [&'a TcpStream; N]) -> Self {
+        Self(Some(sockets))
+    }
+
+    /// What the record says.
+    fn end(mut self, result: Result<(), Broken>) -> Outcome {
+        match result {
+            Ok(()) => {
+                self.0 = None;
+                Outcome::Closed
             }
-            side.into()
+            Err(side) => side.into(),
+        }
+    }
+}
+
+impl<const N: usize> Drop for ResetUnlessDone<'_, N> {
+    fn drop(&mut self) {
+        for socket in self.0.iter().flatten() {
+            reset_on_close(*socket);
         }
     }
 }

@@ -4,16 +4,18 @@
 use std::io::ErrorKind;
 
 use tokio::net::TcpStream;
+use tokio::task::coop::consume_budget;
 
 use super::pipe::Pipe;
-use super::{Broken, SCRATCH, both, broke, close, finish, with_scratch, write_all};
+use super::{Broken, ResetUnlessDone, SCRATCH, both, broke, finish, with_scratch, write_all};
 use crate::telemetry::{ByteCounters, Outcome};
 
 /// Carries a connection between two sockets to its end.
 pub(crate) async fn tcp_to_tcp(client: &TcpStream, server: &TcpStream, bytes: &ByteCounters) -> Outcome {
     let up = pump(client, server, (Broken::Client, Broken::Server), |count| bytes.add_to_server(count));
     let down = pump(server, client, (Broken::Server, Broken::Client), |count| bytes.add_to_client(count));
-    close(both(up, down, broke(client), broke(server)).await, &[client, server])
+    let guard = ResetUnlessDone::new([client, server]);
+    guard.end(both(up, down, broke(client), broke(server)).await)
 }
 
 /// One step through the worker's buffer.
@@ -43,6 +45,8 @@ async fn pump(
             }
         };
         count(moved as u64);
+        // Reads that are always ready would keep the worker from its other connections.
+        consume_budget().await;
         if moved == SCRATCH && splice(from, to, source, sink, &count).await? {
             break;
         }
@@ -90,6 +94,7 @@ async fn splice(
                 // A pipe whose drain failed still holds bytes: it is closed, not given back.
                 pipe.drain(to, moved).await.map_err(|_error| sink)?;
                 count(moved as u64);
+                consume_budget().await;
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 pipe.give_back();

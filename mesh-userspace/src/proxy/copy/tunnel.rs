@@ -6,8 +6,9 @@ use std::io::ErrorKind;
 use bytes::{Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use tokio::net::TcpStream;
+use tokio::task::coop::consume_budget;
 
-use super::{Broken, SCRATCH, both, broke, close, finish, with_scratch, write_all};
+use super::{Broken, ResetUnlessDone, SCRATCH, both, broke, finish, with_scratch, write_all};
 use crate::telemetry::{ByteCounters, Outcome};
 
 /// Size of a read in bulk, and of the DATA frames that come of it.
@@ -50,10 +51,10 @@ pub(crate) async fn tcp_to_tunnel(
         SocketIs::Client => bytes.add_to_client(count),
         SocketIs::Server => bytes.add_to_server(count),
     };
+    let guard = ResetUnlessDone::new([socket]);
     let result = {
         let outgoing = into_tunnel(socket, &mut send, near, far, count_out);
         let incoming = out_of_tunnel(&mut receive, socket, near, far, count_in);
-        // A reset of the stream after its END_STREAM fails the next send; a silent sender need not hear of it sooner.
         match socket_is {
             SocketIs::Client => both(outgoing, incoming, broke(socket), std::future::pending()).await,
             SocketIs::Server => both(incoming, outgoing, std::future::pending(), broke(socket)).await,
@@ -62,7 +63,7 @@ pub(crate) async fn tcp_to_tunnel(
     if result.is_err() {
         send.send_reset(Reason::CANCEL);
     }
-    close(result, &[socket])
+    guard.end(result)
 }
 
 async fn into_tunnel(
@@ -75,7 +76,12 @@ async fn into_tunnel(
     let mut bulk = BytesMut::new();
     let mut large = false;
     loop {
-        socket.readable().await.map_err(|_error| near)?;
+        tokio::select! {
+            biased;
+            // The peer's reset, which nothing else would tell after its END_STREAM.
+            _reset = poll_fn(|context| send.poll_reset(context)) => return Err(far),
+            readable = socket.readable() => readable.map_err(|_error| near)?,
+        }
         let read = if large { read_bulk(socket, &mut bulk) } else { read_small(socket) };
         let chunk = match read {
             Ok(chunk) if chunk.is_empty() => break,
@@ -92,6 +98,7 @@ async fn into_tunnel(
         let length = chunk.len() as u64;
         send_all(send, chunk).await.map_err(|_error| far)?;
         count(length);
+        consume_budget().await;
     }
     send.send_data(Bytes::new(), true).map_err(|_error| far)
 }

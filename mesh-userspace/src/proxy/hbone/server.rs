@@ -11,7 +11,7 @@ use h2::{Reason, RecvStream};
 use http::{Method, Request, Response, StatusCode};
 use rustls::ServerConfig;
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
@@ -22,6 +22,7 @@ use super::{
 use crate::identity::{PeerError, peer_identity};
 use crate::model::Identity;
 use crate::proxy::copy::Tunnel;
+use crate::proxy::pod::Leave;
 
 /// Ports that are the mesh's own and lead nowhere else.
 const OWN_PORTS: [u16; 3] = [15001, 15006, mesh_common::abi::HBONE_PORT];
@@ -84,7 +85,7 @@ pub(crate) async fn serve<Handled: Future<Output = ()> + 'static>(
     socket: TcpStream,
     config: Arc<ServerConfig>,
     mut drain: watch::Receiver<bool>,
-    leave: OwnedSemaphorePermit,
+    leave: Leave,
     handle: impl Fn(TunnelRequest) -> Handled,
 ) -> Result<(), ServerError> {
     let addresses = socket.local_addr().and_then(|local| Ok((local, socket.peer_addr()?)));
