@@ -253,6 +253,8 @@ impl Controller {
                 tracing::info!(pod = %workload.uid, netns_cookie = enrolled.enrolment.cookie, "enrolled");
                 self.failed.remove(&workload.uid);
                 self.pods.insert(workload.uid.clone(), enrolled);
+                // The data path must know each pod before the next one begins to talk to it.
+                self.publish();
             }
             Err(error) => {
                 let reason = chain(&error);

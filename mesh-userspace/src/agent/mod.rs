@@ -170,7 +170,12 @@ async fn serve(config: AgentConfig, lifeline: Lifeline) -> Result<(), AgentError
         .await
         .map_err(AgentError::Source)?;
     let telemetry = telemetry(&config.cluster, &certificates, &feed);
-    let shared = Arc::new(Shared::new(Arc::clone(&feed.current), certificates.clone(), telemetry.clone()));
+    let shared = Arc::new(Shared::new(
+        NodeName::new(config.node.as_str()),
+        Arc::clone(&feed.current),
+        certificates.clone(),
+        telemetry.clone(),
+    ));
     let requests = start_controller(&config, &cgroup, lifeline, &shared, &feed).await?;
     let data = Arc::new(AgentData {
         node: config.node.clone(),

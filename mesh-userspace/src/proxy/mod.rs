@@ -25,11 +25,13 @@ pub use self::pod::{Pod, Stop};
 pub use self::worker::Workers;
 
 use crate::identity::CertificateStore;
-use crate::model::{Snapshot, WorkloadUid};
+use crate::model::{NodeName, Snapshot, WorkloadUid};
 use crate::telemetry::Telemetry;
 
 /// What all workers share; read on every connection, written when the mesh changes.
 pub struct Shared {
+    /// The node that this agent serves.
+    pub node: NodeName,
     /// The mesh as it is now.
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     /// Certificates of this node's accounts.
@@ -45,11 +47,13 @@ pub struct Shared {
 impl Shared {
     /// Shared state around the snapshot in force.
     pub fn new(
+        node: NodeName,
         snapshot: Arc<ArcSwap<Snapshot>>,
         certificates: CertificateStore,
         telemetry: Telemetry,
     ) -> Self {
         Self {
+            node,
             snapshot,
             certificates,
             telemetry,

@@ -87,6 +87,15 @@ enum Upstream {
 
 type Lease = hbone::Lease;
 
+impl Upstream {
+    const fn security(&self) -> Security {
+        match self {
+            Self::Socket(_) => Security::None,
+            Self::Local(..) | Self::Tunnel(..) => Security::MutualTls,
+        }
+    }
+}
+
 /// Serves one captured connection to its end.
 pub(super) async fn serve(worker: &Worker, pod: &Arc<Pod>, client: TcpStream) {
     let addresses = client.local_addr().and_then(|local| Ok((local, client.peer_addr()?)));
@@ -138,11 +147,8 @@ impl Attempt<'_> {
             };
             let error = match self.connect(&destination).await {
                 Ok(upstream) => {
-                    let security = match destination.transport() {
-                        Transport::Mutual => Security::MutualTls,
-                        Transport::Plain => Security::None,
-                    };
-                    return Some((upstream, self.open(&destination, security)));
+                    let record = self.open(&destination, upstream.security());
+                    return Some((upstream, record));
                 }
                 Err(error) => error,
             };
@@ -198,10 +204,14 @@ impl Attempt<'_> {
     async fn connect(&self, destination: &Destination) -> Result<Upstream, UpstreamError> {
         let address = destination.address;
         if let (Transport::Mutual, Some(workload)) = (destination.transport(), &destination.workload) {
-            return match self.worker.shared.pod(&workload.uid) {
-                Some(local) => self.deliver(&local, workload, address).await,
-                None => self.tunnel(workload, address).await,
-            };
+            let shared = &self.worker.shared;
+            match shared.pod(&workload.uid) {
+                Some(local) => return self.deliver(&local, workload, address).await,
+                // A pod of this node that is not enrolled yet: nobody takes HBONE for it, and nothing leaves the node.
+                None if workload.is_on(&shared.node) && takes_plaintext(workload.mtls.at(address.port())) => {
+                }
+                None => return self.tunnel(workload, address).await,
+            }
         }
         let connect = timeout(CONNECT_DEADLINE, upstream::plain(&self.pod.netns, address)).await;
         let socket = connect.map_err(|_elapsed| UpstreamError::Timeout(address))?;

@@ -39,7 +39,8 @@ fn strict_holds_for_every_address_of_a_pod() -> Result<()> {
     let world = strict_world()?;
     let shown = world.near.netns().show(&["-6", "-o", "addr", "show", "dev", "eth0", "scope", "link"])?;
     let link_local = shown.split_whitespace().skip_while(|word| *word != "inet6").nth(1);
-    let link_local = link_local.and_then(|address| address.split('/').next()).context("no link-local address")?;
+    let link_local =
+        link_local.and_then(|address| address.split('/').next()).context("no link-local address")?;
     let device = world.outside.netns().show(&["-o", "link", "show", "dev", "eth0"])?;
     let scope = device.split(':').next().context("no device")?.trim().parse()?;
     let link_local = SocketAddr::V6(SocketAddrV6::new(link_local.parse()?, PORT, 0, scope));
@@ -64,9 +65,13 @@ fn a_pod_that_takes_a_leaving_pods_namespace_is_enrolled_for_good() -> Result<()
     };
     eventually(SECONDS_10, "near2 is enrolled and near gone", || {
         let status = world.agent_a.status().ok()?;
-        (state(&status, "default/near2")? == "enrolled" && state(&status, "default/near").is_none()).then_some(())
+        (state(&status, "default/near2")? == "enrolled" && state(&status, "default/near").is_none())
+            .then_some(())
     })?;
-    assert!(!is_answered(&world.outside, SocketAddr::new(world.near.v4.into(), PORT))?, "plaintext is answered");
+    assert!(
+        !is_answered(&world.outside, SocketAddr::new(world.near.v4.into(), PORT))?,
+        "plaintext is answered"
+    );
     let check = world.agent_a.json("/v1/check")?;
     let failed = check["items"].as_array().into_iter().flatten().find(|item| item["ok"] == false);
     assert!(failed.is_none(), "{failed:?}");
