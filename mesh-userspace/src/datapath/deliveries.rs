@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use aya::maps::{HashMap as KernelMap, MapData};
 use mesh_common::abi::{ADMITTED_DELIVERY, Tuple};
-use mesh_common::names::map;
+use mesh_common::names::map as names;
 
 use super::{DatapathError, address_of};
 
@@ -17,6 +17,16 @@ impl Deliveries {
         Self(RefCell::new(map))
     }
 
+    /// Forgets what an agent that was killed had admitted.
+    pub(super) fn clear(&self) -> Result<(), DatapathError> {
+        let mut map = self.0.borrow_mut();
+        let held: Vec<_> = map.iter().filter_map(Result::ok).collect();
+        for (tuple, _) in held.into_iter().filter(|(_, by)| *by == ADMITTED_DELIVERY) {
+            map.remove(&tuple).map_err(DatapathError::map("delete from", names::ADMITTED))?;
+        }
+        Ok(())
+    }
+
     /// Admits a connection until the guard is dropped; only its first segment needs it.
     pub fn admit(&self, client: SocketAddr, server: SocketAddr) -> Result<Admitted<'_>, DatapathError> {
         let tuple = Tuple {
@@ -26,7 +36,7 @@ impl Deliveries {
             server_port: server.port(),
         };
         let insert = self.0.borrow_mut().insert(tuple, ADMITTED_DELIVERY, 0);
-        insert.map_err(DatapathError::map("write to", map::ADMITTED))?;
+        insert.map_err(DatapathError::map("write to", names::ADMITTED))?;
         Ok(Admitted { deliveries: self, tuple })
     }
 }

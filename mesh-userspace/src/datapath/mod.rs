@@ -101,6 +101,7 @@ impl Datapath {
             map: map::EVENTS,
             source: Box::new(source.into()),
         })?;
+        Deliveries::new(object.take(map::ADMITTED)?).clear()?;
         let datapath = Self {
             liveness: Liveness::announce(state, lifeline)?,
             services: ServiceTable::open(object.take(map::SERVICES)?, object.take(map::SLOTS)?)?,
