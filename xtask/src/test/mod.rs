@@ -11,6 +11,9 @@ use anyhow::{Result, bail};
 use crate::{bootstrap, ebpf, host, process, repo};
 use leftovers::Leftovers;
 
+/// The same for every step: with other packages chosen, dependencies would be built again with other features.
+const PACKAGES: [&str; 3] = ["--workspace", "--exclude", "mesh-ebpf"];
+
 /// What a test does that lacks a capability of the machine.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Privileges {
@@ -51,13 +54,13 @@ pub(crate) fn run(args: &[String], privileges: Privileges) -> Result<()> {
 /// The tests start `meshd`, `meshctl` and their own peers; cargo builds for a test only the programs of its own package.
 fn build_binaries(privileges: Privileges) -> Result<()> {
     let mut cargo = cargo(privileges);
-    cargo.args(["build", "--bins", "--package", "mesh-userspace", "--package", "mesh-tests"]);
+    cargo.args(["build", "--bins"]).args(PACKAGES);
     process::aloud(&mut cargo)
 }
 
 fn run_doc_tests(privileges: Privileges) -> Result<()> {
     let mut cargo = cargo(privileges);
-    cargo.args(["test", "--doc", "--package", "mesh-common", "--package", "mesh-userspace"]);
+    cargo.args(["test", "--doc"]).args(PACKAGES);
     process::aloud(&mut cargo)
 }
 
@@ -69,7 +72,7 @@ fn run_tests(args: &[String], privileges: Privileges) -> Result<()> {
         println!("test: running `cargo test`, because cargo-nextest is not on the PATH");
         cargo.args(["test", "--tests"]);
     }
-    cargo.args(["--workspace", "--exclude", "mesh-ebpf"]).args(args);
+    cargo.args(PACKAGES).args(args);
     process::aloud(&mut cargo)
 }
 
