@@ -6,7 +6,7 @@
 
 /// Version of all map layouts together. An agent that finds pinned maps of another version builds its own beside them,
 /// switches the programs over, and then removes the old ones.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// An IP address as it stands in the maps: network byte order, IPv4 mapped into `::ffff:0:0/96`.
 pub type Address = [u8; 16];
@@ -41,6 +41,16 @@ macro_rules! abi {
     };
 }
 
+/// [`ServiceKey::scope`]: the port of one address.
+pub const SCOPE_ADDRESS: u8 = 0;
+/// [`ServiceKey::scope`]: a node port; the address is the unspecified one of its family ([`ANY_V4`], [`ANY_V6`]).
+pub const SCOPE_NODE_PORT: u8 = 1;
+
+/// `0.0.0.0` as it stands in the maps.
+pub const ANY_V4: Address = mapped([0; 4]);
+/// `::`.
+pub const ANY_V6: Address = [0; 16];
+
 /// Key of `SERVICES`: what an application asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
@@ -51,19 +61,29 @@ pub struct ServiceKey {
     pub port: u16,
     /// [`TCP`] or [`UDP`].
     pub protocol: u8,
-    /// Zero.
-    pub pad: u8,
+    /// `SCOPE_*`.
+    pub scope: u8,
 }
 abi!(ServiceKey, 20);
 
 /// An enrolled client's connections to this service go through the agent.
 pub const SERVICE_CAPTURE: u32 = 1;
+/// One endpoint at least takes mTLS only.
+pub const SERVICE_STRICT: u32 = 2;
+/// `RANGES` says who may connect: processes of this node are let through to the `sk_lookup` program that asks there.
+pub const SERVICE_RANGES: u32 = 4;
+/// Nothing serves clients from outside (externalTrafficPolicy Local without an endpoint on this node).
+pub const SERVICE_CLOSED_OUTSIDE: u32 = 8;
+/// The set's members are in `MEMBERS`.
+pub const SERVICE_MEMBERS: u32 = 16;
 
 /// Value of `SERVICES`: where the slots of a service are.
+///
+/// Several keys (the addresses and the node port of one service port) point to the slots of one set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Service {
-    /// Identifies the slots; never 0.
+    /// Identifies the set of slots; never 0.
     pub id: u32,
     /// Generation of the slots that are complete and in force.
     pub generation: u32,
@@ -71,8 +91,12 @@ pub struct Service {
     pub slots: u32,
     /// `SERVICE_*` bits.
     pub flags: u32,
+    /// [`AffinityKey::service`]; the same for all keys of one service port and family.
+    pub affinity_id: u32,
+    /// How long a client stays with its backend after it was last seen, in seconds; 0: no affinity.
+    pub affinity_seconds: u32,
 }
-abi!(Service, 16);
+abi!(Service, 24);
 
 /// Key of `SLOTS`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -106,8 +130,166 @@ pub struct Slot {
     pub port: u16,
     /// `BACKEND_*` bits.
     pub flags: u16,
+    /// Zero.
+    pub pad: u32,
+    /// Connections and datagram sockets that were sent here since the slot was written; counted by the kernel.
+    pub connections: u64,
 }
-abi!(Slot, 28);
+abi!(Slot, 40);
+
+/// Key of `MEMBERS`: a backend of a set that has affinity or carries UDP; the value is its `BACKEND_*` bits (`u32`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct MemberKey {
+    /// [`Service::id`].
+    pub service: u32,
+    /// Port of the backend.
+    pub port: u16,
+    /// Zero.
+    pub pad: u16,
+    /// Address of the backend.
+    pub address: Address,
+}
+abi!(MemberKey, 24);
+
+/// [`AffinityKey::kind`]: the client is a network namespace of this node; its cookie (native byte order) begins
+/// [`AffinityKey::client`], the rest is zero.
+pub const CLIENT_NETNS: u32 = 1;
+/// [`AffinityKey::kind`]: the client is an address outside.
+pub const CLIENT_ADDRESS: u32 = 2;
+
+/// Key of `AFFINITY`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct AffinityKey {
+    /// [`Service::affinity_id`].
+    pub service: u32,
+    /// `CLIENT_*`.
+    pub kind: u32,
+    /// Who.
+    pub client: [u8; 16],
+}
+abi!(AffinityKey, 24);
+
+impl AffinityKey {
+    /// The key of a network namespace.
+    #[inline(always)]
+    pub const fn netns(service: u32, cookie: u64) -> Self {
+        let [a, b, c, d, e, f, g, h] = cookie.to_ne_bytes();
+        let client = [a, b, c, d, e, f, g, h, 0, 0, 0, 0, 0, 0, 0, 0];
+        Self { service, kind: CLIENT_NETNS, client }
+    }
+
+    /// The key of a client outside.
+    #[inline(always)]
+    pub const fn address(service: u32, client: Address) -> Self {
+        Self { service, kind: CLIENT_ADDRESS, client }
+    }
+}
+
+/// Value of `AFFINITY`: the backend that a client stays with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Affinity {
+    /// `CLOCK_MONOTONIC` in ns when the client last asked.
+    pub seen_ns: u64,
+    /// Address of the backend.
+    pub address: Address,
+    /// Port of the backend.
+    pub port: u16,
+    /// Zero.
+    pub pad: [u16; 3],
+}
+abi!(Affinity, 32);
+
+/// Value of `ADDRESSES` (`u32` of these bits): an address of one of the node's interfaces.
+pub const ADDRESS_LOCAL: u32 = 1;
+/// Node ports are served on it.
+pub const ADDRESS_NODE_PORTS: u32 = 2;
+/// A service's cluster address: ports that no service has are refused.
+pub const ADDRESS_CLUSTER: u32 = 4;
+/// An external or load-balancer address: ports that no service has are refused to clients from outside, unless it is the
+/// node's own.
+pub const ADDRESS_EXTERNAL: u32 = 8;
+/// Node ports are served on it for the node's own processes alone (`127.0.0.1`).
+pub const ADDRESS_LOOPBACK: u32 = 16;
+
+/// Key of `RANGES` behind its prefix length: the set and the client's address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct RangeKey {
+    /// [`Service::id`] in network byte order, so that it is matched bit by bit in whole.
+    pub service_be: u32,
+    /// Address of the client.
+    pub client: Address,
+}
+abi!(RangeKey, 20);
+
+/// Length of [`RangeKey::service_be`] in bits, which precede every range's own prefix.
+pub const RANGE_KEY_BITS: u32 = 32;
+
+/// Key of `PRESENTED`: a socket of the agent that stands in for a client from outside, as its application sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct PresentedKey {
+    /// Address of the agent's socket.
+    pub source: Address,
+    /// TCP: address of the application's socket. UDP: zero (a server's socket is bound to none; the agent's source port
+    /// is its own).
+    pub server: Address,
+    /// Port of the agent's socket.
+    pub source_port: u16,
+    /// TCP: port of the application's socket. UDP: zero.
+    pub server_port: u16,
+    /// [`TCP`] or [`UDP`].
+    pub protocol: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+}
+abi!(PresentedKey, 40);
+
+/// Value of `PRESENTED` and of `CLIENTS`: the client that stands behind a socket of the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Client {
+    /// UDP: cookie of the application's socket that has received from it (written by the kernel); 0: none yet.
+    pub receiver: u64,
+    /// Address of the client.
+    pub address: Address,
+    /// Port of the client.
+    pub port: u16,
+    /// Zero.
+    pub pad: [u16; 3],
+}
+abi!(Client, 32);
+
+/// Key of `REPLIES`: a UDP socket that received from a client outside, and that client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct ReplyKey {
+    /// Cookie of the application's socket.
+    pub cookie: u64,
+    /// Address of the client.
+    pub address: Address,
+    /// Port of the client.
+    pub port: u16,
+    /// Zero.
+    pub pad: [u16; 3],
+}
+abi!(ReplyKey, 32);
+
+/// Value of `REPLIES`: the agent's socket that carries the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Reply {
+    /// Address of the agent's socket.
+    pub source: Address,
+    /// Its port.
+    pub source_port: u16,
+    /// Zero.
+    pub pad: u16,
+}
+abi!(Reply, 20);
 
 /// Value of `PODS`, keyed by the cookie of the pod's network namespace (`u64`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,6 +353,14 @@ pub const ROLE_OUTBOUND: u32 = 1;
 pub const ROLE_INBOUND: u32 = 2;
 /// Takes HBONE.
 pub const ROLE_HBONE: u32 = 3;
+/// Takes connections over IPv4 to the node's external service addresses; the key's address is zero, as for all four.
+pub const ROLE_NODE_TCP4: u32 = 4;
+/// The same over IPv6.
+pub const ROLE_NODE_TCP6: u32 = 5;
+/// Takes datagrams over IPv4.
+pub const ROLE_NODE_UDP4: u32 = 6;
+/// The same over IPv6.
+pub const ROLE_NODE_UDP6: u32 = 7;
 
 /// Port of HBONE on every pod.
 pub const HBONE_PORT: u16 = 15008;
@@ -188,6 +378,10 @@ pub struct InboundMode {
     pub mode: u32,
 }
 abi!(InboundMode, 4);
+
+/// [`State::flags`]: service addresses are translated here. Without it another (kube-proxy) does that, and only enrolled
+/// pods' connections are touched.
+pub const STATE_TRANSLATE: u32 = 1;
 
 /// The one value of `STATE`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -208,8 +402,12 @@ pub struct State {
     pub agent_tgid: u32,
     /// [`LAYOUT_VERSION`] of who wrote this.
     pub layout_version: u32,
+    /// `STATE_*` bits.
+    pub flags: u32,
+    /// Zero.
+    pub pad: u32,
 }
-abi!(State, 56);
+abi!(State, 64);
 
 /// Key of `UDP_PEERS`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -241,8 +439,10 @@ pub struct UdpPeer {
     pub pad: u16,
     /// Address of the backend.
     pub backend: Address,
+    /// Cookie of the socket's network namespace.
+    pub netns_cookie: u64,
 }
-abi!(UdpPeer, 40);
+abi!(UdpPeer, 48);
 
 /// Value of `OPEN_FLOWS`: a direct TCP connection that will be reported when it closes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -258,10 +458,14 @@ pub struct OpenFlow {
     pub acked_before: u32,
     /// `FLOW_*` bits.
     pub flags: u32,
+    /// Port that the connection went to.
+    pub backend_port: u16,
     /// Zero.
-    pub pad: u32,
+    pub pad: u16,
+    /// Address that the connection went to.
+    pub backend: Address,
 }
-abi!(OpenFlow, 48);
+abi!(OpenFlow, 64);
 
 /// The application asked for a service address.
 pub const FLOW_SERVICE: u32 = 1;
@@ -354,14 +558,34 @@ pub enum Counter {
     AdmittedMapFull,
     /// The agent's lifeline closed: capture ended.
     AgentGone,
+    /// A connect or send to a port that no service has, of a cluster address: refused.
+    NoSuchPort,
+    /// A connect or send to a service that another (kube-proxy) translates.
+    LeftAlone,
+    /// A client with affinity, or a UDP socket, stayed with its backend.
+    MemberKept,
+    /// A client's affinity could not be kept: the map was full. It is sent somewhere all the same.
+    AffinityMapFull,
+    /// A process of the node was refused a port that is a node port.
+    PortTaken,
+    /// `sk_lookup` steered a connection or datagram from outside to the agent.
+    LookupExternal,
+    /// `sk_lookup` refused a client from outside that is in none of the source ranges.
+    LookupOutOfRange,
+    /// `sk_lookup` refused a client from outside: nothing serves it, or no such port.
+    LookupClosed,
+    /// `sk_lookup` refused a client from outside: the agent is away.
+    LookupWithoutAgent,
+    /// A client's address could not be kept for the application: the map was full. It will see the agent's.
+    PresentedMapFull,
 }
 
 /// Number of counters.
-pub const COUNTERS: u32 = Counter::AgentGone as u32 + 1;
+pub const COUNTERS: u32 = Counter::PresentedMapFull as u32 + 1;
 
 impl Counter {
     /// All of them, in the order of their index.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 29] = [
         Self::Translated,
         Self::Captured,
         Self::NoEndpoint,
@@ -381,6 +605,16 @@ impl Counter {
         Self::LookupNode,
         Self::AdmittedMapFull,
         Self::AgentGone,
+        Self::NoSuchPort,
+        Self::LeftAlone,
+        Self::MemberKept,
+        Self::AffinityMapFull,
+        Self::PortTaken,
+        Self::LookupExternal,
+        Self::LookupOutOfRange,
+        Self::LookupClosed,
+        Self::LookupWithoutAgent,
+        Self::PresentedMapFull,
     ];
 
     /// The value of the `reason` label.
@@ -405,6 +639,16 @@ impl Counter {
             Self::LookupNode => "lookup_node",
             Self::AdmittedMapFull => "admitted_map_full",
             Self::AgentGone => "agent_gone",
+            Self::NoSuchPort => "no_such_port",
+            Self::LeftAlone => "left_alone",
+            Self::MemberKept => "member_kept",
+            Self::AffinityMapFull => "affinity_map_full",
+            Self::PortTaken => "port_taken",
+            Self::LookupExternal => "lookup_external",
+            Self::LookupOutOfRange => "lookup_out_of_range",
+            Self::LookupClosed => "lookup_closed",
+            Self::LookupWithoutAgent => "lookup_without_agent",
+            Self::PresentedMapFull => "presented_map_full",
         }
     }
 }

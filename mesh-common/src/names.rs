@@ -8,6 +8,20 @@ pub mod map {
     pub const SERVICES: &str = "SERVICES";
     /// (service id, generation, slot) → [`crate::abi::Slot`].
     pub const SLOTS: &str = "SLOTS";
+    /// [`crate::abi::MemberKey`] → `BACKEND_*` bits.
+    pub const MEMBERS: &str = "MEMBERS";
+    /// [`crate::abi::AffinityKey`] → [`crate::abi::Affinity`].
+    pub const AFFINITY: &str = "AFFINITY";
+    /// Address → `ADDRESS_*` bits.
+    pub const ADDRESSES: &str = "ADDRESSES";
+    /// [`crate::abi::RangeKey`], by longest prefix → 1.
+    pub const RANGES: &str = "RANGES";
+    /// [`crate::abi::PresentedKey`] → [`crate::abi::Client`].
+    pub const PRESENTED: &str = "PRESENTED";
+    /// Socket cookie of the agent's → [`crate::abi::Client`].
+    pub const CLIENTS: &str = "CLIENTS";
+    /// [`crate::abi::ReplyKey`] → [`crate::abi::Reply`].
+    pub const REPLIES: &str = "REPLIES";
     /// Netns cookie → [`crate::abi::Pod`].
     pub const PODS: &str = "PODS";
     /// Address → [`crate::abi::Destination`].
@@ -30,9 +44,16 @@ pub mod map {
     pub const COUNTERS: &str = "COUNTERS";
 
     /// Every map, in the order of the object.
-    pub const ALL: [&str; 12] = [
+    pub const ALL: [&str; 19] = [
         SERVICES,
         SLOTS,
+        MEMBERS,
+        AFFINITY,
+        ADDRESSES,
+        RANGES,
+        PRESENTED,
+        CLIENTS,
+        REPLIES,
         PODS,
         DESTINATIONS,
         INBOUND_MODES,
@@ -68,12 +89,18 @@ pub mod program {
     pub const SOCK_RELEASE: &str = "mesh_sock_release";
     /// `sockops`.
     pub const SOCK_OPS: &str = "mesh_sock_ops";
+    /// `cgroup/post_bind4`.
+    pub const POST_BIND4: &str = "mesh_post_bind4";
+    /// `cgroup/post_bind6`.
+    pub const POST_BIND6: &str = "mesh_post_bind6";
     /// `sk_lookup` on an enrolled pod's namespace.
     pub const POD_LOOKUP: &str = "mesh_pod_lookup";
+    /// `sk_lookup` on the node's namespace.
+    pub const NODE_LOOKUP: &str = "mesh_node_lookup";
 
     /// The programs on the cgroup, in the order in which they are attached: what puts the application's own
     /// address back comes before what rewrites it.
-    pub const CGROUP: [&str; 10] = [
+    pub const CGROUP: [&str; 12] = [
         SOCK_RELEASE,
         SOCK_OPS,
         GETPEERNAME4,
@@ -84,5 +111,7 @@ pub mod program {
         SENDMSG6,
         CONNECT4,
         CONNECT6,
+        POST_BIND4,
+        POST_BIND6,
     ];
 }

@@ -4,10 +4,11 @@
 //! table costs its buckets alone.
 
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf, SockHash};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SockHash};
 use mesh_common::abi::{
-    Address, COUNTERS as COUNTER_COUNT, Destination, InboundMode, OpenFlow, Pod, PodKey, Service, ServiceKey,
-    Slot, SlotKey, State, Tuple, UdpPeer, UdpPeerKey,
+    Address, Affinity, AffinityKey, COUNTERS as COUNTER_COUNT, Client, Destination, InboundMode, MemberKey,
+    OpenFlow, Pod, PodKey, PresentedKey, RangeKey, Reply, ReplyKey, Service, ServiceKey, Slot, SlotKey,
+    State, Tuple, UdpPeer, UdpPeerKey,
 };
 
 const NO_PREALLOC: u32 = aya_ebpf::bindings::BPF_F_NO_PREALLOC;
@@ -19,6 +20,37 @@ pub(crate) static SERVICES: HashMap<ServiceKey, Service> = HashMap::with_max_ent
 /// Written by the agent, read by connect and sendmsg. Holds two generations of a service while it is updated.
 #[map]
 pub(crate) static SLOTS: HashMap<SlotKey, Slot> = HashMap::with_max_entries(1_048_576, NO_PREALLOC);
+
+/// Written by the agent, read by connect and sendmsg: the backends of sets that have affinity or carry UDP.
+#[map]
+pub(crate) static MEMBERS: HashMap<MemberKey, u32> = HashMap::with_max_entries(262_144, NO_PREALLOC);
+
+/// Written by connect and sendmsg (clients on this node) and by the agent (clients outside); the agent deletes what has
+/// timed out or lost its backend.
+#[map]
+pub(crate) static AFFINITY: HashMap<AffinityKey, Affinity> = HashMap::with_max_entries(262_144, NO_PREALLOC);
+
+/// Written by the agent, read by connect, sendmsg, `post_bind` and the node's `sk_lookup`: cluster, external and node
+/// addresses.
+#[map]
+pub(crate) static ADDRESSES: HashMap<Address, u32> = HashMap::with_max_entries(131_072, NO_PREALLOC);
+
+/// Written by the agent, read by the node's `sk_lookup`: `loadBalancerSourceRanges`.
+#[map]
+pub(crate) static RANGES: LpmTrie<RangeKey, u8> = LpmTrie::with_max_entries(65_536, NO_PREALLOC);
+
+/// Written by `sock_ops` (TCP) and the agent (UDP), read by recvmsg and getpeername: the clients from outside behind
+/// sockets of the agent.
+#[map]
+pub(crate) static PRESENTED: HashMap<PresentedKey, Client> = HashMap::with_max_entries(131_072, NO_PREALLOC);
+
+/// Written by the agent before it connects, moved to `PRESENTED` by `sock_ops`.
+#[map]
+pub(crate) static CLIENTS: HashMap<u64, Client> = HashMap::with_max_entries(65_536, NO_PREALLOC);
+
+/// Written by recvmsg, read by sendmsg and connect, deleted by the agent with the flow.
+#[map]
+pub(crate) static REPLIES: HashMap<ReplyKey, Reply> = HashMap::with_max_entries(65_536, NO_PREALLOC);
 
 /// Written by the agent, read by connect: one entry an enrolled pod of this node.
 #[map]

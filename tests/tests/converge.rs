@@ -18,7 +18,7 @@ use mesh_common::names::map;
 use mesh_tests::Lab;
 use mesh_userspace::datapath::{Datapath, DatapathConfig, Lifeline, address_of, ip_of};
 use mesh_userspace::model::{
-    Endpoint, Mode, Protocol, Route, RouteTarget, Service, ServiceName, ServicePort, Snapshot,
+    Endpoint, Protocol, Route, RouteTarget, Service, ServiceName, ServicePort, Snapshot,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -36,22 +36,17 @@ fn service(number: u8, shape: &Shape) -> Service {
         subset: None,
         weight,
         endpoints: (0..count)
-            .map(|host| Endpoint {
-                address: SocketAddr::from(([10, number, target, host], 8080)),
-                workload: None,
-                enrolled: host % 2 == 0,
-                mode: Mode::Permissive,
+            .map(|host| {
+                let endpoint = Endpoint::at(SocketAddr::from(([10, number, target, host], 8080)));
+                Endpoint { enrolled: host % 2 == 0, ..endpoint }
             })
             .collect(),
     });
-    let port = ServicePort {
-        name: "p".into(),
-        port: 80,
-        protocol: if number.is_multiple_of(2) { Protocol::Tcp } else { Protocol::Udp },
-        endpoints: Arc::new([]),
-        route: Route::new(None, targets.collect()),
-    };
-    Service { host: name.to_string().into(), name, addresses: vec![vip(number)], ports: vec![port] }
+    let protocol = if number.is_multiple_of(2) { Protocol::Tcp } else { Protocol::Udp };
+    let route = Route::new(None, targets.collect());
+    let port = ServicePort { route, ..ServicePort::plain(&name, 80, protocol, Arc::new([])) };
+    let host = name.to_string().into();
+    Service::internal(name, host, vec![vip(number)], vec![port])
 }
 
 fn vip(number: u8) -> IpAddr {

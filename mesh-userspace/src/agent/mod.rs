@@ -242,6 +242,7 @@ fn mesh_config(config: &AgentConfig) -> MeshConfig {
         trust_domain: config.trust_domain.clone(),
         root_namespace: config.root_namespace.as_str().into(),
         cluster_domain: config.cluster_domain.as_str().into(),
+        node: Some(NodeName::new(config.node.as_str())),
     }
 }
 

@@ -123,7 +123,14 @@ impl ServiceTable {
                 flags: wanted.flags,
                 ..*held
             },
-            None => Installed { id: self.unused_id(), generation: 1, slots: count, flags: wanted.flags },
+            None => Installed {
+                id: self.unused_id(),
+                generation: 1,
+                slots: count,
+                flags: wanted.flags,
+                affinity_id: 0,
+                affinity_seconds: 0,
+            },
         };
         self.write_slots(&value, &wanted.slots)?;
         if let Err(source) = self.services.insert(key, value, 0) {
@@ -212,7 +219,7 @@ fn frontends(service: &Service) -> Vec<(ServiceKey, Frontend)> {
                 address: address_of(*address),
                 port: port.port,
                 protocol: port.protocol.number(),
-                pad: 0,
+                scope: 0,
             };
             frontends.push((key, frontend(port.route.backends(*address))));
         }
@@ -228,7 +235,15 @@ fn frontend(set: &BackendSet) -> Frontend {
         .zip(set.backends())
         .map(|(draw, backend)| {
             let (address, port, flags) = destination(backend);
-            Slot { threshold: draw.threshold, alias: draw.alias, address, port, flags }
+            Slot {
+                threshold: draw.threshold,
+                alias: draw.alias,
+                address,
+                port,
+                flags,
+                pad: 0,
+                connections: 0,
+            }
         })
         .collect();
     Frontend { flags: if set.needs_agent() { SERVICE_CAPTURE } else { 0 }, slots }

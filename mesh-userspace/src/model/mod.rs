@@ -16,7 +16,8 @@ pub use identity::{Identity, IdentityError, TrustDomain};
 pub use mtls::{Mode, MtlsModes};
 pub use name::{NodeName, ServiceName, WorkloadUid};
 pub use service::{
-    Backend, BackendSet, Endpoint, Protocol, Route, RouteTarget, Service, ServicePort, combine_weights,
+    Backend, BackendSet, Endpoint, EndpointState, External, Protocol, Route, RouteTarget, Service,
+    ServiceKind, ServicePort, TrafficPolicy, combine_weights,
 };
-pub use snapshot::{MeshConfig, Snapshot};
+pub use snapshot::{Frontend, LocalNode, MeshConfig, Snapshot};
 pub use workload::Workload;

@@ -3,9 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{AliasTable, Mode, ServiceName, WorkloadUid};
+use super::{AliasTable, Frontend, Mode, NodeName, ServiceName, WorkloadUid};
 
 /// Transport protocol of a service port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -30,6 +31,19 @@ impl Protocol {
     }
 }
 
+/// What is said of an endpoint (`EndpointConditions` of `discovery.k8s.io/v1`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EndpointState {
+    /// Takes new connections.
+    #[default]
+    Ready,
+    /// Still serves while it terminates: takes new connections where nothing else does.
+    Terminating,
+    /// Takes none; the connections that it has are left alone.
+    Unready,
+}
+
 /// An address that serves a service port.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
@@ -41,12 +55,36 @@ pub struct Endpoint {
     pub enrolled: bool,
     /// The workload's mTLS mode at this port.
     pub mode: Mode,
+    /// Whether it takes connections.
+    pub state: EndpointState,
+    /// The node that it is on, where that is said.
+    pub node: Option<NodeName>,
+    /// The zone that it is in, where that is said.
+    pub zone: Option<Arc<str>>,
 }
 
 impl Endpoint {
+    /// A ready endpoint of which nothing else is known.
+    pub const fn at(address: SocketAddr) -> Self {
+        Self {
+            address,
+            workload: None,
+            enrolled: false,
+            mode: Mode::Permissive,
+            state: EndpointState::Ready,
+            node: None,
+            zone: None,
+        }
+    }
+
     /// Whether an enrolled client must reach it through the agent.
     pub const fn in_mesh(&self) -> bool {
         self.enrolled && !matches!(self.mode, Mode::Disable)
+    }
+
+    /// Whether it is on `node`.
+    pub fn is_on(&self, node: &NodeName) -> bool {
+        self.node.as_ref() == Some(node)
     }
 }
 
@@ -183,10 +221,87 @@ pub struct ServicePort {
     pub port: u16,
     /// Protocol.
     pub protocol: Protocol,
-    /// All endpoints that serve it, whatever the route.
+    /// The port on every node that leads here.
+    pub node_port: Option<u16>,
+    /// All endpoints that are said to be there, whatever their state and whatever the route.
+    pub listed: Arc<[Endpoint]>,
+    /// Those that take connections now by kube-proxy's rules for the policy Cluster (state, then topology), whatever the
+    /// route.
     pub endpoints: Arc<[Endpoint]>,
-    /// Where connections go.
+    /// Where connections go under the policy Cluster.
     pub route: Route,
+    /// Where they go under the policy Local: to endpoints of this node alone. There where one of the service's policies
+    /// is Local.
+    pub local: Option<Route>,
+}
+
+impl ServicePort {
+    /// A port without a name whose endpoints all take connections, alike.
+    pub fn plain(service: &ServiceName, port: u16, protocol: Protocol, endpoints: Arc<[Endpoint]>) -> Self {
+        let target = RouteTarget {
+            service: service.clone(),
+            port,
+            subset: None,
+            weight: 1,
+            endpoints: Arc::clone(&endpoints),
+        };
+        Self {
+            name: Arc::from(""),
+            port,
+            protocol,
+            node_port: None,
+            listed: Arc::clone(&endpoints),
+            endpoints,
+            route: Route::new(None, vec![target]),
+            local: None,
+        }
+    }
+
+    /// Where connections go under a policy.
+    pub fn route(&self, policy: TrafficPolicy) -> &Route {
+        match (policy, &self.local) {
+            (TrafficPolicy::Local, Some(local)) => local,
+            _ => &self.route,
+        }
+    }
+}
+
+/// `internalTrafficPolicy` and `externalTrafficPolicy`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum TrafficPolicy {
+    /// All endpoints.
+    #[default]
+    Cluster,
+    /// Those of the client's node (internal), or of the node that the client from outside came to (external).
+    Local,
+}
+
+/// `spec.type`. Services of type `ExternalName` are left to DNS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum ServiceKind {
+    /// Reached at its cluster addresses, if it has any.
+    #[default]
+    #[serde(rename = "ClusterIP")]
+    ClusterIp,
+    /// On a port of every node as well.
+    NodePort,
+    /// At the addresses of a load balancer as well.
+    LoadBalancer,
+}
+
+/// How a service is reached from outside the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct External {
+    /// `externalTrafficPolicy`. Clients on this node are served by all endpoints all the same.
+    pub policy: TrafficPolicy,
+    /// `externalIPs`.
+    pub addresses: Vec<IpAddr>,
+    /// `status.loadBalancer.ingress[].ip` where `ipMode` is VIP.
+    pub load_balancer: Vec<IpAddr>,
+    /// `loadBalancerSourceRanges`: who may come to the load balancer's addresses; empty: everybody.
+    pub source_ranges: Vec<IpNet>,
+    /// `healthCheckNodePort`, where it is served.
+    pub health_check_port: Option<u16>,
 }
 
 /// A service.
@@ -196,13 +311,56 @@ pub struct Service {
     pub name: ServiceName,
     /// Fully qualified host, `NAME.NAMESPACE.svc.CLUSTER_DOMAIN`.
     pub host: Arc<str>,
+    /// `spec.type`.
+    pub kind: ServiceKind,
     /// Cluster addresses; empty for a headless service.
     pub addresses: Vec<IpAddr>,
     /// Ports in the order written.
     pub ports: Vec<ServicePort>,
+    /// `internalTrafficPolicy`: clients in the cluster that ask for a cluster address.
+    pub internal: TrafficPolicy,
+    /// Clients outside.
+    pub external: External,
+    /// `sessionAffinity: ClientIP`: for how many seconds after it was last seen a client keeps its endpoint.
+    pub affinity_seconds: Option<u32>,
 }
 
 impl Service {
+    /// A service that only clients in the cluster reach.
+    pub fn internal(
+        name: ServiceName,
+        host: Arc<str>,
+        addresses: Vec<IpAddr>,
+        ports: Vec<ServicePort>,
+    ) -> Self {
+        Self {
+            name,
+            host,
+            kind: ServiceKind::ClusterIp,
+            addresses,
+            ports,
+            internal: TrafficPolicy::Cluster,
+            external: External::default(),
+            affinity_seconds: None,
+        }
+    }
+
+    /// All that clients can ask for to reach it.
+    pub fn frontends(&self) -> impl Iterator<Item = Frontend> {
+        let External { addresses, load_balancer, .. } = &self.external;
+        self.ports.iter().filter(|port| port.protocol != Protocol::Sctp).flat_map(move |port| {
+            let own = self.addresses.iter().chain(addresses).chain(load_balancer);
+            let own = own.map(|&address| Frontend {
+                address: Some(address),
+                port: port.port,
+                protocol: port.protocol,
+            });
+            let node_port =
+                port.node_port.map(|port_| Frontend { address: None, port: port_, protocol: port.protocol });
+            own.chain(node_port)
+        })
+    }
+
     /// The port with this number and protocol.
     pub fn port(&self, port: u16, protocol: Protocol) -> Option<&ServicePort> {
         self.ports.iter().find(|candidate| candidate.port == port && candidate.protocol == protocol)
@@ -217,7 +375,7 @@ mod tests {
 
     fn endpoint(last: usize) -> Endpoint {
         let address = SocketAddr::from(([10, 0, (last >> 8) as u8, last as u8], 80));
-        Endpoint { address, workload: None, enrolled: false, mode: Mode::Permissive }
+        Endpoint::at(address)
     }
 
     fn target(weight: u32, endpoints: std::ops::Range<usize>) -> RouteTarget {

@@ -1,11 +1,12 @@
 //! One immutable, validated state of the mesh.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use imbl::{HashMap, OrdMap};
 
-use super::{Protocol, Service, ServiceName, ServicePort, TrustDomain, Workload, WorkloadUid};
+use super::{NodeName, Protocol, Service, ServiceName, ServicePort, TrustDomain, Workload, WorkloadUid};
 
 /// What holds for the whole mesh.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub struct MeshConfig {
     pub root_namespace: Arc<str>,
     /// Cluster domain, the end of every service's host.
     pub cluster_domain: Arc<str>,
+    /// The node that this is, where it is one of the cluster's.
+    pub node: Option<NodeName>,
 }
 
 impl Default for MeshConfig {
@@ -24,6 +27,39 @@ impl Default for MeshConfig {
             trust_domain: TrustDomain::new("cluster.local").expect("cluster.local is a trust domain"),
             root_namespace: "istio-system".into(),
             cluster_domain: "cluster.local".into(),
+            node: None,
+        }
+    }
+}
+
+/// What the Node object of this node says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LocalNode {
+    /// Label `topology.kubernetes.io/zone`.
+    pub zone: Option<Arc<str>>,
+    /// `status.addresses` that are addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Whether load balancers should send nothing here any more: it is being deleted, or carries the taint
+    /// `ToBeDeletedByClusterAutoscaler`.
+    pub leaving: bool,
+}
+
+/// What clients ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Frontend {
+    /// A service's address; `None` for a node port.
+    pub address: Option<IpAddr>,
+    /// Port.
+    pub port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+impl fmt::Display for Frontend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.address {
+            Some(address) => write!(f, "{} {:?}", SocketAddr::new(address, self.port), self.protocol),
+            None => write!(f, "node port {} {:?}", self.port, self.protocol),
         }
     }
 }
@@ -41,15 +77,29 @@ pub struct Snapshot {
     pub addresses: HashMap<IpAddr, Arc<Workload>>,
     /// All services.
     pub services: OrdMap<ServiceName, Arc<Service>>,
-    /// Services by address.
-    pub frontends: HashMap<IpAddr, Arc<Service>>,
+    /// Services by what clients ask for: cluster, external and load-balancer addresses with each port, and node ports.
+    pub frontends: HashMap<Frontend, Arc<Service>>,
+    /// What is known of this node.
+    pub node: Arc<LocalNode>,
 }
 
 impl Snapshot {
-    /// The service and port that an address belongs to.
+    /// The service and port that a service address with its port belongs to.
     pub fn service_at(&self, asked: SocketAddr, protocol: Protocol) -> Option<(&Arc<Service>, &ServicePort)> {
-        let service = self.frontends.get(&asked.ip())?;
+        let frontend = Frontend { address: Some(asked.ip()), port: asked.port(), protocol };
+        let service = self.frontends.get(&frontend)?;
         Some((service, service.port(asked.port(), protocol)?))
+    }
+
+    /// The service and port behind a node port.
+    pub fn service_at_node_port(
+        &self,
+        port: u16,
+        protocol: Protocol,
+    ) -> Option<(&Arc<Service>, &ServicePort)> {
+        let service = self.frontends.get(&Frontend { address: None, port, protocol })?;
+        let is_asked = |own: &&ServicePort| own.node_port == Some(port) && own.protocol == protocol;
+        Some((service, service.ports.iter().find(is_asked)?))
     }
 
     /// The workload that has an address.

@@ -75,37 +75,16 @@ pub(super) fn pick(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Route, RouteTarget, ServiceName, ServicePort};
+    use crate::model::{ServiceName, ServicePort};
 
     fn snapshot(endpoints: &[&str]) -> Snapshot {
         let name = ServiceName::new("default", "reviews");
-        let endpoints: Arc<[Endpoint]> = endpoints
-            .iter()
-            .map(|address| Endpoint {
-                address: address.parse().unwrap(),
-                workload: None,
-                enrolled: false,
-                mode: Mode::Permissive,
-            })
-            .collect();
-        let target = RouteTarget {
-            service: name.clone(),
-            port: 9080,
-            subset: None,
-            weight: 1,
-            endpoints: Arc::clone(&endpoints),
-        };
-        let port = ServicePort {
-            name: "http".into(),
-            port: 9080,
-            protocol: Protocol::Tcp,
-            endpoints,
-            route: Route::new(None, vec![target]),
-        };
+        let endpoints = endpoints.iter().map(|address| Endpoint::at(address.parse().unwrap())).collect();
+        let port = ServicePort::plain(&name, 9080, Protocol::Tcp, endpoints);
         let addresses = vec!["10.96.0.1".parse().unwrap()];
-        let service = Arc::new(Service { name, host: "reviews".into(), addresses, ports: vec![port] });
+        let service = Arc::new(Service::internal(name, "reviews".into(), addresses, vec![port]));
         let mut snapshot = Snapshot::default();
-        snapshot.frontends.insert(service.addresses[0], service);
+        snapshot.frontends.extend(service.frontends().map(|frontend| (frontend, Arc::clone(&service))));
         snapshot
     }
 

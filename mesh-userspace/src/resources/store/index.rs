@@ -52,23 +52,23 @@ impl<D: Clone + Ord + Hash> Users<D> {
     }
 }
 
-/// Who says that an address is theirs. The first by name has it, whatever came first.
+/// Who says that an address, or a frontend, is theirs. The first by name has it, whatever came first.
 #[derive(Debug)]
-pub(super) struct Claims<N> {
-    claimants: HashMap<IpAddr, BTreeSet<N>>,
-    addresses: HashMap<N, Vec<IpAddr>>,
-    contested: BTreeSet<IpAddr>,
+pub(super) struct Claims<N, A = IpAddr> {
+    claimants: HashMap<A, BTreeSet<N>>,
+    addresses: HashMap<N, Vec<A>>,
+    contested: BTreeSet<A>,
 }
 
-impl<N> Default for Claims<N> {
+impl<N, A> Default for Claims<N, A> {
     fn default() -> Self {
         Self { claimants: HashMap::new(), addresses: HashMap::new(), contested: BTreeSet::new() }
     }
 }
 
-impl<N: Clone + Ord + Hash> Claims<N> {
+impl<N: Clone + Ord + Hash, A: Copy + Ord + Hash> Claims<N, A> {
     /// Says anew which addresses someone has.
-    pub(super) fn set(&mut self, name: &N, addresses: Vec<IpAddr>) {
+    pub(super) fn set(&mut self, name: &N, addresses: Vec<A>) {
         for address in self.addresses.remove(name).unwrap_or_default() {
             set(&mut self.claimants, address, name.clone(), false);
             self.note_contest(address);
@@ -82,7 +82,7 @@ impl<N: Clone + Ord + Hash> Claims<N> {
         }
     }
 
-    fn note_contest(&mut self, address: IpAddr) {
+    fn note_contest(&mut self, address: A) {
         if self.claimants.get(&address).is_some_and(|names| names.len() > 1) {
             self.contested.insert(address);
         } else {
@@ -91,12 +91,12 @@ impl<N: Clone + Ord + Hash> Claims<N> {
     }
 
     /// Whose the address is.
-    pub(super) fn owner(&self, address: IpAddr) -> Option<&N> {
+    pub(super) fn owner(&self, address: A) -> Option<&N> {
         self.claimants.get(&address)?.first()
     }
 
     /// Address, owner, and each of the others that claim it.
-    pub(super) fn conflicts(&self) -> impl Iterator<Item = (&IpAddr, &N, &N)> {
+    pub(super) fn conflicts(&self) -> impl Iterator<Item = (&A, &N, &N)> {
         self.contested.iter().flat_map(|address| {
             let names = self.claimants.get(address);
             let owner = names.and_then(BTreeSet::first);

@@ -10,6 +10,7 @@ mod index;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt::Display;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -21,7 +22,7 @@ use super::translate::route::{Destinations, resolve_host, routed};
 use super::translate::service::{Cluster, Dependency, Label, PlainService, plain_service};
 use super::translate::workload::{peer_policy, workload};
 use super::{Kind, Notice, Object, ObjectRef, Severity, VirtualService};
-use crate::model::{MeshConfig, ServiceName, Snapshot, Workload, WorkloadUid};
+use crate::model::{Frontend, MeshConfig, Service, ServiceName, Snapshot, Workload, WorkloadUid};
 use crate::policy::peer_authentication::PeerPolicy;
 
 /// The label that names an `EndpointSlice`'s service.
@@ -56,7 +57,7 @@ pub struct Translator {
     endpoint_users: Users<Dependency>,
     route_users: Users<ServiceName>,
     workload_claims: Claims<WorkloadUid>,
-    service_claims: Claims<ServiceName>,
+    service_claims: Claims<ServiceName, Frontend>,
     object_notices: BTreeMap<ObjectRef, Vec<Notice>>,
     route_notices: BTreeMap<ServiceName, Vec<Notice>>,
 }
@@ -123,8 +124,8 @@ impl Translator {
 
     /// Addresses that more than one object says it has.
     fn conflicts(&self) -> Vec<Notice> {
-        let notice = |object: ObjectRef, field: &str, address: &IpAddr, owner: &dyn std::fmt::Display| {
-            let message = format!("{address} belongs to {owner} already");
+        let notice = |object: ObjectRef, field: &str, what: &dyn Display, owner: &dyn Display| {
+            let message = format!("{what} belongs to {owner} already");
             Notice { severity: Severity::Error, object, field: field.to_owned(), message }
         };
         let mut notices = Vec::new();
@@ -132,9 +133,9 @@ impl Translator {
             let Some(pod) = self.pods.get(other) else { continue };
             notices.push(notice(pod.reference(), "status.podIPs", address, owner));
         }
-        for (address, owner, other) in self.service_claims.conflicts() {
+        for (frontend, owner, other) in self.service_claims.conflicts() {
             let object = ObjectRef::new(Kind::Service, Arc::clone(&other.namespace), Arc::clone(&other.name));
-            notices.push(notice(object, "spec.clusterIPs", address, owner));
+            notices.push(notice(object, "spec.ports", frontend, owner));
         }
         notices
     }
@@ -326,7 +327,7 @@ impl Translator {
     fn rebuild_routes(&mut self, dirty: &Dirty) {
         let users = dirty.destinations.iter().flat_map(|name| self.route_users.of(name));
         let concerned: BTreeSet<ServiceName> = dirty.destinations.iter().chain(users).cloned().collect();
-        let mut addresses = BTreeSet::new();
+        let mut frontends = BTreeSet::new();
         for name in concerned {
             let rules = self.rules_for(&name);
             let routed = self.plain.get(&name).map(|plain| routed(plain, &rules, self, &self.snapshot.mesh));
@@ -344,20 +345,20 @@ impl Translator {
             if old.map(|old| &**old) == service.as_ref() {
                 continue;
             }
-            addresses.extend(old.iter().flat_map(|old| old.addresses.iter().copied()));
-            let own = service.as_ref().map(|service| service.addresses.clone()).unwrap_or_default();
-            addresses.extend(own.iter().copied());
+            frontends.extend(old.iter().flat_map(|old| old.frontends()));
+            let own: Vec<Frontend> = service.iter().flat_map(Service::frontends).collect();
+            frontends.extend(own.iter().copied());
             self.service_claims.set(&name, own);
             match service {
                 Some(service) => self.snapshot.services.insert(name, Arc::new(service)),
                 None => self.snapshot.services.remove(&name),
             };
         }
-        for address in addresses {
-            let owner = self.service_claims.owner(address).and_then(|name| self.snapshot.services.get(name));
+        for frontend in frontends {
+            let owner = self.service_claims.owner(frontend).and_then(|name| self.snapshot.services.get(name));
             match owner {
-                Some(owner) => self.snapshot.frontends.insert(address, Arc::clone(owner)),
-                None => self.snapshot.frontends.remove(&address),
+                Some(owner) => self.snapshot.frontends.insert(frontend, Arc::clone(owner)),
+                None => self.snapshot.frontends.remove(&frontend),
             };
         }
     }

@@ -345,7 +345,8 @@ fn routes() {
 fn an_address_that_two_claim() {
     let text = web("") + &web("").replace("name: web", "name: zzz");
     let (snapshot, notices) = Translator::new(MeshConfig::default()).apply(upserts(&text));
-    assert_eq!(&*snapshot.frontends[&"10.96.1.1".parse::<IpAddr>().unwrap()].name.name, "web");
+    let asked = "10.96.1.1:80".parse().unwrap();
+    assert_eq!(&*snapshot.service_at(asked, Protocol::Tcp).unwrap().0.name.name, "web");
     assert_eq!(notices.len(), 1);
     assert_eq!(notices[0].object.to_string(), "Service bookinfo/zzz");
 }

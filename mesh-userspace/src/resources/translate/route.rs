@@ -54,11 +54,21 @@ pub(in crate::resources) fn routed(
             Route::new(None, vec![target])
         });
         let (name, protocol) = (Arc::clone(&port.name), port.protocol);
-        ServicePort { name, port: port.port, protocol, endpoints, route }
+        let listed = Arc::clone(&endpoints);
+        ServicePort {
+            name,
+            port: port.port,
+            protocol,
+            node_port: None,
+            listed,
+            endpoints,
+            route,
+            local: None,
+        }
     };
     let ports = plain.ports.iter().map(port).collect();
     let (name, host) = (plain.name.clone(), Arc::clone(&plain.host));
-    let service = Service { name, host, addresses: plain.addresses.clone(), ports };
+    let service = Service::internal(name, host, plain.addresses.clone(), ports);
     let (mut notices, uses) = (resolver.notices, resolver.uses);
     notices.sort();
     notices.dedup();

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{Pod, Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{Endpoint as SliceEndpoint, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use crate::model::{Endpoint, MeshConfig, Mode, Protocol, ServiceName, Workload, WorkloadUid};
+use crate::model::{Endpoint, EndpointState, MeshConfig, Mode, Protocol, ServiceName, Workload, WorkloadUid};
 
 /// What a service's endpoints depend on: when one of these changes, the service is rebuilt.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -128,6 +128,9 @@ fn member(address: SocketAddr, workload: Option<&Arc<Workload>>) -> Member {
         workload: workload.map(|workload| workload.uid.clone()),
         enrolled: workload.is_some_and(|workload| workload.enrolled),
         mode: workload.map_or(Mode::Permissive, |workload| workload.mtls.at(address.port())),
+        state: EndpointState::Ready,
+        node: workload.and_then(|workload| workload.node.clone()),
+        zone: None,
     };
     Member { endpoint, workload: workload.map(Arc::clone) }
 }
