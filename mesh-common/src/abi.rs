@@ -66,6 +66,16 @@ pub struct ServiceKey {
 }
 abi!(ServiceKey, 20);
 
+impl ServiceKey {
+    /// The key of the node port with this key's port and protocol, in this key's address family.
+    #[must_use]
+    #[inline(always)]
+    pub const fn node_port(&self) -> Self {
+        let address = if is_mapped(&self.address) { ANY_V4 } else { ANY_V6 };
+        Self { address, port: self.port, protocol: self.protocol, scope: SCOPE_NODE_PORT }
+    }
+}
+
 /// An enrolled client's connections to this service go through the agent.
 pub const SERVICE_CAPTURE: u32 = 1;
 /// One endpoint at least takes mTLS only.
@@ -137,7 +147,7 @@ pub struct Slot {
 }
 abi!(Slot, 40);
 
-/// Key of `MEMBERS`: a backend of a set that has affinity or carries UDP; the value is its `BACKEND_*` bits (`u32`).
+/// Key of `MEMBERS`: a backend of a set that has affinity or carries UDP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct MemberKey {
@@ -151,6 +161,19 @@ pub struct MemberKey {
     pub address: Address,
 }
 abi!(MemberKey, 24);
+
+/// Value of `MEMBERS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Member {
+    /// `BACKEND_*` bits.
+    pub flags: u32,
+    /// Zero.
+    pub pad: u32,
+    /// Connections that stayed with this backend, beside those that [`Slot::connections`] counts.
+    pub connections: u64,
+}
+abi!(Member, 16);
 
 /// [`AffinityKey::kind`]: the client is a network namespace of this node; its cookie (native byte order) begins
 /// [`AffinityKey::client`], the rest is zero.
@@ -175,8 +198,9 @@ impl AffinityKey {
     /// The key of a network namespace.
     #[inline(always)]
     pub const fn netns(service: u32, cookie: u64) -> Self {
-        let [a, b, c, d, e, f, g, h] = cookie.to_ne_bytes();
-        let client = [a, b, c, d, e, f, g, h, 0, 0, 0, 0, 0, 0, 0, 0];
+        let mut client = [0; 16];
+        let (words, _) = client.as_chunks_mut::<8>();
+        words[0] = cookie.to_ne_bytes();
         Self { service, kind: CLIENT_NETNS, client }
     }
 
@@ -228,19 +252,20 @@ abi!(RangeKey, 20);
 /// Length of [`RangeKey::service_be`] in bits, which precede every range's own prefix.
 pub const RANGE_KEY_BITS: u32 = 32;
 
-/// Key of `PRESENTED`: a socket of the agent that stands in for a client from outside, as its application sees it.
+/// Key of `PRESENTED`: a connection whose peer is shown under another address: a socket of the agent that stands in for
+/// a client from outside; the backend behind a service that an MPTCP socket asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct PresentedKey {
-    /// Address of the agent's socket.
-    pub source: Address,
+    /// Address of the peer: the agent's socket, or the backend.
+    pub peer: Address,
     /// TCP: address of the application's socket. UDP: zero (a server's socket is bound to none; the agent's source port
     /// is its own).
-    pub server: Address,
-    /// Port of the agent's socket.
-    pub source_port: u16,
+    pub own: Address,
+    /// Port of the peer.
+    pub peer_port: u16,
     /// TCP: port of the application's socket. UDP: zero.
-    pub server_port: u16,
+    pub own_port: u16,
     /// [`TCP`] or [`UDP`].
     pub protocol: u8,
     /// Zero.
@@ -248,7 +273,7 @@ pub struct PresentedKey {
 }
 abi!(PresentedKey, 40);
 
-/// Value of `PRESENTED` and of `CLIENTS`: the client that stands behind a socket of the agent.
+/// Value of `PRESENTED` and of `CLIENTS`: the address that the application is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Client {
@@ -409,40 +434,64 @@ pub struct State {
 }
 abi!(State, 64);
 
-/// Key of `UDP_PEERS`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// Key of `UDP_PEERS`: a socket, and either a service that it sent or connected to, or a backend that it was sent to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct UdpPeerKey {
     /// Socket cookie.
     pub cookie: u64,
-    /// From 0 to [`UDP_PEER_SLOTS`] - 1 for what the socket sent to, or [`UDP_CONNECTED`].
-    pub slot: u32,
+    /// Address of the service or the backend.
+    pub address: Address,
+    /// Its port.
+    pub port: u16,
+    /// [`PEER_SERVICE`] or [`PEER_BACKEND`].
+    pub kind: u16,
     /// Zero.
     pub pad: u32,
 }
-abi!(UdpPeerKey, 16);
+abi!(UdpPeerKey, 32);
 
-/// Services that one unconnected UDP socket can talk to at the same time and have their answers told apart.
-pub const UDP_PEER_SLOTS: u32 = 8;
-/// [`UdpPeerKey::slot`] of what a socket is connected to.
-pub const UDP_CONNECTED: u32 = 255;
+/// [`UdpPeerKey::kind`]: the key is a service's address, the value the backend.
+pub const PEER_SERVICE: u16 = 1;
+/// [`UdpPeerKey::kind`]: the key is a backend's address, the value the service that the application asked for.
+pub const PEER_BACKEND: u16 = 2;
 
-/// Value of `UDP_PEERS`: a service address that a UDP socket asked for, and the backend that answers for it.
+/// Services that are remembered of one UDP socket; the answers of further ones show their backends.
+pub const UDP_SOCKET_PEERS: u32 = 256;
+
+/// Value of `UDP_PEERS`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct UdpPeer {
-    /// The service address that the application used.
-    pub asked: ServiceKey,
-    /// Port of the backend.
-    pub port: u16,
-    /// Zero.
-    pub pad: u16,
-    /// Address of the backend.
-    pub backend: Address,
     /// Cookie of the socket's network namespace.
     pub netns_cookie: u64,
+    /// Address at the other end of the translation.
+    pub address: Address,
+    /// Its port.
+    pub port: u16,
+    /// [`PEER_SERVICE`]: port of the service that the socket asked for before this one; 0: none.
+    pub previous_port: u16,
+    /// Zero.
+    pub pad: u32,
+    /// [`PEER_SERVICE`]: its address.
+    pub previous: Address,
 }
 abi!(UdpPeer, 48);
+
+/// Value of `UDP_SOCKETS`, keyed by socket cookie: where the chain of a socket's services begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct UdpSocket {
+    /// Address of the service that was asked for last.
+    pub last: Address,
+    /// Its port.
+    pub last_port: u16,
+    /// Zero.
+    pub pad: u16,
+    /// Length of the chain.
+    pub services: u32,
+}
+abi!(UdpSocket, 24);
 
 /// Value of `OPEN_FLOWS`: a direct TCP connection that will be reported when it closes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -560,7 +609,8 @@ pub enum Counter {
     AgentGone,
     /// A connect or send to a port that no service has, of a cluster address: refused.
     NoSuchPort,
-    /// A connect or send to a service that another (kube-proxy) translates.
+    /// A connect or send to a service that is not translated here: kube-proxy does it, or the node's `sk_lookup` asks for
+    /// the client's source range first.
     LeftAlone,
     /// A client with affinity, or a UDP socket, stayed with its backend.
     MemberKept,

@@ -3,7 +3,8 @@
 //! The hook looks things up and carries out the verdict; which verdict it is, is decided here and tested on the host.
 
 use crate::abi::{
-    BACKEND_NONE, BACKEND_STRICT, DESTINATION_ENROLLED, DESTINATION_STRICT, SERVICE_CAPTURE, State,
+    BACKEND_NONE, BACKEND_STRICT, DESTINATION_ENROLLED, DESTINATION_STRICT, SERVICE_CAPTURE, SERVICE_RANGES,
+    SERVICE_STRICT, STATE_TRANSLATE, State,
 };
 
 /// What the connect hook does.
@@ -21,19 +22,42 @@ pub enum Verdict {
     Refuse,
 }
 
+/// How the agent stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Agent {
+    /// It shows signs of life.
+    pub alive: bool,
+    /// Service addresses are translated here (also while it is away).
+    pub translates: bool,
+}
+
+impl Agent {
+    /// As the state says at `now_ns`.
+    #[inline(always)]
+    pub const fn at(state: &State, now_ns: u64) -> Self {
+        Self { alive: alive(state, now_ns), translates: state.flags & STATE_TRANSLATE != 0 }
+    }
+}
+
 /// Whether the agent is alive at `now_ns`.
 #[inline(always)]
 pub const fn alive(state: &State, now_ns: u64) -> bool {
     state.heartbeat_ns != 0 && now_ns.saturating_sub(state.heartbeat_ns) <= state.heartbeat_max_age_ns
 }
 
-/// A service address was asked for: steer to the agent, or translate in the kernel.
+/// A service address was asked for: steer to the agent, translate in the kernel, or leave it to whoever
+/// else serves it: kube-proxy, or the node's `sk_lookup`, which knows the client's source address.
 #[inline(always)]
-pub const fn to_service(enrolled: bool, tcp: bool, flags: u32, agent_alive: bool) -> Verdict {
-    if enrolled && tcp && flags & SERVICE_CAPTURE != 0 && agent_alive {
+pub const fn to_service(enrolled: bool, tcp: bool, flags: u32, agent: Agent) -> Verdict {
+    if enrolled && tcp && flags & SERVICE_CAPTURE != 0 && agent.alive {
         Verdict::Capture
-    } else {
+    } else if agent.translates && flags & SERVICE_RANGES == 0 {
         Verdict::Translate
+    } else if enrolled && tcp && flags & SERVICE_STRICT != 0 {
+        // Nothing here knows to which endpoint it would go.
+        Verdict::Refuse
+    } else {
+        Verdict::Pass
     }
 }
 
@@ -90,7 +114,23 @@ mod tests {
             (true, true, SERVICE_CAPTURE, false, Verdict::Translate),
         ];
         for (enrolled, tcp, flags, alive, verdict) in cases {
-            assert_eq!(to_service(enrolled, tcp, flags, alive), verdict);
+            assert_eq!(to_service(enrolled, tcp, flags, Agent { alive, translates: true }), verdict);
+        }
+    }
+
+    #[test]
+    fn what_is_not_translated_here_is_left_alone_unless_it_is_strict() {
+        let both = SERVICE_CAPTURE | SERVICE_STRICT;
+        let cases = [
+            (true, both, true, false, Verdict::Capture),
+            (true, both, false, false, Verdict::Refuse),
+            (false, both, false, false, Verdict::Pass),
+            (true, SERVICE_CAPTURE, false, false, Verdict::Pass),
+            (false, SERVICE_RANGES, true, true, Verdict::Pass),
+            (true, both | SERVICE_RANGES, false, true, Verdict::Refuse),
+        ];
+        for (enrolled, flags, alive, translates, verdict) in cases {
+            assert_eq!(to_service(enrolled, true, flags, Agent { alive, translates }), verdict, "{flags}");
         }
     }
 

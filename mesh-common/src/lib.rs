@@ -11,6 +11,7 @@
 )]
 
 pub mod abi;
+pub mod affinity;
 pub mod capture;
 pub mod flow;
 pub mod names;

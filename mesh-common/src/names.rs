@@ -8,7 +8,7 @@ pub mod map {
     pub const SERVICES: &str = "SERVICES";
     /// (service id, generation, slot) → [`crate::abi::Slot`].
     pub const SLOTS: &str = "SLOTS";
-    /// [`crate::abi::MemberKey`] → `BACKEND_*` bits.
+    /// [`crate::abi::MemberKey`] → [`crate::abi::Member`].
     pub const MEMBERS: &str = "MEMBERS";
     /// [`crate::abi::AffinityKey`] → [`crate::abi::Affinity`].
     pub const AFFINITY: &str = "AFFINITY";
@@ -36,15 +36,17 @@ pub mod map {
     pub const STATE: &str = "STATE";
     /// Socket cookie → [`crate::abi::OpenFlow`].
     pub const OPEN_FLOWS: &str = "OPEN_FLOWS";
-    /// (socket cookie, slot) → [`crate::abi::UdpPeer`].
+    /// [`crate::abi::UdpPeerKey`] → [`crate::abi::UdpPeer`].
     pub const UDP_PEERS: &str = "UDP_PEERS";
+    /// Socket cookie → [`crate::abi::UdpSocket`].
+    pub const UDP_SOCKETS: &str = "UDP_SOCKETS";
     /// Ring buffer of [`crate::abi::FlowEvent`].
     pub const EVENTS: &str = "EVENTS";
     /// Per-CPU counters, indexed by [`crate::abi::Counter`].
     pub const COUNTERS: &str = "COUNTERS";
 
     /// Every map, in the order of the object.
-    pub const ALL: [&str; 19] = [
+    pub const ALL: [&str; 20] = [
         SERVICES,
         SLOTS,
         MEMBERS,
@@ -62,6 +64,7 @@ pub mod map {
         STATE,
         OPEN_FLOWS,
         UDP_PEERS,
+        UDP_SOCKETS,
         EVENTS,
         COUNTERS,
     ];
@@ -114,4 +117,7 @@ pub mod program {
         POST_BIND4,
         POST_BIND6,
     ];
+
+    /// The programs on network namespaces.
+    pub const NETNS: [&str; 2] = [POD_LOOKUP, NODE_LOOKUP];
 }

@@ -20,6 +20,8 @@ pub(crate) trait Family {
     fn address(ctx: &SockAddrContext) -> Address;
     /// Writes the destination address. An IPv4 hook is only given mapped addresses.
     fn set_address(ctx: &SockAddrContext, address: &Address);
+    /// Address and port of the socket itself.
+    fn own(ctx: &SockAddrContext) -> (Address, u16);
 }
 
 /// `AF_INET` sockets.
@@ -39,6 +41,16 @@ impl Family for V4 {
         let [.., a, b, c, d] = *address;
         // SAFETY: as above; user_ip4 is writable in connect4, sendmsg4, recvmsg4 and getpeername4.
         unsafe { (*ctx.sock_addr).user_ip4 = u32::from_ne_bytes([a, b, c, d]) };
+    }
+
+    #[inline(always)]
+    fn own(ctx: &SockAddrContext) -> (Address, u16) {
+        // SAFETY: sk is the full socket in these hooks; both fields may be read.
+        let (address, port) = unsafe {
+            let sk = (*ctx.sock_addr).__bindgen_anon_1.sk;
+            ((*sk).src_ip4, (*sk).src_port)
+        };
+        (mapped(address.to_ne_bytes()), port as u16)
     }
 }
 
@@ -64,6 +76,20 @@ impl Family for V6 {
             unsafe { core::ptr::write_volatile(&raw mut (*ctx.sock_addr).user_ip6[index], value) };
         }
     }
+
+    #[inline(always)]
+    fn own(ctx: &SockAddrContext) -> (Address, u16) {
+        // SAFETY: sk is the full socket in these hooks.
+        let sk = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
+        let mut address = [0; 16];
+        let (words, _) = address.as_chunks_mut::<4>();
+        for (index, word) in words.iter_mut().enumerate() {
+            // SAFETY: as in `address`; src_ip6 may be read.
+            *word = unsafe { core::ptr::read_volatile(&raw const (*sk).src_ip6[index]) }.to_ne_bytes();
+        }
+        // SAFETY: src_port may be read.
+        (address, unsafe { (*sk).src_port } as u16)
+    }
 }
 
 /// Destination port, host byte order.
@@ -85,6 +111,12 @@ pub(crate) fn set_port(ctx: &SockAddrContext, port: u16) {
 pub(crate) fn protocol(ctx: &SockAddrContext) -> Option<u8> {
     // SAFETY: a valid context; both fields are readable in every hook.
     let (kind, protocol) = unsafe { ((*ctx.sock_addr).type_, (*ctx.sock_addr).protocol) };
+    transport(kind, protocol)
+}
+
+/// The protocol of the maps for a socket's type and protocol.
+#[inline(always)]
+pub(crate) const fn transport(kind: u32, protocol: u32) -> Option<u8> {
     match (kind, protocol) {
         (STREAM, PROTO_TCP | PROTO_MPTCP) => Some(mesh_common::abi::TCP),
         (DGRAM, PROTO_UDP) => Some(mesh_common::abi::UDP),

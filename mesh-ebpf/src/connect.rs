@@ -5,22 +5,23 @@
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::{
-    bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie,
-    bpf_ktime_get_ns, bpf_set_retval, bpf_setsockopt,
+    bpf_get_current_pid_tgid, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_set_retval, bpf_setsockopt,
 };
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::abi::{
-    Counter, FLOW_SERVICE, MARK_CAPTURE, MARK_DELIVER, OpenFlow, Service, ServiceKey, Slot, SlotKey, State,
-    TCP,
+    Address, BACKEND_NONE, Counter, FLOW_SERVICE, MARK_CAPTURE, MARK_DELIVER, OpenFlow, SCOPE_ADDRESS,
+    Service, ServiceKey, State, TCP,
 };
-use mesh_common::capture::{self, Verdict};
+use mesh_common::capture::{self, Agent, Verdict};
 use mesh_common::pick;
 
 use crate::address::{self, Family, V4, V6};
 use crate::count::count;
-use crate::maps::{DESTINATIONS, OPEN_FLOWS, PODS, SERVICES, SLOTS, STATE};
+use crate::maps::{DESTINATIONS, OPEN_FLOWS, PODS, STATE};
+use crate::service::{self, Found, now};
 use crate::udp;
+use crate::udp_peers::Peers;
 
 /// The hook lets the call go on.
 pub(crate) const ALLOW: i32 = 1;
@@ -65,7 +66,8 @@ fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
 #[inline(always)]
 fn try_connect<F: Family>(ctx: &SockAddrContext) -> Verdict {
     let Some(protocol) = address::protocol(ctx) else { return Verdict::Pass };
-    let asked = ServiceKey { address: F::address(ctx), port: address::port(ctx), protocol, pad: 0 };
+    let asked =
+        ServiceKey { address: F::address(ctx), port: address::port(ctx), protocol, scope: SCOPE_ADDRESS };
     let cookie = socket_cookie(ctx);
     let Some(state) = STATE.get_ptr_mut(0) else { return Verdict::Pass };
     // SAFETY: the array's one element lives as long as the map; its words are written whole.
@@ -77,29 +79,35 @@ fn try_connect<F: Family>(ctx: &SockAddrContext) -> Verdict {
         return capture(ctx);
     }
     let tcp = protocol == TCP;
-    if !tcp {
-        udp::forget_connected(cookie);
-    }
-    // SAFETY: reads the context that the kernel gave.
-    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    let netns = service::netns_cookie(ctx);
     // SAFETY: the map is not preallocated; the value is not used beyond this test.
     let enrolled = unsafe { PODS.get(netns) }.is_some();
     if enrolled && tcp {
         clear_own_marks(ctx);
     }
-    // SAFETY: the map is not preallocated: the value is freed only after this program has run.
-    let verdict = match unsafe { SERVICES.get(&asked) } {
-        Some(service) => to_service::<F>(ctx, &asked, service, state, enrolled, cookie),
-        None if enrolled && tcp => to_workload(&asked, state),
-        None => Verdict::Pass,
-    };
-    match verdict {
-        Verdict::Capture => return capture(ctx),
-        Verdict::Translate if tcp => watch(cookie, netns, asked, FLOW_SERVICE),
-        Verdict::Pass | Verdict::Direct if enrolled && tcp => watch(cookie, netns, asked, 0),
-        _ => {}
+    let socket = Socket { cookie, netns, enrolled };
+    match service::find(ctx, &asked, state) {
+        Found::Service(service) => to_service::<F>(ctx, &asked, service, state, socket),
+        Found::ClosedPort => {
+            count(Counter::NoSuchPort);
+            Verdict::Refuse
+        }
+        Found::Nothing if !tcp => {
+            udp::connect_other::<F>(ctx, socket, &asked);
+            Verdict::Pass
+        }
+        Found::Nothing if enrolled => to_workload(ctx, &asked, state, socket),
+        Found::Nothing => Verdict::Pass,
     }
-    verdict
+}
+
+/// The socket that connects.
+#[derive(Clone, Copy)]
+pub(crate) struct Socket {
+    pub(crate) cookie: u64,
+    /// Cookie of its network namespace.
+    pub(crate) netns: u64,
+    enrolled: bool,
 }
 
 /// Whether the socket belongs to the agent. The agent is known by its thread group, learnt when the socket connects
@@ -120,71 +128,52 @@ fn to_service<F: Family>(
     asked: &ServiceKey,
     service: &Service,
     state: &State,
-    enrolled: bool,
-    cookie: u64,
+    socket: Socket,
 ) -> Verdict {
     let tcp = asked.protocol == TCP;
-    if capture::to_service(enrolled, tcp, service.flags, alive(state)) == Verdict::Capture {
-        return Verdict::Capture;
+    match capture::to_service(socket.enrolled, tcp, service.flags, Agent::at(state, now())) {
+        Verdict::Capture => return capture(ctx),
+        Verdict::Refuse => {
+            count(Counter::StrictWithoutAgent);
+            return Verdict::Refuse;
+        }
+        Verdict::Translate => {}
+        Verdict::Pass | Verdict::Direct => {
+            count(Counter::LeftAlone);
+            return Verdict::Pass;
+        }
     }
-    let random = if tcp { random() } else { pick::spread(cookie) };
-    let Some(slot) = pick_slot(service, random) else { return Verdict::Refuse };
-    if capture::to_backend(enrolled, tcp, slot.flags) == Verdict::Refuse {
-        count(if slot.flags & mesh_common::abi::BACKEND_NONE != 0 {
+    let random = if tcp { random() } else { pick::spread(socket.cookie) };
+    let Some(choice) = service::choose(service, socket.netns, random) else { return Verdict::Refuse };
+    if capture::to_backend(socket.enrolled, tcp, choice.flags) == Verdict::Refuse {
+        count(if choice.flags & BACKEND_NONE != 0 {
             Counter::NoEndpoint
         } else {
             Counter::StrictWithoutAgent
         });
         return Verdict::Refuse;
     }
-    F::set_address(ctx, &slot.address);
-    address::set_port(ctx, slot.port);
-    if !tcp {
-        udp::remember_connected(cookie, asked, slot);
+    F::set_address(ctx, choice.address);
+    address::set_port(ctx, choice.port);
+    if tcp {
+        watch(socket, asked, choice.address, choice.port, FLOW_SERVICE);
+    } else {
+        Peers { cookie: socket.cookie, netns: socket.netns }.remember(asked, &choice);
     }
     Verdict::Translate
 }
 
 #[inline(always)]
-fn to_workload(asked: &ServiceKey, state: &State) -> Verdict {
+fn to_workload(ctx: &SockAddrContext, asked: &ServiceKey, state: &State, socket: Socket) -> Verdict {
     // SAFETY: not preallocated, copied at once.
-    let Some(flags) = (unsafe { DESTINATIONS.get(&asked.address) }).map(|destination| destination.flags)
-    else {
-        return Verdict::Pass;
-    };
-    let verdict = capture::to_workload(flags, alive(state));
-    if verdict == Verdict::Refuse {
-        count(Counter::StrictWithoutAgent);
+    let flags = unsafe { DESTINATIONS.get(&asked.address) }.map(|destination| destination.flags);
+    let verdict = flags.map_or(Verdict::Pass, |flags| capture::to_workload(flags, alive(state)));
+    match verdict {
+        Verdict::Capture => return capture(ctx),
+        Verdict::Refuse => count(Counter::StrictWithoutAgent),
+        _ => watch(socket, asked, &asked.address, asked.port, 0),
     }
     verdict
-}
-
-/// The weighted pick: one slot, and its alias where the draw does not stay.
-#[inline(always)]
-pub(crate) fn pick_slot(service: &Service, random: u64) -> Option<&'static Slot> {
-    if service.slots == 0 {
-        count(Counter::NoEndpoint);
-        return None;
-    }
-    let mut key = SlotKey {
-        service: service.id,
-        generation: service.generation,
-        slot: pick::slot(random, service.slots),
-    };
-    // SAFETY: not preallocated: freed only after this program has run.
-    let mut slot = unsafe { SLOTS.get(&key) };
-    if let Some(first) = slot
-        && !pick::stays(random, first.threshold)
-    {
-        key.slot = first.alias;
-        // SAFETY: as above.
-        slot = unsafe { SLOTS.get(&key) };
-    }
-    if slot.is_none() {
-        // Fail closed: the agent writes a generation in full before it points at it, so this is a defect or a full map.
-        count(Counter::SlotMissing);
-    }
-    slot
 }
 
 /// Marks the socket so that its SYN is routed to the agent's listener in the pod.
@@ -221,11 +210,21 @@ fn set_mark(ctx: &SockAddrContext, mut mark: u32) -> bool {
     unsafe { bpf_setsockopt(ctx.as_ptr(), SOL_SOCKET, SO_MARK, (&raw mut mark).cast(), 4) == 0 }
 }
 
-/// Notes a direct connection, so that `sock_ops` reports it when it closes. Fails open: a full map loses the record.
+/// Notes a direct connection, so that `sock_ops` reports it when it closes and the agent ends it when its backend goes.
+/// Fails open: a full map loses the record.
 #[inline(always)]
-fn watch(cookie: u64, netns_cookie: u64, asked: ServiceKey, flags: u32) {
-    let flow = OpenFlow { start_ns: now(), netns_cookie, asked, acked_before: 0, flags, pad: 0 };
-    if OPEN_FLOWS.insert(&cookie, &flow, 0).is_err() {
+fn watch(socket: Socket, asked: &ServiceKey, backend: &Address, port: u16, flags: u32) {
+    let flow = OpenFlow {
+        start_ns: now(),
+        netns_cookie: socket.netns,
+        asked: *asked,
+        acked_before: 0,
+        flags,
+        backend_port: port,
+        pad: 0,
+        backend: *backend,
+    };
+    if OPEN_FLOWS.insert(&socket.cookie, &flow, 0).is_err() {
         count(Counter::FlowMapFull);
     }
 }
@@ -247,12 +246,6 @@ pub(crate) fn socket_cookie(ctx: &SockAddrContext) -> u64 {
 #[inline(always)]
 fn alive(state: &State) -> bool {
     capture::alive(state, now())
-}
-
-#[inline(always)]
-fn now() -> u64 {
-    // SAFETY: takes no argument.
-    unsafe { bpf_ktime_get_ns() }
 }
 
 #[inline(always)]

@@ -4,6 +4,7 @@
 //! closed. Nothing is logged: what is to be told goes through the ring buffer.
 
 #![no_std]
+#![feature(asm_experimental_arch)]
 #![no_main]
 #![allow(
     clippy::inline_always,
@@ -17,12 +18,17 @@
 mod address;
 mod connect;
 mod count;
+mod lookup;
 mod maps;
+mod node_lookup;
 mod peer_name;
 mod pod_lookup;
+mod post_bind;
+mod service;
 mod sock_ops;
 mod sock_release;
 mod udp;
+mod udp_peers;
 
 #[cfg(target_arch = "bpf")]
 #[panic_handler]

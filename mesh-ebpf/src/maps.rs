@@ -6,9 +6,9 @@
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SockHash};
 use mesh_common::abi::{
-    Address, Affinity, AffinityKey, COUNTERS as COUNTER_COUNT, Client, Destination, InboundMode, MemberKey,
-    OpenFlow, Pod, PodKey, PresentedKey, RangeKey, Reply, ReplyKey, Service, ServiceKey, Slot, SlotKey,
-    State, Tuple, UdpPeer, UdpPeerKey,
+    Address, Affinity, AffinityKey, COUNTERS as COUNTER_COUNT, Client, Destination, InboundMode, Member,
+    MemberKey, OpenFlow, Pod, PodKey, PresentedKey, RangeKey, Reply, ReplyKey, Service, ServiceKey, Slot,
+    SlotKey, State, Tuple, UdpPeer, UdpPeerKey, UdpSocket,
 };
 
 const NO_PREALLOC: u32 = aya_ebpf::bindings::BPF_F_NO_PREALLOC;
@@ -23,7 +23,7 @@ pub(crate) static SLOTS: HashMap<SlotKey, Slot> = HashMap::with_max_entries(1_04
 
 /// Written by the agent, read by connect and sendmsg: the backends of sets that have affinity or carry UDP.
 #[map]
-pub(crate) static MEMBERS: HashMap<MemberKey, u32> = HashMap::with_max_entries(262_144, NO_PREALLOC);
+pub(crate) static MEMBERS: HashMap<MemberKey, Member> = HashMap::with_max_entries(262_144, NO_PREALLOC);
 
 /// Written by connect and sendmsg (clients on this node) and by the agent (clients outside); the agent deletes what has
 /// timed out or lost its backend.
@@ -84,9 +84,14 @@ pub(crate) static STATE: Array<State> = Array::with_max_entries(1, 0);
 #[map]
 pub(crate) static OPEN_FLOWS: HashMap<u64, OpenFlow> = HashMap::with_max_entries(262_144, NO_PREALLOC);
 
-/// Written by connect and sendmsg, read by recvmsg and getpeername, deleted by `sock_release`.
+/// Written by connect and sendmsg, read by recvmsg and getpeername, deleted by `sock_release`: two entries a service that
+/// a socket talks to.
 #[map]
-pub(crate) static UDP_PEERS: HashMap<UdpPeerKey, UdpPeer> = HashMap::with_max_entries(131_072, NO_PREALLOC);
+pub(crate) static UDP_PEERS: HashMap<UdpPeerKey, UdpPeer> = HashMap::with_max_entries(262_144, NO_PREALLOC);
+
+/// Written by connect and sendmsg, read and deleted by `sock_release`: what `UDP_PEERS` holds of a socket.
+#[map]
+pub(crate) static UDP_SOCKETS: HashMap<u64, UdpSocket> = HashMap::with_max_entries(131_072, NO_PREALLOC);
 
 /// Written by `sock_ops`, read by the agent.
 #[map]

@@ -8,18 +8,13 @@ use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use mesh_common::abi::{
     ADMITTED_NODE, Address, Counter, HBONE_PORT, INBOUND_STRICT, PodKey, ROLE_HBONE, ROLE_INBOUND,
-    ROLE_OUTBOUND, Tuple, mapped,
+    ROLE_OUTBOUND, Tuple,
 };
 
 use crate::count::count;
+use crate::lookup::{DROP, PASS, addresses};
 use crate::maps::{ADMITTED, INBOUND_MODES, LISTENERS};
 
-/// `SK_DROP`: the client gets RST.
-const DROP: u32 = 0;
-/// `SK_PASS`.
-const PASS: u32 = 1;
-
-const AF_INET: u32 = 2;
 const IPPROTO_TCP: u32 = 6;
 /// `LOOPBACK_IFINDEX`: the first device of every namespace.
 const LOOPBACK: u32 = 1;
@@ -126,27 +121,4 @@ fn is_loopback(address: &Address) -> bool {
     first == (0, 0)
         && ((third == 0 && last == 1)
             || (third == u32::from_ne_bytes([0, 0, 0xff, 0xff]) && last >> 24 == 127))
-}
-
-/// (local, remote) address of the connection.
-#[inline(always)]
-fn addresses(ctx: &SkLookupContext) -> (Address, Address) {
-    // SAFETY: a valid context.
-    if unsafe { (*ctx.lookup).family } == AF_INET {
-        // SAFETY: a valid context.
-        let (local, remote) = unsafe { ((*ctx.lookup).local_ip4, (*ctx.lookup).remote_ip4) };
-        return (mapped(local.to_ne_bytes()), mapped(remote.to_ne_bytes()));
-    }
-    let (mut local, mut remote) = ([0; 16], [0; 16]);
-    let (local_words, _) = local.as_chunks_mut::<4>();
-    let (remote_words, _) = remote.as_chunks_mut::<4>();
-    for index in 0..4 {
-        // SAFETY: a valid context, an index below 4; volatile keeps the load at the 4 bytes the verifier allows.
-        local_words[index] =
-            unsafe { core::ptr::read_volatile(&raw const (*ctx.lookup).local_ip6[index]) }.to_ne_bytes();
-        // SAFETY: as above.
-        remote_words[index] =
-            unsafe { core::ptr::read_volatile(&raw const (*ctx.lookup).remote_ip6[index]) }.to_ne_bytes();
-    }
-    (local, remote)
 }

@@ -6,17 +6,19 @@ use aya_ebpf::bindings::{
     BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
     BPF_SOCK_OPS_TCP_CONNECT_CB,
 };
-use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns};
+use aya_ebpf::helpers::{
+    bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_skc_to_mptcp_sock,
+};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use mesh_common::abi::{
-    ADMITTED_NODE, Address, Counter, FLOW_ABORTED, FLOW_ESTABLISHED, FLOW_GRACEFUL, FLOW_RELEASED, FlowEvent,
-    LAYOUT_VERSION, OpenFlow, PodKey, Tuple, mapped,
+    ADMITTED_NODE, Address, Client, Counter, FLOW_ABORTED, FLOW_ESTABLISHED, FLOW_GRACEFUL, FLOW_RELEASED,
+    FLOW_SERVICE, FlowEvent, LAYOUT_VERSION, OpenFlow, PodKey, PresentedKey, TCP, Tuple, mapped,
 };
 use mesh_common::flow::{carried, state};
 
 use crate::count::count;
-use crate::maps::{ADMITTED, EVENTS, INBOUND_MODES, OPEN_FLOWS, STATE};
+use crate::maps::{ADMITTED, CLIENTS, EVENTS, INBOUND_MODES, OPEN_FLOWS, PRESENTED, STATE};
 
 const AF_INET: u32 = 2;
 
@@ -24,8 +26,9 @@ const AF_INET: u32 = 2;
 fn mesh_sock_ops(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => {
-            let admitted = admit(&ctx);
-            if admitted || flow(&ctx).is_some() {
+            // A socket that stands in for a client from outside is none of the node's own.
+            let noted = present(&ctx) || admit(&ctx);
+            if begin(&ctx) || noted {
                 // Refused only for a socket that is no full one, which a connecting socket always is.
                 let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG).cast_signed());
             }
@@ -50,6 +53,37 @@ fn flow(ctx: &SockOpsContext) -> Option<&'static mut OpenFlow> {
     Some(unsafe { &mut *flow })
 }
 
+/// Whether the connection that begins is noted. A note of an earlier connect of the socket, which failed before it sent
+/// anything, goes.
+#[inline(always)]
+fn begin(ctx: &SockOpsContext) -> bool {
+    let Some(flow) = flow(ctx) else { return false };
+    let (own, peer) = addresses(ctx);
+    if flow.backend != peer || flow.backend_port != peer_port(ctx) {
+        // It was there a moment ago.
+        let _ = OPEN_FLOWS.remove(cookie(ctx));
+        return false;
+    }
+    if flow.flags & FLOW_SERVICE != 0 && is_mptcp(ctx) {
+        // getpeername is asked of the MPTCP socket, which has another cookie than its subflow.
+        let asked = Client { receiver: 0, address: flow.asked.address, port: flow.asked.port, pad: [0; 3] };
+        show(ctx, peer, own, &asked, Shown::Peer);
+    }
+    true
+}
+
+#[inline(always)]
+fn is_mptcp(ctx: &SockOpsContext) -> bool {
+    // SAFETY: a valid context.
+    let socket = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
+    if socket.is_null() {
+        return false;
+    }
+    // SAFETY: a socket of the context, not null.
+    let mptcp = unsafe { bpf_skc_to_mptcp_sock(socket.cast()) };
+    !mptcp.is_null()
+}
+
 /// A process of the node itself connects to a pod of this node, before its SYN leaves: the pod's `sk_lookup` will let
 /// exactly this connection through. Fails closed: a full map leaves the connection to the agent's policy.
 #[inline(always)]
@@ -68,6 +102,46 @@ fn admit(ctx: &SockOpsContext) -> bool {
         count(Counter::AdmittedMapFull);
     }
     admitted
+}
+
+/// The agent connects for a client from outside: the application will be shown that client. Fails open: with a full map
+/// it is shown the agent's address.
+#[inline(always)]
+fn present(ctx: &SockOpsContext) -> bool {
+    let cookie = cookie(ctx);
+    // SAFETY: not preallocated: freed only after this program has run.
+    let Some(client) = (unsafe { CLIENTS.get(cookie) }) else { return false };
+    let (source, server) = addresses(ctx);
+    show(ctx, source, server, client, Shown::Own);
+    // It was there a moment ago, and nobody else takes it.
+    let _ = CLIENTS.remove(cookie);
+    true
+}
+
+/// Which end of the connection is shown under another address.
+#[derive(Clone, Copy)]
+enum Shown {
+    /// This one, to the application at the other end.
+    Own,
+    /// The other one, to this end's application.
+    Peer,
+}
+
+#[inline(always)]
+fn show(ctx: &SockOpsContext, peer: Address, own: Address, client: &Client, shown: Shown) {
+    if PRESENTED.insert(presented_key(ctx, peer, own, shown), client, 0).is_err() {
+        count(Counter::PresentedMapFull);
+    }
+}
+
+#[inline(always)]
+fn presented_key(ctx: &SockOpsContext, peer: Address, own: Address, shown: Shown) -> PresentedKey {
+    let (here, there) = (ctx.local_port() as u16, peer_port(ctx));
+    let (peer_port, own_port) = match shown {
+        Shown::Own => (here, there),
+        Shown::Peer => (there, here),
+    };
+    PresentedKey { peer, own, peer_port, own_port, protocol: TCP, pad: [0; 3] }
 }
 
 #[inline(always)]
@@ -93,8 +167,10 @@ fn established(ctx: &SockOpsContext) {
 #[inline(always)]
 fn closed(ctx: &SockOpsContext) {
     let (source, peer) = addresses(ctx);
-    // Most connections were not admitted by name.
+    // Most connections were not admitted by name, and are nobody else's.
     let _ = ADMITTED.remove(tuple(ctx, source, peer));
+    let _ = PRESENTED.remove(presented_key(ctx, source, peer, Shown::Own));
+    let _ = PRESENTED.remove(presented_key(ctx, peer, source, Shown::Peer));
     let Some(flow) = flow(ctx) else { return };
     // SAFETY: a valid context.
     let (acked, received) = unsafe { ((*ctx.ops).bytes_acked, (*ctx.ops).bytes_received) };

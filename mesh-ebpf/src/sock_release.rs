@@ -10,7 +10,7 @@ use mesh_common::flow::state;
 use crate::address::{DGRAM, STREAM};
 use crate::count::count;
 use crate::maps::{OPEN_FLOWS, STATE};
-use crate::udp;
+use crate::udp_peers;
 
 const ALLOW: i32 = 1;
 
@@ -21,7 +21,7 @@ fn mesh_sock_release(ctx: SockContext) -> i32 {
     // SAFETY: a valid context; both fields are readable in this hook.
     let (kind, tcp_state) = unsafe { ((*ctx.sock).type_, (*ctx.sock).state) };
     if kind == DGRAM {
-        udp::forget(cookie);
+        udp_peers::forget(cookie);
         end_of_lifeline(cookie);
     } else if kind == STREAM && tcp_state == state::CLOSE {
         // Never connected, or closed already; an open connection is reported and deleted by sock_ops.

@@ -1,20 +1,21 @@
-//! `cgroup/sendmsg4/6` and `cgroup/recvmsg4/6`: UDP to a service goes to one backend a socket, and the answers bear the
-//! address that the application asked.
-//!
-//! A socket's peers are kept under its cookie, in a bounded number of slots, and deleted when it is released; nothing
-//! leans on eviction.
+//! `cgroup/sendmsg4/6` and `cgroup/recvmsg4/6`: UDP to a service goes to one backend a socket for as long as that serves,
+//! and the answers bear the address that the application asked; a server sees the clients from outside that the agent
+//! stands in for, and answers them. What is kept of a socket is in `udp_peers`.
 
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::abi::{
-    BACKEND_NONE, Counter, ServiceKey, Slot, UDP, UDP_CONNECTED, UDP_PEER_SLOTS, UdpPeer, UdpPeerKey,
+    ANY_V6, Address, BACKEND_NONE, Counter, PresentedKey, Reply, ReplyKey, SCOPE_ADDRESS, SERVICE_RANGES,
+    STATE_TRANSLATE, Service, ServiceKey, State, UDP,
 };
 use mesh_common::pick;
 
 use crate::address::{self, Family, V4, V6};
-use crate::connect::{ALLOW, pick_slot, refuse, socket_cookie};
+use crate::connect::{ALLOW, Socket, refuse, socket_cookie};
 use crate::count::count;
-use crate::maps::{SERVICES, UDP_PEERS};
+use crate::maps::{PRESENTED, REPLIES, STATE};
+use crate::service::{self, Choice, Found};
+use crate::udp_peers::{self, Peers};
 
 #[cgroup_sock_addr(sendmsg4)]
 fn mesh_sendmsg4(ctx: SockAddrContext) -> i32 {
@@ -36,29 +37,65 @@ fn mesh_recvmsg6(ctx: SockAddrContext) -> i32 {
     recvmsg::<V6>(&ctx)
 }
 
-/// Translates a datagram that names a service. Fails open for all others, closed where nothing serves.
+/// Translates a datagram that names a service, or a client from outside that the socket has heard from. Fails open for
+/// all others, closed where nothing serves.
 #[inline(always)]
 fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
     if address::protocol(ctx) != Some(UDP) {
         return ALLOW;
     }
-    let asked = ServiceKey { address: F::address(ctx), port: address::port(ctx), protocol: UDP, pad: 0 };
-    // SAFETY: not preallocated: freed only after this program has run.
-    let Some(service) = (unsafe { SERVICES.get(&asked) }) else { return ALLOW };
-    let cookie = socket_cookie(ctx);
-    let Some(slot) = pick_slot(service, pick::spread(cookie)) else { return refuse() };
-    if slot.flags & BACKEND_NONE != 0 {
-        count(Counter::NoEndpoint);
-        return refuse();
+    let asked = ServiceKey {
+        address: F::address(ctx),
+        port: address::port(ctx),
+        protocol: UDP,
+        scope: SCOPE_ADDRESS,
+    };
+    let Some(state) = STATE.get(0) else { return ALLOW };
+    match service::find(ctx, &asked, state) {
+        Found::Service(service) => to_service::<F>(ctx, &asked, service, state),
+        Found::ClosedPort => {
+            count(Counter::NoSuchPort);
+            refuse()
+        }
+        Found::Nothing => {
+            let cookie = socket_cookie(ctx);
+            if let Some(reply) = reply_to(cookie, &asked) {
+                F::set_address(ctx, &reply.source);
+                address::set_port(ctx, reply.source_port);
+            } else {
+                udp_peers::forget_backend(cookie, &asked);
+            }
+            ALLOW
+        }
     }
-    remember(cookie, &peer(&asked, slot));
-    F::set_address(ctx, &slot.address);
-    address::set_port(ctx, slot.port);
+}
+
+#[inline(always)]
+fn to_service<F: Family>(ctx: &SockAddrContext, asked: &ServiceKey, service: &Service, state: &State) -> i32 {
+    if state.flags & STATE_TRANSLATE == 0 || service.flags & SERVICE_RANGES != 0 {
+        count(Counter::LeftAlone);
+        return ALLOW;
+    }
+    let peers = Peers { cookie: socket_cookie(ctx), netns: service::netns_cookie(ctx) };
+    let choice = if let Some(choice) = peers.known(asked, service) {
+        choice
+    } else {
+        let random = pick::spread(peers.cookie);
+        let Some(choice) = service::choose(service, peers.netns, random) else { return refuse() };
+        if choice.flags & BACKEND_NONE != 0 {
+            count(Counter::NoEndpoint);
+            return refuse();
+        }
+        peers.remember(asked, &choice);
+        choice
+    };
+    F::set_address(ctx, choice.address);
+    address::set_port(ctx, choice.port);
     count(Counter::Translated);
     ALLOW
 }
 
-/// Gives the application back the address that it asked.
+/// Gives the application back the address that it asked, or that of the client that the agent stands in for.
 #[inline(always)]
 fn recvmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
     if address::protocol(ctx) != Some(UDP) {
@@ -66,98 +103,60 @@ fn recvmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
     }
     let cookie = socket_cookie(ctx);
     let from = (F::address(ctx), address::port(ctx));
-    if let Some(asked) = asked_of(cookie, &from) {
+    if let Some(asked) = udp_peers::asked(cookie, &from.0, from.1) {
         F::set_address(ctx, &asked.address);
         address::set_port(ctx, asked.port);
+    } else if let Some((client, port)) = presented(cookie, &from) {
+        F::set_address(ctx, &client);
+        address::set_port(ctx, port);
     }
     ALLOW
 }
 
+/// The client from outside behind a socket of the agent. What this socket sends to that client goes back there.
 #[inline(always)]
-fn asked_of(cookie: u64, from: &([u8; 16], u16)) -> Option<ServiceKey> {
-    if let Some(connected) = peer_at(cookie, UDP_CONNECTED)
-        && connected.backend == from.0
-        && connected.port == from.1
-    {
-        return Some(connected.asked);
-    }
-    for slot in 0..UDP_PEER_SLOTS {
-        let peer = peer_at(cookie, slot)?;
-        if peer.backend == from.0 && peer.port == from.1 {
-            return Some(peer.asked);
+fn presented(cookie: u64, from: &(Address, u16)) -> Option<(Address, u16)> {
+    let key = PresentedKey {
+        peer: from.0,
+        own: ANY_V6,
+        peer_port: from.1,
+        own_port: 0,
+        protocol: UDP,
+        pad: [0; 3],
+    };
+    let client = PRESENTED.get_ptr_mut(key)?;
+    // SAFETY: not preallocated: freed only after this program has run; its words are written whole.
+    let client = unsafe { &mut *client };
+    let key = ReplyKey { cookie, address: client.address, port: client.port, pad: [0; 3] };
+    let reply = Reply { source: from.0, source_port: from.1, pad: 0 };
+    // SAFETY: as above.
+    if unsafe { REPLIES.get(key) } != Some(&reply) {
+        client.receiver = cookie;
+        if REPLIES.insert(key, reply, 0).is_err() {
+            // Fails open: the application sees the agent's socket and answers that.
+            count(Counter::PresentedMapFull);
+            return None;
         }
     }
-    None
+    Some((client.address, client.port))
 }
 
-/// What the socket is connected to, where that was a service.
+/// Where the answer to a client from outside goes, if the socket has heard from it.
 #[inline(always)]
-pub(crate) fn connected(cookie: u64) -> Option<ServiceKey> {
-    peer_at(cookie, UDP_CONNECTED).map(|peer| peer.asked)
-}
-
-/// Keeps what a socket connects to.
-#[inline(always)]
-pub(crate) fn remember_connected(cookie: u64, asked: &ServiceKey, slot: &Slot) {
-    insert(cookie, UDP_CONNECTED, &peer(asked, slot));
-}
-
-/// A socket connects anew: what it was connected to no longer holds.
-#[inline(always)]
-pub(crate) fn forget_connected(cookie: u64) {
-    // An absent entry is the usual case.
-    let _ = UDP_PEERS.remove(key(cookie, UDP_CONNECTED));
-}
-
-/// Deletes all that is kept of a socket.
-#[inline(always)]
-pub(crate) fn forget(cookie: u64) {
-    forget_connected(cookie);
-    for slot in 0..UDP_PEER_SLOTS {
-        if UDP_PEERS.remove(key(cookie, slot)).is_err() {
-            return;
-        }
-    }
-}
-
-/// Keeps a peer in the first free slot; with all taken, the one that its port falls into gives way.
-#[inline(always)]
-fn remember(cookie: u64, peer: &UdpPeer) {
-    for slot in 0..UDP_PEER_SLOTS {
-        match peer_at(cookie, slot) {
-            None => return insert(cookie, slot, peer),
-            Some(known) if known.backend == peer.backend && known.port == peer.port => {
-                if known.asked != peer.asked {
-                    insert(cookie, slot, peer);
-                }
-                return;
-            }
-            Some(_) => {}
-        }
-    }
-    insert(cookie, u32::from(peer.port) % UDP_PEER_SLOTS, peer);
-}
-
-#[inline(always)]
-fn insert(cookie: u64, slot: u32, peer: &UdpPeer) {
-    if UDP_PEERS.insert(key(cookie, slot), peer, 0).is_err() {
-        // Fails open: the datagram goes out, the answer will show the backend's own address.
-        count(Counter::PeerMapFull);
-    }
-}
-
-#[inline(always)]
-fn peer_at(cookie: u64, slot: u32) -> Option<&'static UdpPeer> {
+fn reply_to(cookie: u64, client: &ServiceKey) -> Option<&'static Reply> {
+    let key = ReplyKey { cookie, address: client.address, port: client.port, pad: [0; 3] };
     // SAFETY: not preallocated: freed only after this program has run.
-    unsafe { UDP_PEERS.get(key(cookie, slot)) }
+    unsafe { REPLIES.get(key) }
 }
 
+/// A UDP socket connects to what is no service: to a client from outside that it has heard from, or to anybody.
 #[inline(always)]
-fn peer(asked: &ServiceKey, slot: &Slot) -> UdpPeer {
-    UdpPeer { asked: *asked, port: slot.port, pad: 0, backend: slot.address }
-}
-
-#[inline(always)]
-fn key(cookie: u64, slot: u32) -> UdpPeerKey {
-    UdpPeerKey { cookie, slot, pad: 0 }
+pub(crate) fn connect_other<F: Family>(ctx: &SockAddrContext, socket: Socket, asked: &ServiceKey) {
+    let Some(reply) = reply_to(socket.cookie, asked) else {
+        return udp_peers::forget_backend(socket.cookie, asked);
+    };
+    let choice = Choice { address: &reply.source, port: reply.source_port, flags: 0 };
+    F::set_address(ctx, choice.address);
+    address::set_port(ctx, choice.port);
+    Peers { cookie: socket.cookie, netns: socket.netns }.remember(asked, &choice);
 }

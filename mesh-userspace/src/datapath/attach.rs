@@ -8,7 +8,7 @@ use mesh_common::names::program;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 
 use super::DatapathError;
-use super::bpf::{self, AttachType};
+use super::bpf::{self, AttachType, LinkInfo};
 use super::object::Object;
 use super::pins::{self, Pins};
 
@@ -27,7 +27,7 @@ pub struct Attachment {
     pub detail: Option<String>,
 }
 
-const TYPES: [(&str, AttachType); 10] = [
+const TYPES: [(&str, AttachType); 12] = [
     (program::SOCK_RELEASE, AttachType::InetSockRelease),
     (program::SOCK_OPS, AttachType::SockOps),
     (program::GETPEERNAME4, AttachType::Inet4Getpeername),
@@ -38,6 +38,8 @@ const TYPES: [(&str, AttachType); 10] = [
     (program::SENDMSG6, AttachType::Udp6Sendmsg),
     (program::CONNECT4, AttachType::Inet4Connect),
     (program::CONNECT6, AttachType::Inet6Connect),
+    (program::POST_BIND4, AttachType::Inet4PostBind),
+    (program::POST_BIND6, AttachType::Inet6PostBind),
 ];
 
 /// The cgroup that the programs are attached to.
@@ -82,16 +84,26 @@ impl Cgroup {
 
     /// Asks the kernel what is attached.
     pub(super) fn attachments(&self, object: &Object, pins: &Pins) -> Vec<Attachment> {
-        TYPES.iter().map(|&(name, _)| self.attachment(name, object, pins)).collect()
+        let is_misplaced = |info: &LinkInfo| {
+            let is = info.cgroup_id();
+            (is != self.id).then(|| format!("the link is on cgroup {is} instead of {}", self.id))
+        };
+        TYPES.iter().map(|&(name, _)| Attachment::of(name, object, pins, is_misplaced)).collect()
     }
+}
 
-    fn attachment(&self, name: &'static str, object: &Object, pins: &Pins) -> Attachment {
+impl Attachment {
+    /// What the kernel says of a pinned link; `misplaced` tells whether it is where it should be.
+    pub(super) fn of(
+        name: &'static str,
+        object: &Object,
+        pins: &Pins,
+        misplaced: impl Fn(&LinkInfo) -> Option<String>,
+    ) -> Self {
         let info = bpf::pinned(&pins.link(name)).and_then(bpf::link_info);
         let detail = match (&info, object.program_id(name)) {
             (Err(error), _) => Some(format!("the pinned link cannot be read: {error}")),
-            (Ok(info), _) if info.cgroup_id() != self.id => {
-                Some(format!("the link is on cgroup {} instead of {}", info.cgroup_id(), self.id))
-            }
+            (Ok(info), _) if misplaced(info).is_some() => misplaced(info),
             (Ok(info), Ok(own)) if info.program_id != own => {
                 Some(format!("the link runs program {} instead of {own}", info.program_id))
             }
@@ -99,7 +111,7 @@ impl Cgroup {
             (Ok(_), Err(error)) => Some(error.to_string()),
         };
         let info = info.unwrap_or_default();
-        Attachment {
+        Self {
             program: name,
             attached: detail.is_none(),
             program_id: info.program_id,

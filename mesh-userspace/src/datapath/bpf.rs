@@ -23,6 +23,8 @@ pub(super) enum AttachType {
     SockOps = 3,
     Inet4Connect = 10,
     Inet6Connect = 11,
+    Inet4PostBind = 12,
+    Inet6PostBind = 13,
     Udp4Sendmsg = 14,
     Udp6Sendmsg = 15,
     Udp4Recvmsg = 19,

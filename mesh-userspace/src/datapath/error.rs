@@ -33,6 +33,12 @@ pub enum DatapathError {
     /// A map or program is not in the object.
     #[error("the eBPF object has no {0}")]
     Missing(&'static str),
+    /// A map is full.
+    #[error("the kernel map {map} is full: what it holds stays in force, new entries wait{}", hint(map))]
+    Full {
+        /// Which map.
+        map: &'static str,
+    },
     /// A map operation failed.
     #[error("cannot {operation} the kernel map {map}")]
     Map {
@@ -78,13 +84,20 @@ impl DatapathError {
         operation: &'static str,
         map: &'static str,
     ) -> impl FnOnce(aya::maps::MapError) -> Self {
-        move |source| Self::Map { operation, map, source: Box::new(source) }
+        move |source| {
+            if is_full(&source) {
+                return Self::Full { map };
+            }
+            Self::Map { operation, map, source: Box::new(source) }
+        }
     }
+}
 
-    /// Whether a map was full.
-    pub fn is_full(&self) -> bool {
-        let Self::Map { source, .. } = self else { return false };
-        matches!(&**source, aya::maps::MapError::SyscallError(error)
-            if matches!(error.io_error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)))
-    }
+fn is_full(error: &aya::maps::MapError) -> bool {
+    matches!(error, aya::maps::MapError::SyscallError(error)
+        if matches!(error.io_error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)))
+}
+
+fn hint(map: &str) -> String {
+    super::MapSizes::flag(map).map(|flag| format!(" (raise {flag})")).unwrap_or_default()
 }

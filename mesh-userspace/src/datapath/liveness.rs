@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use aya::maps::{Array, MapData};
-use mesh_common::abi::{LAYOUT_VERSION, State};
+use mesh_common::abi::{LAYOUT_VERSION, STATE_TRANSLATE, State};
 use mesh_common::names::map;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::resource::{Resource, getrlimit};
@@ -65,12 +65,17 @@ impl Lifeline {
 
 impl Liveness {
     /// Tells the kernel which socket the lifeline is. Nothing is captured yet.
-    pub(super) fn announce(map: StateMap, lifeline: Lifeline) -> Result<Self, DatapathError> {
+    pub(super) fn announce(
+        map: StateMap,
+        lifeline: Lifeline,
+        translates: bool,
+    ) -> Result<Self, DatapathError> {
         let state = State {
             heartbeat_max_age_ns: u64::try_from(MAX_AGE.as_nanos()).expect("a few seconds"),
             lifeline_cookies: lifeline.cookies().map_err(DatapathError::Lifeline)?,
             node_netns_cookie: own_netns_cookie().map_err(DatapathError::Lifeline)?,
             layout_version: LAYOUT_VERSION,
+            flags: if translates { STATE_TRANSLATE } else { 0 },
             ..State::default()
         };
         let state = Arc::new(Mutex::new((map, state)));

@@ -4,6 +4,8 @@
 //! points at it; a change costs what changed. It does not decide what the mesh is (`model`) nor open sockets in pods
 //! (`node`). One agent owns one folder of pins; who starts a second is refused by the lock on its state folder.
 
+mod addresses;
+mod affinity;
 mod attach;
 mod bpf;
 pub mod check;
@@ -14,33 +16,46 @@ mod liveness;
 mod object;
 mod pins;
 mod services;
+mod sets;
+mod sizes;
+mod wanted;
 mod workloads;
 
 use std::collections::HashMap;
+use std::fs::{self, File};
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, HashMap as KernelMap, MapData, PerCpuArray, RingBuf, SockHash};
 use imbl::ordmap::DiffItem;
-use mesh_common::abi::{Address, Counter, InboundMode, LAYOUT_VERSION, Pod, PodKey, mapped};
+use mesh_common::abi::{Address, Counter, InboundMode, LAYOUT_VERSION, Pod, PodKey, ServiceKey, mapped};
 use mesh_common::names::{map, program};
 
+pub use self::affinity::AffinityHandle;
 pub use self::attach::Attachment;
 pub use self::bpf::LinkInfo;
 pub use self::deliveries::{Admitted, Deliveries};
 pub use self::error::DatapathError;
 pub use self::events::{DirectFlow, FlowEvents};
 pub use self::liveness::Lifeline;
+pub use self::sets::BackendCount;
+pub use self::sizes::MapSizes;
 
+use self::addresses::AddressTable;
 use self::attach::Cgroup;
 use self::bpf::AttachType;
 use self::liveness::Liveness;
 use self::object::Object;
 use self::pins::Pins;
 use self::services::ServiceTable;
+use self::sets::{SetMaps, SetTable};
 use self::workloads::DestinationTable;
-use crate::model::{MtlsModes, Snapshot};
+use crate::model::{MtlsModes, ServiceName, Snapshot};
+
+/// The network namespace of this thread, which is the node's.
+const OWN_NETNS: &str = "/proc/thread-self/ns/net";
 
 /// Where the datapath lives.
 #[derive(Clone, Debug)]
@@ -51,12 +66,17 @@ pub struct DatapathConfig {
     pub cgroup: PathBuf,
     /// Version of the map layout; [`LAYOUT_VERSION`] but in tests of an upgrade.
     pub layout: u32,
+    /// Sizes of the maps.
+    pub sizes: MapSizes,
+    /// Whether service addresses are translated here; otherwise kube-proxy does it, and only enrolled pods' connections
+    /// are touched.
+    pub translates: bool,
 }
 
 impl DatapathConfig {
-    /// The layout of this build.
-    pub const fn new(bpffs: PathBuf, cgroup: PathBuf) -> Self {
-        Self { bpffs, cgroup, layout: LAYOUT_VERSION }
+    /// The layout of this build in its usual sizes, in kube-proxy's place.
+    pub fn new(bpffs: PathBuf, cgroup: PathBuf) -> Self {
+        Self { bpffs, cgroup, layout: LAYOUT_VERSION, sizes: MapSizes::default(), translates: true }
     }
 }
 
@@ -81,6 +101,8 @@ pub struct Datapath {
     cgroup: Cgroup,
     services: ServiceTable,
     destinations: DestinationTable,
+    destinations_failed: bool,
+    translates: bool,
     pods: KernelMap<MapData, u64, Pod>,
     inbound_modes: KernelMap<MapData, PodKey, InboundMode>,
     listeners: SockHash<MapData, PodKey>,
@@ -92,8 +114,8 @@ impl Datapath {
     /// [`Self::sync`], then [`Self::attach`].
     pub fn load(config: &DatapathConfig, lifeline: Lifeline) -> Result<(Self, FlowEvents), DatapathError> {
         let cgroup = Cgroup::open(&config.cgroup)?;
-        let pins = Pins::open(&config.bpffs, config.layout)?;
-        let mut object = Object::load(&pins)?;
+        let pins = Pins::open(&config.bpffs, config.layout, &config.sizes)?;
+        let mut object = Object::load(&pins, &config.sizes)?;
         let state: Array<_, _> = object.take(map::STATE)?;
         let ring: RingBuf<_> = object.take(map::EVENTS)?;
         let events = FlowEvents::new(ring).map_err(|source| DatapathError::Map {
@@ -103,8 +125,10 @@ impl Datapath {
         })?;
         Deliveries::new(object.take(map::ADMITTED)?).clear()?;
         let datapath = Self {
-            liveness: Liveness::announce(state, lifeline)?,
-            services: ServiceTable::open(object.take(map::SERVICES)?, object.take(map::SLOTS)?)?,
+            liveness: Liveness::announce(state, lifeline, config.translates)?,
+            services: service_table(&mut object, &pins, config.translates)?,
+            destinations_failed: false,
+            translates: config.translates,
             destinations: DestinationTable::open(object.take(map::DESTINATIONS)?)?,
             pods: object.take(map::PODS)?,
             inbound_modes: object.take(map::INBOUND_MODES)?,
@@ -120,8 +144,44 @@ impl Datapath {
     /// Puts the programs in force and begins to capture. Maps of another layout are removed afterwards.
     pub fn attach(&mut self) -> Result<(), DatapathError> {
         self.cgroup.attach(&self.object, &self.pins)?;
+        self.attach_node()?;
         self.liveness.start()?;
+        sizes::carry_over(&self.pins)?;
         self.pins.remove_other_layouts()
+    }
+
+    /// Puts the `sk_lookup` program for clients from outside in force on the node's own namespace, or takes it off where
+    /// another proxy serves them.
+    fn attach_node(&self) -> Result<(), DatapathError> {
+        let pin = self.pins.link(program::NODE_LOOKUP);
+        if !self.translates {
+            return pins::remove(&pin);
+        }
+        let netns = File::open(OWN_NETNS).map_err(|source| DatapathError::Attach {
+            program: program::NODE_LOOKUP,
+            target: OWN_NETNS.into(),
+            source,
+        })?;
+        self.attach_netns(program::NODE_LOOKUP, &pin, netns.as_fd())
+    }
+
+    /// Attaches a program to a namespace, or swaps it in its pinned link without a gap.
+    fn attach_netns(
+        &self,
+        name: &'static str,
+        pin: &Path,
+        netns: BorrowedFd<'_>,
+    ) -> Result<(), DatapathError> {
+        let error = |source| DatapathError::Attach { program: name, target: pin.to_owned(), source };
+        let program = self.object.program(name)?;
+        if let Ok(link) = bpf::pinned(pin)
+            && bpf::link_update(link.as_fd(), program).is_ok()
+        {
+            return Ok(());
+        }
+        pins::remove(pin)?;
+        let link = bpf::link_create(program, netns, AttachType::SkLookup).map_err(error)?;
+        bpf::pin(link.as_fd(), pin).map_err(error)
     }
 
     /// Makes the kernel hold what the snapshot says. The first call compares with all that is there, later ones cost what
@@ -129,33 +189,86 @@ impl Datapath {
     pub fn sync(&mut self, snapshot: &Snapshot) -> Vec<DatapathError> {
         let mut errors = Vec::new();
         match self.applied.take() {
-            None => {
-                errors.extend(self.services.replace(snapshot));
-                errors.extend(self.destinations.replace(snapshot));
-            }
+            None => errors.extend(self.services.replace(snapshot)),
             Some(before) => {
                 for change in before.services.diff(&snapshot.services) {
                     errors.extend(match change {
                         DiffItem::Add(_, service) | DiffItem::Update { new: (_, service), .. } => {
-                            self.services.update(service)
+                            self.services.update(service, snapshot)
                         }
-                        DiffItem::Remove(name, _) => self.services.remove(name),
+                        DiffItem::Remove(name, _) => self.services.remove(name, snapshot),
                     });
                 }
-                for change in before.workloads.diff(&snapshot.workloads) {
-                    errors.extend(match change {
-                        DiffItem::Add(_, new) => self.destinations.update(None, Some(new)),
-                        DiffItem::Update { old: (_, old), new: (_, new) } => {
-                            self.destinations.update(Some(old), Some(new))
-                        }
-                        DiffItem::Remove(_, old) => self.destinations.update(Some(old), None),
-                    });
+                if errors.is_empty() && self.services.has_failed() {
+                    errors.extend(self.services.retry(snapshot));
+                }
+                if !self.destinations_failed {
+                    let failed = self.update_destinations(&before, snapshot);
+                    self.destinations_failed = !failed.is_empty();
+                    errors.extend(failed);
+                    self.applied = Some(snapshot.clone());
+                    return errors;
                 }
             }
         }
-        // After an error the next call compares everything again.
-        self.applied = errors.is_empty().then(|| snapshot.clone());
+        let failed = self.destinations.replace(snapshot);
+        self.destinations_failed = !failed.is_empty();
+        errors.extend(failed);
+        self.applied = Some(snapshot.clone());
         errors
+    }
+
+    fn update_destinations(&mut self, before: &Snapshot, snapshot: &Snapshot) -> Vec<DatapathError> {
+        let mut errors = Vec::new();
+        for change in before.workloads.diff(&snapshot.workloads) {
+            errors.extend(match change {
+                DiffItem::Add(_, new) => self.destinations.update(None, Some(new)),
+                DiffItem::Update { old: (_, old), new: (_, new) } => {
+                    self.destinations.update(Some(old), Some(new))
+                }
+                DiffItem::Remove(_, old) => self.destinations.update(Some(old), None),
+            });
+        }
+        errors
+    }
+
+    /// Says which addresses the node has, each with its `ADDRESS_*` bits: where node ports are served, and what may not
+    /// be taken for a service's.
+    pub fn set_node_addresses(&mut self, addresses: &[(IpAddr, u32)]) -> Vec<DatapathError> {
+        self.services.set_node_addresses(addresses, self.applied.as_ref())
+    }
+
+    /// Makes a socket of the node's own namespace the one that takes what comes from outside (`ROLE_NODE_*`).
+    pub fn set_node_listener(&mut self, role: u32, socket: BorrowedFd<'_>) -> Result<(), DatapathError> {
+        let key = PodKey { address: [0; 16], selector: role };
+        self.listeners
+            .insert(key, Raw(socket.as_raw_fd()), 0)
+            .map_err(DatapathError::map("write to", map::LISTENERS))
+    }
+
+    /// What the kernel holds for a frontend.
+    pub fn frontend(&self, key: &ServiceKey) -> Option<&mesh_common::abi::Service> {
+        self.services.installed(key)
+    }
+
+    /// Connections that each backend of a service has got through the kernel plane.
+    pub fn connections(&self, service: &ServiceName) -> Vec<BackendCount> {
+        self.services.connections(service)
+    }
+
+    /// Entries of the maps that the agent alone writes.
+    pub fn entries(&self) -> Vec<(&'static str, usize)> {
+        self.services.entries()
+    }
+
+    /// Deletes the affinity entries that have timed out or whose service is gone; walks the whole map.
+    pub fn sweep_affinity(&self) -> Result<(), DatapathError> {
+        affinity::sweep(object::reopen(&self.pins, map::AFFINITY)?, &self.services.affinity_timeouts())
+    }
+
+    /// A handle on the clients that stay with a backend.
+    pub fn affinity(&self) -> Result<AffinityHandle, DatapathError> {
+        object::reopen(&self.pins, map::AFFINITY).map(AffinityHandle::new)
     }
 
     /// Whether [`Self::sweep`] has work.
@@ -258,18 +371,7 @@ impl Datapath {
 
     /// Puts the `sk_lookup` program in force on a namespace; a pinned link gets the new program without a gap.
     pub fn attach_pod(&self, netns_cookie: u64, netns: BorrowedFd<'_>) -> Result<(), DatapathError> {
-        let pin = self.pins.pod(netns_cookie);
-        let name = program::POD_LOOKUP;
-        let error = |source| DatapathError::Attach { program: name, target: pin.clone(), source };
-        let program = self.object.program(name)?;
-        if let Ok(link) = bpf::pinned(&pin)
-            && bpf::link_update(link.as_fd(), program).is_ok()
-        {
-            return Ok(());
-        }
-        pins::remove(&pin)?;
-        let link = bpf::link_create(program, netns, AttachType::SkLookup).map_err(error)?;
-        bpf::pin(link.as_fd(), &pin).map_err(error)
+        self.attach_netns(program::POD_LOOKUP, &self.pins.pod(netns_cookie), netns)
     }
 
     /// Takes the `sk_lookup` program off a namespace.
@@ -289,7 +391,16 @@ impl Datapath {
 
     /// What is attached to the cgroup, asked from the kernel.
     pub fn attachments(&self) -> Vec<Attachment> {
-        self.cgroup.attachments(&self.object, &self.pins)
+        let mut all = self.cgroup.attachments(&self.object, &self.pins);
+        if self.translates {
+            let own = fs::metadata(OWN_NETNS).map(|netns| netns.ino()).unwrap_or(0);
+            let is_misplaced = |link: &LinkInfo| {
+                let is = link.netns_inode();
+                (u64::from(is) != own).then(|| format!("the link is on namespace {is} instead of {own}"))
+            };
+            all.push(Attachment::of(program::NODE_LOOKUP, &self.object, &self.pins, is_misplaced));
+        }
+        all
     }
 
     /// Lets one socket of the agent's own be captured (the self-test); `None` ends that.
@@ -332,6 +443,25 @@ impl CounterReader {
         let sum = |counter: Counter| Some((counter, self.0.get(&(counter as u32), 0).ok()?.iter().sum()));
         Counter::ALL.into_iter().filter_map(sum).collect()
     }
+}
+
+/// The tables of services; with maps of another size there, their ids are taken up.
+fn service_table(object: &mut Object, pins: &Pins, translates: bool) -> Result<ServiceTable, DatapathError> {
+    let addresses = AddressTable::open(object.take(map::ADDRESSES)?, translates)?;
+    let maps = SetMaps {
+        slots: object.take(map::SLOTS)?,
+        members: object.take(map::MEMBERS)?,
+        ranges: object.take(map::RANGES)?,
+    };
+    let previous = match pins.other_sizes(map::SERVICES) {
+        Some(path) => {
+            let old: KernelMap<MapData, ServiceKey, _> = sizes::open(&path, map::SERVICES)?;
+            old.iter().collect::<Result<_, _>>().map_err(DatapathError::map("read", map::SERVICES))?
+        }
+        None => HashMap::new(),
+    };
+    let sets = |installed: &_| SetTable::open(maps, installed);
+    ServiceTable::open(object.take(map::SERVICES)?, sets, addresses, previous)
 }
 
 /// Removes every pin under a folder: the programs leave the cgroup and every pod with them.

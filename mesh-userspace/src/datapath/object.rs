@@ -2,13 +2,13 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use aya::maps::{Map, MapData};
+use aya::maps::Map;
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use mesh_common::names::{map, program};
 
-use super::DatapathError;
 use super::pins::Pins;
+use super::{DatapathError, MapSizes};
 
 /// The object that `cargo xtask build-ebpf` made.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-ebpf.o"));
@@ -20,15 +20,18 @@ pub(super) struct Object {
 
 impl Object {
     /// Loads every program. Maps that are pinned already are taken over as they are, the others are made and pinned.
-    pub(super) fn load(pins: &Pins) -> Result<Self, DatapathError> {
+    pub(super) fn load(pins: &Pins, sizes: &MapSizes) -> Result<Self, DatapathError> {
         let mut loader = EbpfLoader::new();
         // The programs relocate nothing against the kernel's types; reading them all would cost the agent 15 MiB.
         loader.btf(None);
         for name in map::ALL {
             loader.map_pin_path(name, pins.map(name));
         }
+        for (name, entries) in sizes.entries() {
+            loader.map_max_entries(name, entries);
+        }
         let mut ebpf = loader.load(OBJECT).map_err(|error| DatapathError::Load(Box::new(error)))?;
-        for name in program::CGROUP.into_iter().chain([program::POD_LOOKUP]) {
+        for name in program::CGROUP.into_iter().chain(program::NETNS) {
             let program = ebpf.program_mut(name).ok_or(DatapathError::Missing(name))?;
             load_program(program)
                 .map_err(|source| DatapathError::Program { name, source: Box::new(source) })?;
@@ -76,8 +79,7 @@ pub(super) fn reopen<M>(pins: &Pins, name: &'static str) -> Result<M, DatapathEr
 where
     M: TryFrom<Map, Error = aya::maps::MapError>,
 {
-    let open = || M::try_from(Map::from_map_data(MapData::from_pin(pins.map(name))?)?);
-    open().map_err(DatapathError::map("open", name))
+    super::sizes::open(&pins.map(name), name)
 }
 
 #[cfg(test)]
@@ -95,7 +97,7 @@ mod tests {
         expected.sort_unstable();
         assert_eq!(maps, expected);
         let mut programs: Vec<_> = object.programs.keys().map(String::as_str).collect();
-        let mut expected: Vec<_> = program::CGROUP.into_iter().chain([program::POD_LOOKUP]).collect();
+        let mut expected: Vec<_> = program::CGROUP.into_iter().chain(program::NETNS).collect();
         programs.sort_unstable();
         expected.sort_unstable();
         assert_eq!(programs, expected);

@@ -1,7 +1,7 @@
 //! Where things are pinned, and what outlives the agent there.
 //!
 //! ```text
-//! BPFFS/maps-vN/NAME     the maps of layout N
+//! BPFFS/maps-vN/NAME     the maps of layout N (maps-vN-SIZES where their sizes are not the usual ones)
 //! BPFFS/links/PROGRAM    the links of the programs on the cgroup
 //! BPFFS/pods/COOKIE      the sk_lookup link of an enrolled pod's namespace
 //! ```
@@ -13,24 +13,25 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::DatapathError;
+use super::{DatapathError, MapSizes};
 
 /// The folder of one agent in bpffs.
 #[derive(Clone, Debug)]
 pub(super) struct Pins {
     root: PathBuf,
     layout: u32,
+    sizes: String,
 }
 
 impl Pins {
     /// Makes the folders (0700) that are missing.
-    pub(super) fn open(root: &Path, layout: u32) -> Result<Self, DatapathError> {
+    pub(super) fn open(root: &Path, layout: u32, sizes: &MapSizes) -> Result<Self, DatapathError> {
         let existing = root.ancestors().find(|folder| folder.exists()).unwrap_or(root);
         let in_bpffs = statfs(existing).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC);
         if !in_bpffs {
             return Err(DatapathError::NotBpffs(root.to_owned()));
         }
-        let pins = Self { root: root.to_owned(), layout };
+        let pins = Self { root: root.to_owned(), layout, sizes: sizes.suffix() };
         for folder in [pins.maps(), pins.links(), pins.pods()] {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(at(&folder))?;
         }
@@ -38,7 +39,7 @@ impl Pins {
     }
 
     fn maps(&self) -> PathBuf {
-        self.root.join(format!("maps-v{}", self.layout))
+        self.root.join(format!("maps-v{}{}", self.layout, self.sizes))
     }
 
     fn links(&self) -> PathBuf {
@@ -65,6 +66,19 @@ impl Pins {
     pub(super) fn pod_cookies(&self) -> Vec<u64> {
         let entries = fs::read_dir(self.pods()).into_iter().flatten().flatten();
         entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    }
+
+    /// Where a map of this layout stands in another size, left by an agent with other flags.
+    pub(super) fn other_sizes(&self, name: &str) -> Option<PathBuf> {
+        let (own, prefix) = (self.maps(), format!("maps-v{}", self.layout));
+        let is_sized = |rest: &str| rest.is_empty() || rest.starts_with('-');
+        let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
+        let mut folders = entries.filter(|entry| {
+            let folder = entry.file_name();
+            entry.path() != own
+                && folder.to_str().and_then(|name| name.strip_prefix(&prefix)).is_some_and(is_sized)
+        });
+        folders.find_map(|entry| Some(entry.path().join(name)).filter(|path| path.exists()))
     }
 
     /// Removes the maps of every other layout; programs that use them keep them alive until they are gone.

@@ -1,261 +1,297 @@
 //! Services in the kernel: the difference between what it holds and what a snapshot says, written generation by
 //! generation.
 //!
-//! Invariants: the slots of a generation are all there before a service points at it; they are deleted only after every
-//! program that might still read them has ended; an entry that cannot be written leaves the one before in force.
+//! Invariants: the slots of a generation, and the members of its set, are all there before a frontend points at it; they
+//! are deleted only after every program that might still read them has ended; what cannot be written leaves what was
+//! before in force and is tried again; ids survive the agent.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use aya::maps::{HashMap as KernelMap, MapData};
-use mesh_common::abi::{
-    Address, BACKEND_NONE, BACKEND_STRICT, SERVICE_CAPTURE, Service as Installed, ServiceKey, Slot, SlotKey,
-};
+use mesh_common::abi::{Service as Installed, ServiceKey};
 use mesh_common::names::map;
 
-use super::{DatapathError, address_of};
-use crate::model::{Backend, BackendSet, Mode, Protocol, Service, ServiceName, Snapshot};
+use super::DatapathError;
+use super::addresses::AddressTable;
+use super::sets::{BackendCount, SetTable};
+use super::wanted::{PortName, SetName, Wanted, WantedFrontend, wanted};
+use crate::model::{Service, ServiceName, Snapshot};
 
-/// What one (address, port, protocol) should hold.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Frontend {
-    flags: u32,
-    slots: Vec<Slot>,
+/// What stands in the kernel for one service.
+#[derive(Debug, Default)]
+struct Held {
+    keys: Vec<ServiceKey>,
+    sets: Vec<SetName>,
 }
 
-/// The maps `SERVICES` and `SLOTS`, and what the agent knows to be in them.
+/// The map `SERVICES` and what it leads to, and what the agent knows to be in them.
 pub(super) struct ServiceTable {
-    services: KernelMap<MapData, ServiceKey, Installed>,
-    slots: KernelMap<MapData, SlotKey, Slot>,
-    installed: HashMap<ServiceKey, (Installed, Frontend)>,
-    keys: HashMap<ServiceName, Vec<ServiceKey>>,
-    retired: Vec<SlotKey>,
+    map: KernelMap<MapData, ServiceKey, Installed>,
+    sets: SetTable,
+    addresses: AddressTable,
+    node_addresses: Vec<IpAddr>,
+    installed: HashMap<ServiceKey, Installed>,
+    owners: HashMap<ServiceKey, ServiceName>,
+    held: HashMap<ServiceName, Held>,
+    affinity_ids: HashMap<PortName, u32>,
+    /// Services whose source ranges depend on the node's addresses.
+    ranged: BTreeSet<ServiceName>,
+    /// Services that are not in the kernel as they should be.
+    failed: BTreeSet<ServiceName>,
+    /// What the maps held before the first snapshot: whose ids services take up again.
+    before: HashMap<ServiceKey, Installed>,
     next_id: u32,
 }
 
 impl ServiceTable {
-    /// Reads what the maps hold; slots that no service points at (an agent was killed while it wrote) are deleted.
+    /// Takes over what the map holds. Ids of services that stand in `previous` alone (maps of another size) are taken up
+    /// as well.
     pub(super) fn open(
-        services: KernelMap<MapData, ServiceKey, Installed>,
-        mut slots: KernelMap<MapData, SlotKey, Slot>,
+        map: KernelMap<MapData, ServiceKey, Installed>,
+        sets: impl FnOnce(&HashMap<ServiceKey, Installed>) -> Result<SetTable, DatapathError>,
+        addresses: AddressTable,
+        previous: HashMap<ServiceKey, Installed>,
     ) -> Result<Self, DatapathError> {
-        let mut by_id: HashMap<(u32, u32), Vec<Option<Slot>>> = HashMap::new();
-        let mut installed = HashMap::new();
-        for entry in &services {
-            let (key, value) = entry.map_err(DatapathError::map("read", map::SERVICES))?;
-            by_id.insert((value.id, value.generation), vec![None; value.slots as usize]);
-            installed.insert(key, value);
-        }
-        let mut orphans = Vec::new();
-        for entry in &slots {
-            let (key, slot) = entry.map_err(DatapathError::map("read", map::SLOTS))?;
-            let place = by_id
-                .get_mut(&(key.service, key.generation))
-                .and_then(|slots| slots.get_mut(key.slot as usize));
-            match place {
-                Some(place) => *place = Some(slot),
-                None => orphans.push(key),
-            }
-        }
-        for key in orphans {
-            slots.remove(&key).map_err(DatapathError::map("delete from", map::SLOTS))?;
-        }
-        let next_id = installed.values().map(|value| value.id).max().unwrap_or(0) + 1;
-        let installed = installed
-            .into_iter()
-            .map(|(key, value)| {
-                // A slot that is missing makes the entry differ from every wanted one, so that it is written anew.
-                let slots = by_id.remove(&(value.id, value.generation)).unwrap_or_default();
-                let slots = slots.into_iter().collect::<Option<Vec<_>>>().unwrap_or_default();
-                (key, (value, Frontend { flags: value.flags, slots }))
-            })
-            .collect();
-        Ok(Self { services, slots, installed, keys: HashMap::new(), retired: Vec::new(), next_id })
+        let installed: HashMap<_, _> =
+            map.iter().collect::<Result<_, _>>().map_err(DatapathError::map("read", map::SERVICES))?;
+        let mut before = previous;
+        before.extend(installed.iter().map(|(key, value)| (*key, *value)));
+        let ids = before.values().flat_map(|value| [value.id, value.affinity_id]);
+        let next_id = ids.max().unwrap_or(0) + 1;
+        Ok(Self {
+            map,
+            sets: sets(&installed)?,
+            addresses,
+            node_addresses: Vec::new(),
+            installed,
+            owners: HashMap::new(),
+            held: HashMap::new(),
+            affinity_ids: HashMap::new(),
+            ranged: BTreeSet::new(),
+            failed: BTreeSet::new(),
+            before,
+            next_id,
+        })
     }
 
     /// Makes the kernel hold what `snapshot` says, whatever it held.
     pub(super) fn replace(&mut self, snapshot: &Snapshot) -> Vec<DatapathError> {
-        let mut stale: HashSet<ServiceKey> = self.installed.keys().copied().collect();
         let mut errors = Vec::new();
-        self.keys.clear();
         for service in snapshot.services.values() {
-            errors.extend(self.update(service));
-            for key in self.keys.get(&service.name).into_iter().flatten() {
-                stale.remove(key);
-            }
+            errors.extend(self.update(service, snapshot));
         }
-        errors.extend(stale.into_iter().filter_map(|key| self.remove_key(&key).err()));
+        let gone: Vec<_> =
+            self.held.keys().filter(|name| !snapshot.services.contains_key(*name)).cloned().collect();
+        errors.extend(gone.iter().flat_map(|name| self.remove(name, snapshot)));
+        let stale: Vec<_> =
+            self.installed.keys().filter(|key| !self.owners.contains_key(*key)).copied().collect();
+        errors.extend(stale.iter().filter_map(|key| self.remove_key(key).err()));
+        self.before = HashMap::new();
+        self.sets.retire_left();
+        errors.extend(self.addresses.settle());
+        errors
+    }
+
+    /// Tries again what could not be written.
+    pub(super) fn retry(&mut self, snapshot: &Snapshot) -> Vec<DatapathError> {
+        let failed = std::mem::take(&mut self.failed);
+        self.update_all(failed, snapshot)
+    }
+
+    /// The node's own addresses have changed.
+    pub(super) fn set_node_addresses(
+        &mut self,
+        addresses: &[(IpAddr, u32)],
+        snapshot: Option<&Snapshot>,
+    ) -> Vec<DatapathError> {
+        let mut errors = self.addresses.set_node(addresses);
+        let own = addresses.iter().map(|(address, _)| *address).collect();
+        if std::mem::replace(&mut self.node_addresses, own) != self.node_addresses
+            && let Some(snapshot) = snapshot
+        {
+            errors.extend(self.update_all(self.ranged.clone(), snapshot));
+        }
+        errors
+    }
+
+    fn update_all(&mut self, names: BTreeSet<ServiceName>, snapshot: &Snapshot) -> Vec<DatapathError> {
+        let mut errors = Vec::new();
+        for name in names {
+            errors.extend(match snapshot.services.get(&name) {
+                Some(service) => self.update(service, snapshot),
+                None => self.remove(&name, snapshot),
+            });
+        }
         errors
     }
 
     /// Writes one service; its ports and addresses that went are removed.
-    pub(super) fn update(&mut self, service: &Service) -> Vec<DatapathError> {
-        let mut errors = Vec::new();
-        let wanted = frontends(service);
-        let before = self.keys.remove(&service.name).unwrap_or_default();
-        let keys: Vec<ServiceKey> = wanted.iter().map(|(key, _)| *key).collect();
-        for key in before.into_iter().filter(|key| !keys.contains(key)) {
-            errors.extend(self.remove_key(&key).err());
+    pub(super) fn update(&mut self, service: &Service, snapshot: &Snapshot) -> Vec<DatapathError> {
+        let name = &service.name;
+        let wanted = wanted(service, snapshot, &self.node_addresses);
+        let mut errors = self.addresses.set(name, &wanted.addresses);
+        let before = self.held.remove(name).unwrap_or_default();
+        if service.external.source_ranges.is_empty() {
+            self.ranged.remove(name);
+        } else {
+            self.ranged.insert(name.clone());
         }
-        for (key, frontend) in wanted {
-            errors.extend(self.write(key, frontend).err());
+        for (set, held) in &wanted.sets {
+            if !self.sets.contains(set) {
+                let (known, fresh) = (self.known_id(set, &wanted), self.next_id);
+                if self.sets.adopt(set, known.unwrap_or(fresh)) == fresh {
+                    self.next_id = fresh.wrapping_add(1).max(1);
+                }
+            }
+            errors.extend(self.sets.write(set, held).err());
         }
-        self.keys.insert(service.name.clone(), keys);
+        for (key, frontend) in &wanted.frontends {
+            errors.extend(self.write(*key, frontend, name).err());
+        }
+        errors.extend(self.remove_keys(
+            &before.keys,
+            |key| wanted.frontends.contains_key(key),
+            name,
+            snapshot,
+        ));
+        if errors.is_empty() {
+            // Every frontend points to the newest generation.
+            wanted.sets.keys().for_each(|set| self.sets.retire_superseded(set));
+            self.failed.remove(name);
+        } else {
+            self.failed.insert(name.clone());
+        }
+        before.sets.iter().filter(|set| !wanted.sets.contains_key(set)).for_each(|set| self.sets.retire(set));
+        let Wanted { sets, frontends, .. } = wanted;
+        let held = Held { keys: frontends.into_keys().collect(), sets: sets.into_keys().collect() };
+        self.held.insert(name.clone(), held);
         errors
     }
 
-    /// Removes one service.
-    pub(super) fn remove(&mut self, name: &ServiceName) -> Vec<DatapathError> {
-        let keys = self.keys.remove(name).unwrap_or_default();
-        keys.iter().filter_map(|key| self.remove_key(key).err()).collect()
+    /// Removes one service. Frontends that another service claims as well are given to that one.
+    pub(super) fn remove(&mut self, name: &ServiceName, snapshot: &Snapshot) -> Vec<DatapathError> {
+        let held = self.held.remove(name).unwrap_or_default();
+        let mut errors = self.addresses.set(name, &[]);
+        errors.extend(self.remove_keys(&held.keys, |_| false, name, snapshot));
+        for set in held.sets {
+            self.sets.retire(&set);
+            self.affinity_ids.remove(&set.port);
+        }
+        self.ranged.remove(name);
+        self.failed.remove(name);
+        errors
     }
 
-    fn write(&mut self, key: ServiceKey, wanted: Frontend) -> Result<(), DatapathError> {
-        let before = self.installed.get(&key);
-        if before.is_some_and(|(_, held)| *held == wanted) {
-            return Ok(());
-        }
-        let count = u32::try_from(wanted.slots.len()).expect("fewer than 2^32 backends");
-        let value = match before {
-            Some((held, _)) => Installed {
-                generation: held.generation.wrapping_add(1),
-                slots: count,
-                flags: wanted.flags,
-                ..*held
-            },
-            None => Installed {
-                id: self.unused_id(),
-                generation: 1,
-                slots: count,
-                flags: wanted.flags,
-                affinity_id: 0,
-                affinity_seconds: 0,
-            },
-        };
-        self.write_slots(&value, &wanted.slots)?;
-        if let Err(source) = self.services.insert(key, value, 0) {
-            self.delete_slots(&value);
-            return Err(DatapathError::map("write to", map::SERVICES)(source));
-        }
-        if let Some((old, _)) = self.installed.insert(key, (value, wanted)) {
-            self.retire(&old);
-        }
-        Ok(())
-    }
-
-    fn write_slots(&mut self, value: &Installed, slots: &[Slot]) -> Result<(), DatapathError> {
-        for (slot, index) in slots.iter().zip(0..) {
-            if let Err(source) = self.slots.insert(slot_key(value, index), slot, 0) {
-                self.delete_slots(value);
-                return Err(DatapathError::map("write to", map::SLOTS)(source));
+    fn remove_keys(
+        &mut self,
+        keys: &[ServiceKey],
+        stays: impl Fn(&ServiceKey) -> bool,
+        owner: &ServiceName,
+        snapshot: &Snapshot,
+    ) -> Vec<DatapathError> {
+        let (mut errors, mut heirs) = (Vec::new(), BTreeSet::new());
+        for key in keys.iter().filter(|key| !stays(key)) {
+            if self.owners.get(key) != Some(owner) {
+                continue;
+            }
+            let heir = snapshot.frontends.get(&super::wanted::frontend_of(key));
+            match heir.filter(|heir| heir.name != *owner) {
+                // It overwrites the entry.
+                Some(heir) => drop(heirs.insert(heir.name.clone())),
+                None => errors.extend(self.remove_key(key).err()),
             }
         }
-        Ok(())
+        errors.extend(self.update_all(heirs, snapshot));
+        errors
     }
 
-    /// Takes back a generation that never came into force.
-    fn delete_slots(&mut self, value: &Installed) {
-        for index in 0..value.slots {
-            // Some were never written.
-            let _ = self.slots.remove(&slot_key(value, index));
+    fn write(
+        &mut self,
+        key: ServiceKey,
+        wanted: &WantedFrontend,
+        owner: &ServiceName,
+    ) -> Result<(), DatapathError> {
+        let (id, generation, slots) = self.sets.current(&wanted.set);
+        let affinity_id = self.affinity_id(&wanted.set.port, &key);
+        let (flags, affinity_seconds) = (wanted.flags, wanted.affinity_seconds);
+        let value = Installed { id, generation, slots, flags, affinity_id, affinity_seconds };
+        if self.installed.get(&key) != Some(&value) {
+            self.map.insert(key, value, 0).map_err(DatapathError::map("write to", map::SERVICES))?;
+            self.installed.insert(key, value);
         }
+        if self.owners.get(&key) != Some(owner) {
+            self.owners.insert(key, owner.clone());
+        }
+        Ok(())
     }
 
     fn remove_key(&mut self, key: &ServiceKey) -> Result<(), DatapathError> {
-        let Some((value, _)) = self.installed.get(key).cloned() else { return Ok(()) };
-        self.services.remove(key).map_err(DatapathError::map("delete from", map::SERVICES))?;
-        self.installed.remove(key);
-        self.retire(&value);
+        if self.installed.contains_key(key) {
+            self.map.remove(key).map_err(DatapathError::map("delete from", map::SERVICES))?;
+            self.installed.remove(key);
+        }
+        self.owners.remove(key);
         Ok(())
     }
 
-    fn retire(&mut self, value: &Installed) {
-        self.retired.extend((0..value.slots).map(|index| slot_key(value, index)));
+    /// The id under which an earlier agent kept a set: that of one of its frontends.
+    fn known_id(&self, set: &SetName, wanted: &Wanted) -> Option<u32> {
+        let own = wanted.frontends.iter().filter(|(_, frontend)| frontend.set == *set);
+        own.filter_map(|(key, _)| self.before.get(key))
+            .map(|value| value.id)
+            .find(|id| self.sets.is_free(*id))
+    }
+
+    fn affinity_id(&mut self, port: &PortName, key: &ServiceKey) -> u32 {
+        if let Some(id) = self.affinity_ids.get(port) {
+            return *id;
+        }
+        let known = self.before.get(key).map(|value| value.affinity_id).filter(|id| *id != 0);
+        let id = known.unwrap_or_else(|| {
+            let id = self.next_id;
+            self.next_id = id.wrapping_add(1).max(1);
+            id
+        });
+        self.affinity_ids.insert(port.clone(), id);
+        id
+    }
+
+    /// The value that a frontend has in the kernel.
+    pub(super) fn installed(&self, key: &ServiceKey) -> Option<&Installed> {
+        self.installed.get(key)
+    }
+
+    /// Timeouts of the affinity ids in use, in seconds.
+    pub(super) fn affinity_timeouts(&self) -> HashMap<u32, u32> {
+        let kept = self.installed.values().filter(|value| value.affinity_seconds > 0);
+        kept.map(|value| (value.affinity_id, value.affinity_seconds)).collect()
+    }
+
+    /// Connections that each backend of a service has got, in each of its sets.
+    pub(super) fn connections(&self, name: &ServiceName) -> Vec<BackendCount> {
+        let sets = self.held.get(name).into_iter().flat_map(|held| &held.sets);
+        sets.flat_map(|set| self.sets.connections(set)).collect()
+    }
+
+    /// Entries of each map, as the agent knows them.
+    pub(super) fn entries(&self) -> Vec<(&'static str, usize)> {
+        let own = [(map::SERVICES, self.installed.len()), (map::ADDRESSES, self.addresses.len())];
+        own.into_iter().chain(self.sets.entries()).collect()
+    }
+
+    /// Whether something is not as it should be.
+    pub(super) fn has_failed(&self) -> bool {
+        !self.failed.is_empty()
     }
 
     /// Whether [`Self::sweep`] has work.
     pub(super) const fn has_retired(&self) -> bool {
-        !self.retired.is_empty()
+        self.sets.has_retired()
     }
 
-    /// Deletes the slots of generations that are out of force, once no program can still be reading them.
+    /// Deletes what is out of force, once no program can still be reading it.
     pub(super) fn sweep(&mut self) {
-        if self.retired.is_empty() {
-            return;
-        }
-        wait_for_programs();
-        for key in std::mem::take(&mut self.retired) {
-            // One that is gone already is what was wanted.
-            let _ = self.slots.remove(&key);
-        }
-    }
-
-    fn unused_id(&mut self) -> u32 {
-        let id = self.next_id;
-        self.next_id = self.next_id.checked_add(1).unwrap_or(1);
-        id
-    }
-}
-
-/// Returns when every program that was running has ended: programs on cgroups run inside an RCU read section, and
-/// `MEMBARRIER_CMD_GLOBAL` waits for one grace period (membarrier(2), kernel/sched/membarrier.c).
-fn wait_for_programs() {
-    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
-    // SAFETY: takes two integers. It cannot fail on a kernel with CONFIG_MEMBARRIER; where it does, the worst is a
-    // connect that finds its slot gone and is refused.
-    unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0) };
-}
-
-const fn slot_key(value: &Installed, slot: u32) -> SlotKey {
-    SlotKey { service: value.id, generation: value.generation, slot }
-}
-
-/// What the kernel should hold for a service.
-fn frontends(service: &Service) -> Vec<(ServiceKey, Frontend)> {
-    let mut frontends = Vec::new();
-    for port in service.ports.iter().filter(|port| port.protocol != Protocol::Sctp) {
-        for address in &service.addresses {
-            let key = ServiceKey {
-                address: address_of(*address),
-                port: port.port,
-                protocol: port.protocol.number(),
-                scope: 0,
-            };
-            frontends.push((key, frontend(port.route.backends(*address))));
-        }
-    }
-    frontends
-}
-
-fn frontend(set: &BackendSet) -> Frontend {
-    let slots = set
-        .table()
-        .slots()
-        .iter()
-        .zip(set.backends())
-        .map(|(draw, backend)| {
-            let (address, port, flags) = destination(backend);
-            Slot {
-                threshold: draw.threshold,
-                alias: draw.alias,
-                address,
-                port,
-                flags,
-                pad: 0,
-                connections: 0,
-            }
-        })
-        .collect();
-    Frontend { flags: if set.needs_agent() { SERVICE_CAPTURE } else { 0 }, slots }
-}
-
-fn destination(backend: &Backend) -> (Address, u16, u16) {
-    match &backend.endpoint {
-        None => (address_of(IpAddr::from([0, 0, 0, 0])), 0, BACKEND_NONE),
-        Some(endpoint) => {
-            let strict = endpoint.enrolled && endpoint.mode == Mode::Strict;
-            let flags = if strict { BACKEND_STRICT } else { 0 };
-            (address_of(endpoint.address.ip()), endpoint.address.port(), flags)
-        }
+        self.sets.sweep();
     }
 }

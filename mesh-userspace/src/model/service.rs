@@ -122,6 +122,11 @@ impl BackendSet {
         &self.table
     }
 
+    /// Whether there is nothing to pick from.
+    pub const fn is_empty(&self) -> bool {
+        self.backends.is_empty()
+    }
+
     /// The member that a random number picks.
     pub fn pick(&self, random: u64) -> Option<&Backend> {
         self.table.pick(random).map(|index| &self.backends[index])
@@ -347,18 +352,17 @@ impl Service {
 
     /// All that clients can ask for to reach it.
     pub fn frontends(&self) -> impl Iterator<Item = Frontend> {
+        let carried = self.ports.iter().filter(|port| port.protocol != Protocol::Sctp);
+        carried.flat_map(|port| self.frontends_of(port))
+    }
+
+    /// All that clients can ask for to reach one of its ports.
+    pub fn frontends_of(&self, port: &ServicePort) -> impl Iterator<Item = Frontend> {
         let External { addresses, load_balancer, .. } = &self.external;
-        self.ports.iter().filter(|port| port.protocol != Protocol::Sctp).flat_map(move |port| {
-            let own = self.addresses.iter().chain(addresses).chain(load_balancer);
-            let own = own.map(|&address| Frontend {
-                address: Some(address),
-                port: port.port,
-                protocol: port.protocol,
-            });
-            let node_port =
-                port.node_port.map(|port_| Frontend { address: None, port: port_, protocol: port.protocol });
-            own.chain(node_port)
-        })
+        let (number, node_port, protocol) = (port.port, port.node_port, port.protocol);
+        let own = self.addresses.iter().chain(addresses).chain(load_balancer);
+        let own = own.map(move |&address| Frontend { address: Some(address), port: number, protocol });
+        own.chain(node_port.map(|port| Frontend { address: None, port, protocol }))
     }
 
     /// The port with this number and protocol.
