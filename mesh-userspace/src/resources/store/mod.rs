@@ -67,6 +67,9 @@ pub struct Translator {
     service_claims: Claims<ServiceName, Frontend>,
     object_notices: BTreeMap<ObjectRef, Vec<Notice>>,
     route_notices: BTreeMap<ServiceName, Vec<Notice>>,
+    /// All of them as they were last told, and whether they became different.
+    notices: Arc<[Notice]>,
+    notices_changed: bool,
 }
 
 /// What a batch of changes concerns, step by step.
@@ -103,11 +106,14 @@ impl Translator {
             service_claims: Claims::default(),
             object_notices: BTreeMap::new(),
             route_notices: BTreeMap::new(),
+            notices: Arc::default(),
+            notices_changed: false,
         }
     }
 
-    /// Carries out the changes; returns the snapshot and everything there is to say about the objects now in force.
-    pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> (Snapshot, Vec<Notice>) {
+    /// Carries out the changes; returns the snapshot and everything there is to say about the objects now in force. Both
+    /// are the same as before where they did not become different.
+    pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> (Snapshot, Arc<[Notice]>) {
         let mut dirty = Dirty::default();
         let mut changed = false;
         for change in changes {
@@ -124,13 +130,12 @@ impl Translator {
         if changed {
             self.snapshot.generation += 1;
         }
-        (self.snapshot.clone(), self.notices())
-    }
-
-    fn notices(&self) -> Vec<Notice> {
-        let of_objects = self.object_notices.values().flatten();
-        let conflicts = self.conflicts();
-        of_objects.chain(self.route_notices.values().flatten()).cloned().chain(conflicts).collect()
+        let conflicts_changed = self.workload_claims.take_changed() | self.service_claims.take_changed();
+        if std::mem::take(&mut self.notices_changed) | conflicts_changed {
+            let own = self.object_notices.values().chain(self.route_notices.values()).flatten();
+            self.notices = own.cloned().chain(self.conflicts()).collect();
+        }
+        (self.snapshot.clone(), Arc::clone(&self.notices))
     }
 
     /// Addresses that more than one object says it has.
@@ -159,7 +164,7 @@ impl Translator {
         }
         if let Some(old) = &old {
             self.index(&reference, old, false, dirty);
-            self.object_notices.remove(&reference);
+            self.notices_changed |= self.object_notices.remove(&reference).is_some();
         }
         match object {
             Some(object) => {
@@ -167,6 +172,7 @@ impl Translator {
                 let mut notices = lint(&object, &self.snapshot.mesh.root_namespace);
                 notices.extend(self.foreign_hosts(&reference, &object));
                 if !notices.is_empty() {
+                    self.notices_changed = true;
                     self.object_notices.insert(reference.clone(), notices);
                 }
                 self.objects.insert(reference, object);
@@ -378,10 +384,13 @@ impl Translator {
                 None => (None, rules_without_service(&name, &rules), BTreeSet::new()),
             };
             self.route_users.set(&name, uses);
-            if notices.is_empty() {
-                self.route_notices.remove(&name);
-            } else {
-                self.route_notices.insert(name.clone(), notices);
+            if self.route_notices.get(&name).map_or(&[][..], Vec::as_slice) != notices {
+                self.notices_changed = true;
+                if notices.is_empty() {
+                    self.route_notices.remove(&name);
+                } else {
+                    self.route_notices.insert(name.clone(), notices);
+                }
             }
             let old = self.snapshot.services.get(&name);
             if old.map(|old| &**old) == service.as_ref() {

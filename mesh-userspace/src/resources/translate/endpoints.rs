@@ -1,4 +1,4 @@
-//! The endpoints that a service port is said to have: from its EndpointSlices as kube-proxy reads them
+//! The endpoints that a service port is said to have: from its `EndpointSlice`s as kube-proxy reads them
 //! (pkg/proxy/endpointslicecache.go, v1.36), or from Pods as Kubernetes' own controller would make slices of them.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -167,7 +167,7 @@ fn member(address: SocketAddr, state: EndpointState, workload: Option<&Arc<Workl
     Member { endpoint, workload: workload.map(Arc::clone), hints: None }
 }
 
-/// What the EndpointSlice controller would write, for manifests without slices.
+/// What the `EndpointSlice` controller would write, for manifests without slices.
 fn from_pods(wanted: Wanted<'_>, cluster: &impl Cluster, uses: &mut BTreeSet<Dependency>) -> Vec<Listed> {
     let Some(selector) = &wanted.spec.selector else { return Vec::new() };
     let Some((key, value)) = selector.first_key_value() else { return Vec::new() };

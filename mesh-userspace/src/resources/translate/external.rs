@@ -176,8 +176,7 @@ mod tests {
             ("an empty one", vec![], Some(" "), vec![], 0),
         ];
         for (name, ranges, annotation, wanted, bad) in cases {
-            let annotations =
-                annotation.map(|text| json!({ SOURCE_RANGES: text })).unwrap_or_else(|| json!({}));
+            let annotations = annotation.map_or_else(|| json!({}), |text| json!({ SOURCE_RANGES: text }));
             let service: Service = serde_json::from_value(json!({
                 "apiVersion": "v1", "kind": "Service", "metadata": {"name": "a", "annotations": annotations},
                 "spec": {"loadBalancerSourceRanges": ranges},
