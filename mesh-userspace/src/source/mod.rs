@@ -38,7 +38,7 @@ pub struct Reports {
     /// What could not be read; the last good state of it is in force.
     pub problems: Vec<Problem>,
     /// What was read and is not carried out as written.
-    pub notices: Vec<Notice>,
+    pub notices: Arc<[Notice]>,
     /// Objects of kinds that are no concern of a mesh.
     pub ignored: usize,
 }
@@ -131,6 +131,9 @@ fn log_new(old: &Reports, new: &Reports) {
             reason = problem.reason,
             "object rejected, its last good state stays"
         );
+    }
+    if Arc::ptr_eq(&old.notices, &new.notices) {
+        return;
     }
     let known: BTreeSet<&Notice> = old.notices.iter().collect();
     for notice in new.notices.iter().filter(|notice| !known.contains(notice)) {

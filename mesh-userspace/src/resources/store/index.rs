@@ -58,17 +58,27 @@ pub(super) struct Claims<N, A = IpAddr> {
     claimants: HashMap<A, BTreeSet<N>>,
     addresses: HashMap<N, Vec<A>>,
     contested: BTreeSet<A>,
+    /// Whether what is contested, or by whom, became different.
+    changed: bool,
 }
 
 impl<N, A> Default for Claims<N, A> {
     fn default() -> Self {
-        Self { claimants: HashMap::new(), addresses: HashMap::new(), contested: BTreeSet::new() }
+        Self {
+            claimants: HashMap::new(),
+            addresses: HashMap::new(),
+            contested: BTreeSet::new(),
+            changed: false,
+        }
     }
 }
 
 impl<N: Clone + Ord + Hash, A: Copy + Ord + Hash> Claims<N, A> {
     /// Says anew which addresses someone has.
     pub(super) fn set(&mut self, name: &N, addresses: Vec<A>) {
+        if self.addresses.get(name).map_or(&[][..], Vec::as_slice) == addresses {
+            return;
+        }
         for address in self.addresses.remove(name).unwrap_or_default() {
             set(&mut self.claimants, address, name.clone(), false);
             self.note_contest(address);
@@ -85,9 +95,15 @@ impl<N: Clone + Ord + Hash, A: Copy + Ord + Hash> Claims<N, A> {
     fn note_contest(&mut self, address: A) {
         if self.claimants.get(&address).is_some_and(|names| names.len() > 1) {
             self.contested.insert(address);
+            self.changed = true;
         } else {
-            self.contested.remove(&address);
+            self.changed |= self.contested.remove(&address);
         }
+    }
+
+    /// Whether [`Self::conflicts`] may have become different since this was asked last.
+    pub(super) fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
     }
 
     /// Whose the address is.

@@ -1,7 +1,7 @@
 //! The objects that are in force, and the snapshot made of them.
 //!
-//! A change is carried through in four steps, each of which passes on only what really became different: objects into
-//! the indexes, pods into workloads, services into endpoints, rules into routes. What is not concerned keeps its `Arc`.
+//! A change is carried through in five steps, each of which passes on only what really became different: objects into
+//! the indexes, nodes into zones, pods into workloads, services into endpoints, rules into routes. What is not concerned keeps its `Arc`.
 //!
 //! Invariant: the outcome depends on the set of objects alone, never on the order in which they came.
 
@@ -9,7 +9,7 @@ mod index;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -18,11 +18,15 @@ use k8s_openapi::api::core::v1::Pod;
 
 use self::index::{Claims, Users};
 use super::lint::lint;
+use super::translate::node::{local_node, zone};
 use super::translate::route::{Destinations, resolve_host, routed};
 use super::translate::service::{Cluster, Dependency, Label, PlainService, plain_service};
+use super::translate::topology::Here;
 use super::translate::workload::{peer_policy, workload};
 use super::{Kind, Notice, Object, ObjectRef, Severity, VirtualService};
-use crate::model::{Frontend, MeshConfig, Service, ServiceName, Snapshot, Workload, WorkloadUid};
+use crate::model::{
+    Frontend, LocalNode, MeshConfig, NodeName, Service, ServiceName, Snapshot, Workload, WorkloadUid,
+};
 use crate::policy::peer_authentication::PeerPolicy;
 
 /// The label that names an `EndpointSlice`'s service.
@@ -54,17 +58,24 @@ pub struct Translator {
     virtual_services: HashMap<ServiceName, ByAge>,
     destination_rules: HashMap<ServiceName, ByAge>,
     plain: HashMap<ServiceName, PlainService>,
+    /// Those of [`Self::plain`] whose endpoints are chosen by zone.
+    zonal: HashSet<ServiceName>,
+    zones: HashMap<NodeName, Arc<str>>,
     endpoint_users: Users<Dependency>,
     route_users: Users<ServiceName>,
     workload_claims: Claims<WorkloadUid>,
     service_claims: Claims<ServiceName, Frontend>,
     object_notices: BTreeMap<ObjectRef, Vec<Notice>>,
     route_notices: BTreeMap<ServiceName, Vec<Notice>>,
+    /// All of them as they were last told, and whether they became different.
+    notices: Arc<[Notice]>,
+    notices_changed: bool,
 }
 
 /// What a batch of changes concerns, step by step.
 #[derive(Debug, Default)]
 struct Dirty {
+    nodes: BTreeSet<NodeName>,
     pods: BTreeSet<WorkloadUid>,
     dependencies: BTreeSet<Dependency>,
     addresses: BTreeSet<IpAddr>,
@@ -87,17 +98,22 @@ impl Translator {
             virtual_services: HashMap::new(),
             destination_rules: HashMap::new(),
             plain: HashMap::new(),
+            zonal: HashSet::new(),
+            zones: HashMap::new(),
             endpoint_users: Users::default(),
             route_users: Users::default(),
             workload_claims: Claims::default(),
             service_claims: Claims::default(),
             object_notices: BTreeMap::new(),
             route_notices: BTreeMap::new(),
+            notices: Arc::default(),
+            notices_changed: false,
         }
     }
 
-    /// Carries out the changes; returns the snapshot and everything there is to say about the objects now in force.
-    pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> (Snapshot, Vec<Notice>) {
+    /// Carries out the changes; returns the snapshot and everything there is to say about the objects now in force. Both
+    /// are the same as before where they did not become different.
+    pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> (Snapshot, Arc<[Notice]>) {
         let mut dirty = Dirty::default();
         let mut changed = false;
         for change in changes {
@@ -107,19 +123,19 @@ impl Translator {
             };
             changed |= self.replace(reference, object, &mut dirty);
         }
+        self.rebuild_nodes(&mut dirty);
         self.rebuild_workloads(&mut dirty);
         self.rebuild_endpoints(&mut dirty);
         self.rebuild_routes(&dirty);
         if changed {
             self.snapshot.generation += 1;
         }
-        (self.snapshot.clone(), self.notices())
-    }
-
-    fn notices(&self) -> Vec<Notice> {
-        let of_objects = self.object_notices.values().flatten();
-        let conflicts = self.conflicts();
-        of_objects.chain(self.route_notices.values().flatten()).cloned().chain(conflicts).collect()
+        let conflicts_changed = self.workload_claims.take_changed() | self.service_claims.take_changed();
+        if std::mem::take(&mut self.notices_changed) | conflicts_changed {
+            let own = self.object_notices.values().chain(self.route_notices.values()).flatten();
+            self.notices = own.cloned().chain(self.conflicts()).collect();
+        }
+        (self.snapshot.clone(), Arc::clone(&self.notices))
     }
 
     /// Addresses that more than one object says it has.
@@ -148,7 +164,7 @@ impl Translator {
         }
         if let Some(old) = &old {
             self.index(&reference, old, false, dirty);
-            self.object_notices.remove(&reference);
+            self.notices_changed |= self.object_notices.remove(&reference).is_some();
         }
         match object {
             Some(object) => {
@@ -156,6 +172,7 @@ impl Translator {
                 let mut notices = lint(&object, &self.snapshot.mesh.root_namespace);
                 notices.extend(self.foreign_hosts(&reference, &object));
                 if !notices.is_empty() {
+                    self.notices_changed = true;
                     self.object_notices.insert(reference.clone(), notices);
                 }
                 self.objects.insert(reference, object);
@@ -219,10 +236,10 @@ impl Translator {
                     dirty.pods.extend(pods.into_iter().flatten().cloned());
                 }
             }
-            Object::VirtualService(_)
-            | Object::Node(_)
-            | Object::ServiceAccount(_)
-            | Object::Unsupported(_) => {}
+            Object::Node(_) => {
+                dirty.nodes.insert(NodeName::new(Arc::clone(&reference.name)));
+            }
+            Object::VirtualService(_) | Object::ServiceAccount(_) | Object::Unsupported(_) => {}
         }
     }
 
@@ -248,6 +265,32 @@ impl Translator {
             self.pods.remove(&uid);
         }
         dirty.pods.insert(uid);
+    }
+
+    fn rebuild_nodes(&mut self, dirty: &mut Dirty) {
+        for name in std::mem::take(&mut dirty.nodes) {
+            let reference = ObjectRef::new(Kind::Node, "", name.as_str());
+            let node = match self.objects.get(&reference).map(|object| &**object) {
+                Some(Object::Node(node)) => Some(node),
+                _ => None,
+            };
+            let new_zone: Option<Arc<str>> = node.and_then(|node| zone(node)).map(Into::into);
+            let is_local = self.snapshot.mesh.node.as_ref() == Some(&name);
+            let local = is_local.then(|| node.map_or_else(LocalNode::default, |node| local_node(node)));
+            if self.zones.get(&name) != new_zone.as_ref() {
+                match new_zone {
+                    Some(zone) => self.zones.insert(name.clone(), zone),
+                    None => self.zones.remove(&name),
+                };
+                dirty.dependencies.insert(Dependency::Zone(name));
+                if is_local {
+                    dirty.destinations.extend(self.zonal.iter().cloned());
+                }
+            }
+            if let Some(local) = local.filter(|local| *local != *self.snapshot.node) {
+                self.snapshot.node = Arc::new(local);
+            }
+        }
     }
 
     fn rebuild_workloads(&mut self, dirty: &mut Dirty) {
@@ -304,6 +347,11 @@ impl Translator {
             if self.plain.get(&name) == new.as_ref() {
                 continue;
             }
+            if new.as_ref().is_some_and(PlainService::minds_the_zone) {
+                self.zonal.insert(name.clone());
+            } else {
+                self.zonal.remove(&name);
+            }
             match new {
                 Some(new) => self.plain.insert(name.clone(), new),
                 None => self.plain.remove(&name),
@@ -336,10 +384,13 @@ impl Translator {
                 None => (None, rules_without_service(&name, &rules), BTreeSet::new()),
             };
             self.route_users.set(&name, uses);
-            if notices.is_empty() {
-                self.route_notices.remove(&name);
-            } else {
-                self.route_notices.insert(name.clone(), notices);
+            if self.route_notices.get(&name).map_or(&[][..], Vec::as_slice) != notices {
+                self.notices_changed = true;
+                if notices.is_empty() {
+                    self.route_notices.remove(&name);
+                } else {
+                    self.route_notices.insert(name.clone(), notices);
+                }
             }
             let old = self.snapshot.services.get(&name);
             if old.map(|old| &**old) == service.as_ref() {
@@ -434,9 +485,17 @@ impl Cluster for Translator {
         })
         .collect()
     }
+
+    fn zone(&self, node: &NodeName) -> Option<&Arc<str>> {
+        self.zones.get(node)
+    }
 }
 
 impl Destinations for Translator {
+    fn here(&self) -> Here<'_> {
+        Here { node: self.snapshot.mesh.node.as_ref(), zone: self.snapshot.node.zone.as_deref() }
+    }
+
     fn service(&self, name: &ServiceName) -> Option<&PlainService> {
         self.plain.get(name)
     }

@@ -1,5 +1,8 @@
 //! The translator against objects as people write them.
 
+mod load;
+mod services;
+
 use std::net::SocketAddr;
 
 use proptest::prelude::*;
@@ -30,7 +33,7 @@ fn demo(files: &[&str]) -> Vec<Change> {
 fn bookinfo() -> Translator {
     let mut translator = Translator::new(MeshConfig::default());
     let (_, notices) = translator.apply(demo(&["namespace", "bookinfo", "destination-rule-reviews"]));
-    assert_eq!(notices, []);
+    assert_eq!(*notices, []);
     translator
 }
 
@@ -85,7 +88,7 @@ fn routes_of_the_demo() {
     let mut translator = bookinfo();
     for (file, wanted) in cases {
         let (snapshot, notices) = translator.apply(demo(&[file]));
-        assert_eq!(notices, [], "{file}");
+        assert_eq!(*notices, [], "{file}");
         let reviews = service(&snapshot, "reviews");
         assert_eq!(reviews.ports[0].route.rule.as_deref(), Some("bookinfo/reviews"), "{file}");
         let wanted: Vec<_> =
@@ -344,15 +347,23 @@ fn routes() {
 #[test]
 fn an_address_that_two_claim() {
     let text = web("") + &web("").replace("name: web", "name: zzz");
-    let (snapshot, notices) = Translator::new(MeshConfig::default()).apply(upserts(&text));
+    let mut translator = Translator::new(MeshConfig::default());
+    let (snapshot, notices) = translator.apply(upserts(&text));
     let asked = "10.96.1.1:80".parse().unwrap();
     assert_eq!(&*snapshot.service_at(asked, Protocol::Tcp).unwrap().0.name.name, "web");
     assert_eq!(notices.len(), 1);
     assert_eq!(notices[0].object.to_string(), "Service bookinfo/zzz");
+    let (_, same) = translator.apply(upserts(&pod("a", "10.0.0.1", "", "")));
+    assert!(Arc::ptr_eq(&notices, &same), "told again as it was");
+    let (snapshot, notices) =
+        translator.apply([Change::Delete(ObjectRef::new(Kind::Service, "bookinfo", "web"))]);
+    assert_eq!(&*snapshot.service_at(asked, Protocol::Tcp).unwrap().0.name.name, "zzz");
+    assert_eq!(*notices, []);
 }
 
 /// A change from a small world in which everything meets everything else.
 fn any_change() -> impl Strategy<Value = Change> {
+    let node = || prop::sample::select(vec!["node-a", "node-b"]);
     let name = || prop::sample::select(vec!["web", "db"]);
     let address = || prop::sample::select(vec!["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
     let selector = prop::sample::select(vec!["", ", selector: {app: web}", ", selector: {app: web, v: a}"]);
@@ -363,9 +374,45 @@ fn any_change() -> impl Strategy<Value = Change> {
     let mode = prop::sample::select(vec!["STRICT", "DISABLE", "UNSET"]);
     let whole = prop::sample::select(vec!["", "selector: {matchLabels: {v: a}}, "]);
     let subset = || prop::sample::select(vec!["a", "b", "c"]);
+    let zone = || prop::sample::select(vec!["a", "b"]);
+    let reach = prop::sample::select(vec![
+        "",
+        ", internalTrafficPolicy: Local",
+        ", type: NodePort, externalTrafficPolicy: Local",
+        ", externalIPs: [192.0.2.1], sessionAffinity: ClientIP",
+        ", trafficDistribution: PreferSameZone",
+        ", trafficDistribution: PreferSameNode, publishNotReadyAddresses: true",
+    ]);
+    let conditions =
+        || prop::sample::select(vec!["{}", "{ready: false}", "{ready: false, terminating: true}"]);
+    let hints = || {
+        prop::sample::select(vec![
+            "{}",
+            "{forZones: [{name: a}]}",
+            "{forZones: [{name: b}], forNodes: [{name: node-a}]}",
+        ])
+    };
+    let leaving = prop::sample::select(vec![
+        "",
+        "spec: {taints: [{key: ToBeDeletedByClusterAutoscaler, effect: NoSchedule}]}\n",
+    ]);
     let text = prop_oneof![
+        2 => (name(), reach).prop_map(|(name, reach)| {
+            let selector = format!("{reach}, selector: {{app: web}}");
+            web(&selector).replace("name: web", &format!("name: {name}")).replace("port: 80,", "port: 80, nodePort: 30080,")
+        }),
+        2 => (name(), address(), conditions(), hints(), node(), name()).prop_map(|(name, address, conditions, hints, node, service)| {
+            slice(&format!("- {{addresses: [{address}], conditions: {conditions}, hints: {hints}, nodeName: {node}}}\n- {{addresses: [10.0.0.1], hints: {{forZones: [{{name: b}}]}}}}\n"))
+                .replace("name: web-1", &format!("name: {name}-2"))
+                .replace("service-name: web", &format!("service-name: {service}"))
+        }),
+        2 => (node(), zone(), leaving).prop_map(|(node, zone, leaving)| {
+            format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {node}, labels: {{topology.kubernetes.io/zone: {zone}}}}}\n{leaving}")
+        }),
         3 => (name(), selector).prop_map(|(name, selector)| web(selector).replace("name: web", &format!("name: {name}"))),
-        5 => (name(), address(), labels, rest).prop_map(|(name, address, labels, rest)| pod(name, address, labels, rest)),
+        5 => (name(), address(), labels, rest, node()).prop_map(|(name, address, labels, rest, node)| {
+            pod(name, address, labels, rest).replace("spec: {", &format!("spec: {{nodeName: {node}, "))
+        }),
         2 => (name(), address(), name()).prop_map(|(name, address, target)| {
             slice(&format!("- {{addresses: [{address}], targetRef: {{kind: Pod, name: {target}}}}}\n- {{addresses: [10.0.0.1]}}\n"))
                 .replace("service-name: web", &format!("service-name: {name}"))
@@ -394,7 +441,8 @@ proptest! {
 
     #[test]
     fn step_by_step_equals_from_scratch(batches in prop::collection::vec(prop::collection::vec(any_change(), 1..4), 1..12)) {
-        let mut translator = Translator::new(MeshConfig::default());
+        let mesh = MeshConfig { node: Some(NodeName::new("node-a")), ..MeshConfig::default() };
+        let mut translator = Translator::new(mesh.clone());
         let mut objects: BTreeMap<ObjectRef, Arc<Object>> = BTreeMap::new();
         for batch in batches {
             for change in &batch {
@@ -405,11 +453,12 @@ proptest! {
             }
             let (step, step_notices) = translator.apply(batch);
             let (whole, whole_notices) =
-                Translator::new(MeshConfig::default()).apply(objects.values().cloned().map(Change::Upsert));
+                Translator::new(mesh.clone()).apply(objects.values().cloned().map(Change::Upsert));
             prop_assert_eq!(&step.workloads, &whole.workloads);
             prop_assert_eq!(&step.addresses, &whole.addresses);
             prop_assert_eq!(&step.services, &whole.services);
             prop_assert_eq!(&step.frontends, &whole.frontends);
+            prop_assert_eq!(&step.node, &whole.node);
             prop_assert_eq!(step_notices, whole_notices);
         }
     }
