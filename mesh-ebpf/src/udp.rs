@@ -8,6 +8,7 @@ use mesh_common::abi::{
     ANY_V6, Address, BACKEND_NONE, Counter, PresentedKey, Reply, ReplyKey, SCOPE_ADDRESS, SERVICE_RANGES,
     STATE_TRANSLATE, Service, ServiceKey, State, UDP,
 };
+use mesh_common::flow::state::ESTABLISHED;
 use mesh_common::pick;
 
 use crate::address::{self, Family, V4, V6};
@@ -62,7 +63,7 @@ fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
             if let Some(reply) = reply_to(cookie, &asked) {
                 F::set_address(ctx, &reply.source);
                 address::set_port(ctx, reply.source_port);
-            } else {
+            } else if !is_connected(ctx) {
                 udp_peers::forget_backend(cookie, &asked);
             }
             ALLOW
@@ -111,6 +112,14 @@ fn recvmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
         address::set_port(ctx, port);
     }
     ALLOW
+}
+
+/// Whether the socket is connected: what it sends then is mostly for its peer, whose address the kernel gives this hook
+/// where an `AF_INET6` socket is connected to a mapped one (`udpv6_sendmsg`).
+#[inline(always)]
+fn is_connected(ctx: &SockAddrContext) -> bool {
+    // SAFETY: sk is the full socket in these hooks, and state one of the fields that may be read.
+    (unsafe { (*(*ctx.sock_addr).__bindgen_anon_1.sk).state }) == ESTABLISHED
 }
 
 /// The client from outside behind a socket of the agent. What this socket sends to that client goes back there.

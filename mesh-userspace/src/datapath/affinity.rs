@@ -41,7 +41,7 @@ impl AffinityHandle {
 }
 
 /// Deletes what has timed out, and what belongs to no service that keeps clients. `timeouts`: affinity id → seconds.
-pub(super) fn sweep(mut map: AffinityMap, timeouts: &HashMap<u32, u32>) -> Result<(), DatapathError> {
+pub(super) fn sweep(mut map: AffinityMap, timeouts: &HashMap<u32, u32>) {
     let now = monotonic_ns();
     let is_over = |key: &AffinityKey, value: &Affinity| {
         timeouts.get(&key.service).is_none_or(|seconds| !holds(value.seen_ns, now, *seconds))
@@ -56,5 +56,4 @@ pub(super) fn sweep(mut map: AffinityMap, timeouts: &HashMap<u32, u32>) -> Resul
         // The kernel may have renewed it in between, which costs that client a new draw; one that is gone is fine.
         let _ = map.remove(&key);
     }
-    Ok(())
 }

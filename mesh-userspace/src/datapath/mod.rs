@@ -263,7 +263,8 @@ impl Datapath {
 
     /// Deletes the affinity entries that have timed out or whose service is gone; walks the whole map.
     pub fn sweep_affinity(&self) -> Result<(), DatapathError> {
-        affinity::sweep(object::reopen(&self.pins, map::AFFINITY)?, &self.services.affinity_timeouts())
+        affinity::sweep(object::reopen(&self.pins, map::AFFINITY)?, &self.services.affinity_timeouts());
+        Ok(())
     }
 
     /// A handle on the clients that stay with a backend.
@@ -393,7 +394,7 @@ impl Datapath {
     pub fn attachments(&self) -> Vec<Attachment> {
         let mut all = self.cgroup.attachments(&self.object, &self.pins);
         if self.translates {
-            let own = fs::metadata(OWN_NETNS).map(|netns| netns.ino()).unwrap_or(0);
+            let own = fs::metadata(OWN_NETNS).map_or(0, |netns| netns.ino());
             let is_misplaced = |link: &LinkInfo| {
                 let is = link.netns_inode();
                 (u64::from(is) != own).then(|| format!("the link is on namespace {is} instead of {own}"))

@@ -146,8 +146,12 @@ impl ServiceTable {
             }
             errors.extend(self.sets.write(set, held).err());
         }
+        let mut yielding = BTreeSet::new();
         for (key, frontend) in &wanted.frontends {
-            errors.extend(self.write(*key, frontend, name).err());
+            errors.extend(self.write(*key, frontend).err());
+            if self.owners.get(key) != Some(name) {
+                yielding.extend(self.owners.insert(*key, name.clone()));
+            }
         }
         errors.extend(self.remove_keys(
             &before.keys,
@@ -166,6 +170,8 @@ impl ServiceTable {
         let Wanted { sets, frontends, .. } = wanted;
         let held = Held { keys: frontends.into_keys().collect(), sets: sets.into_keys().collect() };
         self.held.insert(name.clone(), held);
+        // Whoever lost a frontend to this service may hold sets for nothing.
+        errors.extend(self.update_all(yielding, snapshot));
         errors
     }
 
@@ -206,12 +212,7 @@ impl ServiceTable {
         errors
     }
 
-    fn write(
-        &mut self,
-        key: ServiceKey,
-        wanted: &WantedFrontend,
-        owner: &ServiceName,
-    ) -> Result<(), DatapathError> {
+    fn write(&mut self, key: ServiceKey, wanted: &WantedFrontend) -> Result<(), DatapathError> {
         let (id, generation, slots) = self.sets.current(&wanted.set);
         let affinity_id = self.affinity_id(&wanted.set.port, &key);
         let (flags, affinity_seconds) = (wanted.flags, wanted.affinity_seconds);
@@ -219,9 +220,6 @@ impl ServiceTable {
         if self.installed.get(&key) != Some(&value) {
             self.map.insert(key, value, 0).map_err(DatapathError::map("write to", map::SERVICES))?;
             self.installed.insert(key, value);
-        }
-        if self.owners.get(&key) != Some(owner) {
-            self.owners.insert(key, owner.clone());
         }
         Ok(())
     }

@@ -154,7 +154,7 @@ impl SetTable {
 
     fn read_ranges(&mut self) -> Result<(), DatapathError> {
         let mut orphans = Vec::new();
-        for entry in self.maps.ranges.iter() {
+        for entry in &self.maps.ranges {
             let (key, _) = entry.map_err(DatapathError::map("read", map::RANGES))?;
             match (self.left.get_mut(&u32::from_be(key.data().service_be)), range_of(&key)) {
                 (Some(set), Some(range)) => {

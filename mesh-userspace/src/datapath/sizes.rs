@@ -71,7 +71,7 @@ fn copy<K: aya::Pod, V: aya::Pod>(pins: &Pins, name: &'static str) -> Result<(),
     let Some(path) = pins.other_sizes(name) else { return Ok(()) };
     let old: KernelMap<MapData, K, V> = open(&path, name)?;
     let mut new: KernelMap<MapData, K, V> = object::reopen(pins, name)?;
-    for entry in old.iter() {
+    for entry in &old {
         let (key, value) = entry.map_err(DatapathError::map("read", name))?;
         // One that is there is newer; a map that is full now keeps what it has.
         let _ = new.insert(key, value, BPF_NOEXIST);
