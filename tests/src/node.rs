@@ -238,6 +238,11 @@ impl Node {
 }
 
 impl Pod {
+    /// The name of its node.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
     /// Its `NAMESPACE/NAME`, as the agent names it.
     pub fn uid(&self) -> String {
         format!("{}/{}", self.spec.namespace, self.spec.name)
