@@ -2,13 +2,14 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use mesh_tests::peer::{Digest, Report};
 use serde_json::json;
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::JoinSet;
@@ -20,6 +21,7 @@ use crate::stream::{CHUNK, read_head, send, take};
 use crate::tally::kind;
 
 #[derive(Clone, Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "flags of the command line")]
 pub(crate) struct Serve {
     /// Where; `[::]:PORT` serves IPv4 as well.
     #[arg(long, required = true)]
@@ -38,19 +40,25 @@ pub(crate) struct Serve {
     /// Print a line about each connection when it ends.
     #[arg(long)]
     report: bool,
+    /// Share the port with others that do (`SO_REUSEPORT`).
+    #[arg(long)]
+    reuse_port: bool,
+    /// Take what comes with a SYN (TCP Fast Open).
+    #[arg(long)]
+    fast_open: bool,
+    /// Speak MPTCP with those who do.
+    #[arg(long)]
+    mptcp: bool,
 }
 
 pub(crate) async fn serve(args: Serve) -> io::Result<()> {
     let mut accepting = JoinSet::new();
     let args = Arc::new(args);
     for address in &args.listen {
-        let socket = Socket::new(Domain::for_address(*address), Type::STREAM, None)?;
-        socket.set_reuse_address(true)?;
-        socket.set_nonblocking(true)?;
-        if address.is_ipv6() {
-            socket.set_only_v6(!address.ip().is_unspecified())?;
+        let socket = bound(*address, Type::STREAM, args.mptcp.then_some(Protocol::MPTCP), args.reuse_port)?;
+        if args.fast_open {
+            fast_open(&socket)?;
         }
-        socket.bind(&(*address).into())?;
         socket.listen(4096)?;
         let listener = TcpListener::from_std(socket.into())?;
         accepting.spawn(accept(listener, Arc::clone(&args)));
@@ -58,6 +66,34 @@ pub(crate) async fn serve(args: Serve) -> io::Result<()> {
     print(&json!({ "listening": args.listen }));
     while accepting.join_next().await.is_some() {}
     Ok(())
+}
+
+/// A socket with an address; `[::]` is IPv4's as well.
+fn bound(
+    address: SocketAddr,
+    kind: Type,
+    protocol: Option<Protocol>,
+    reuse_port: bool,
+) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), kind, protocol)?;
+    socket.set_reuse_address(kind == Type::STREAM)?;
+    socket.set_reuse_port(reuse_port)?;
+    socket.set_nonblocking(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+fn fast_open(socket: &Socket) -> io::Result<()> {
+    let queue = 1024_i32.to_ne_bytes();
+    let length = libc::socklen_t::try_from(queue.len()).map_err(io::Error::other)?;
+    let (level, option) = (libc::IPPROTO_TCP, libc::TCP_FASTOPEN);
+    // SAFETY: an integer and its length.
+    let result =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, queue.as_ptr().cast(), length) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 async fn accept(listener: TcpListener, args: Arc<Serve>) {
@@ -138,7 +174,8 @@ async fn answer(
 pub(crate) async fn serve_udp(args: Serve) -> io::Result<()> {
     let mut serving = JoinSet::new();
     for address in &args.listen {
-        let socket = UdpSocket::bind(*address).await?;
+        let socket = bound(*address, Type::DGRAM, None, args.reuse_port)?;
+        let socket = UdpSocket::from_std(socket.into())?;
         let name = args.name.clone();
         serving.spawn(async move {
             let mut datagram = vec![0; CHUNK];
