@@ -137,3 +137,25 @@ fn a_socket_of_ipv6_alone_reaches_services_of_ipv6_alone() -> Result<()> {
         ],
     )
 }
+
+#[test]
+fn sockets_of_both_families_reach_services_of_both() -> Result<()> {
+    World::start()?.same_over(
+        &["mapped"],
+        "socket tcp; connect tcp.a6; getpeername; http; x: socket tcp; x: connect tcp.a; x: getpeername; x: http; \
+         u: socket udp; u: sendto udp.a one; u: recvmsg; u: sendto udp.a6 two; u: recvmsg; u: sendto udp.b three; \
+         u: recvmsg; u: sendmmsg udp.a6=four udp.b=five; u: recvmmsg 2; c: socket udp; c: connect udp.a6; c: getpeername; \
+         c: send six; c: recvmsg",
+        &[
+            "getpeername = tcp.a6",
+            "x: getpeername = tcp.a",
+            "x: http = far sees self:p2",
+            "u: recvmsg = 7 \"far one\" from udp.a",
+            "u: recvmsg = 7 \"far two\" from udp.a6",
+            "u: recvmsg = 10 \"near three\" from udp.b",
+            "u: recvmmsg 2 = 2: 8 \"far four\" from udp.a6, 9 \"near five\" from udp.b",
+            "c: getpeername = udp.a6",
+            "c: recvmsg = 7 \"far six\" from udp.a6",
+        ],
+    )
+}

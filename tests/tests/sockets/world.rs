@@ -172,6 +172,18 @@ impl World {
                 names.push(format!("{kind}.{name}={}", text(address, port)));
             }
         }
+        // For sockets that speak both.
+        let (address, ports) = if services {
+            (service_ip("a", true), [SERVICE_TCP, SERVICE_UDP])
+        } else {
+            (self.far.v6.into(), [TCP, UDP])
+        };
+        for (kind, port) in ["tcp", "udp"].iter().zip(ports).filter(|_| !v6) {
+            names.push(format!("{kind}.a6={}", text(address, port)));
+        }
+        if !v6 {
+            names.push(format!("self6={}", text(self.client.v6.into(), 0)));
+        }
         let nobody = service_ip("nobody", v6);
         names.extend([
             format!("tcp.other={}", text(ip(&self.other), TCP)),

@@ -36,7 +36,7 @@ struct Cli {
     /// Kind of sockets.
     #[arg(long, value_enum, default_value_t = Family::V4)]
     family: Family,
-    /// An address and what it is called, `NAME=ADDRESS:PORT`; `self=ADDRESS:0` is the pod's own.
+    /// An address and what it is called, `NAME=ADDRESS:PORT`; `self=ADDRESS:0` (and `self6`) is the pod's own.
     #[arg(long = "name")]
     names: Vec<Name>,
     /// What to do.

@@ -65,7 +65,9 @@ impl Names {
         }
         let host = self.names.iter().find(|name| name.address.ip() == address.ip()).map(Name::host);
         match host {
-            Some("self") => format!("self:{}", port(&mut self.ports, address.port())),
+            Some(own @ ("self" | "self6")) => {
+                format!("{own}:{}", port(&mut self.ports, address.port()))
+            }
             Some(host) => format!("{host}:{}", address.port()),
             None if address.ip().is_unspecified() => {
                 format!("any:{}", port(&mut self.ports, address.port()))

@@ -79,8 +79,8 @@ pub(crate) fn get(fd: RawFd, statement: &Statement) -> Result<String> {
             // tcpi_options: `struct tcp_info` (linux/tcp.h), byte 5.
             outcome(read(fd, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info).map(|_| info[5] & SYN_DATA != 0))
         }
-        // Whether both ends speak it; a socket that fell back to TCP has no such option.
-        "mptcp" => outcome(read(fd, SOL_MPTCP, MPTCP_INFO, &mut [0; 256]).map(|_| "yes")),
+        // Whether both ends speak it: a socket that fell back to TCP has no such option.
+        "mptcp" => read(fd, SOL_MPTCP, MPTCP_INFO, &mut [0; 256]).map_or("no", |_| "yes").to_owned(),
         other => bail!("no option is called {other}"),
     })
 }
