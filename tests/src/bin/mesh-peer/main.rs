@@ -1,6 +1,7 @@
 //! The programs that run inside the pods of a lab: servers and clients that print what they saw as lines of JSON.
 
 mod address;
+mod attempts;
 mod client;
 mod datagram;
 mod exchange;
@@ -14,6 +15,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+use crate::attempts::Attempts;
 use crate::client::Connect;
 use crate::datagram::Udp;
 use crate::server::Serve;
@@ -34,6 +36,8 @@ enum Command {
     Connect(Connect),
     /// Make connections until standard input closes, and print what they came to.
     Loop(Connect),
+    /// Connect to one target after the other without a pause until standard input closes, and print a line about each.
+    Attempts(Attempts),
     /// Send datagrams to an echo server (`serve --udp`), and print what they came to.
     Udp(Udp),
 }
@@ -49,6 +53,7 @@ async fn main() -> ExitCode {
         Command::Serve(args) => server::serve(args).await,
         Command::Connect(args) => client::connect(args).await,
         Command::Loop(args) => client::load(args).await,
+        Command::Attempts(args) => attempts::attempts(&args),
         Command::Udp(args) => datagram::udp(&args).await,
     };
     match result {
