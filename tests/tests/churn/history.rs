@@ -127,3 +127,38 @@ impl Verdicts {
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_judged_by_what_was_wished_and_what_was_in_force() {
+        let mut history = History::default();
+        history.wish(0, 50, 1, vec![0]);
+        history.confirm(0, 100, 1);
+        history.wish(0, 200, 2, vec![1]);
+        history.confirm(0, 300, 2);
+        history.wish(0, 400, 3, vec![1, 2]);
+        let reached = |endpoint: u8| Outcome::Reached(crate::stage::address_of(endpoint));
+        let (failed, reset) = (Outcome::Failed("refused".to_owned()), Outcome::Cut("reset".to_owned()));
+        let cases = [
+            (110, 120, 120, reached(0), true, "the first is in force"),
+            (110, 120, 250, reached(1), false, "the second was not wished yet"),
+            (110, 210, 210, reached(1), true, "the second was wished meanwhile"),
+            (210, 220, 220, reached(0), true, "the second is not known to be in force"),
+            (290, 350, 350, reached(0), true, "it may have connected before the second was"),
+            (310, 320, 320, reached(0), false, "the second is in force"),
+            (310, 320, 320, reached(1), true, "the second is in force"),
+            (310, 320, 320, reached(9), false, "it has never been an endpoint"),
+            (310, 320, 320, failed, false, "none may fail"),
+            (110, 120, 250, reset.clone(), true, "its endpoint went"),
+            (310, 320, 500, reset, false, "one came, none went"),
+        ];
+        for (begun_us, connected_us, ended_us, outcome, right, why) in cases {
+            let attempt = Attempt { target: 0, begun_us, connected_us, ended_us, outcome };
+            let verdicts = Verdicts::of(std::slice::from_ref(&attempt), &history);
+            assert_eq!(verdicts.wrong.is_empty(), right, "{why}: {attempt:?}");
+        }
+    }
+}

@@ -116,6 +116,12 @@ pub(crate) fn endpoint_at(address: SocketAddr) -> Option<u8> {
     })
 }
 
+/// An address of an endpoint.
+#[cfg(test)]
+pub(crate) fn address_of(endpoint: u8) -> SocketAddr {
+    SocketAddr::new(endpoint_ips(endpoint).0.into(), PORT)
+}
+
 /// A service, its port named after its revision, and its endpoints.
 pub(crate) fn manifest(service: Service, revision: Revision, endpoints: &[u8]) -> String {
     let (v4, v6) = service_ips(service);
