@@ -33,5 +33,13 @@ fn data_goes_with_the_syn() -> Result<()> {
             "n: getpeername = tcp.a",
             "n: get syn-data = true",
         ],
+    )?;
+    world.sees(
+        &format!("socket tcp; sendto tcp.nobody {request} fastopen; getpeername; get error"),
+        &[
+            &format!("sendto tcp.nobody {request} fastopen = ECONNREFUSED"),
+            "getpeername = ENOTCONN",
+            "get error = 0",
+        ],
     )
 }

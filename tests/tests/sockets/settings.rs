@@ -92,3 +92,23 @@ fn nothing_is_kept_of_sockets_that_are_gone() -> Result<()> {
     }
     world.keeps_nothing()
 }
+
+#[test]
+fn a_pod_reaches_itself_through_its_service() -> Result<()> {
+    let world = World::start()?;
+    world.client.serve(&["--listen", "[::]:8080"])?;
+    world.client.serve(&["--udp", "--listen", "[::]:5353"])?;
+    world.same(
+        "socket tcp; connect tcp.own; getpeername; getsockname; http; u: socket udp; u: connect udp.own; u: getpeername; \
+         u: send one; u: recvmsg; v: socket udp; v: sendto udp.own two; v: recvmsg; c: socket tcp; c: connect closed.own; \
+         c: getpeername",
+        &[
+            "getpeername = tcp.own",
+            "getsockname = self:p1",
+            "http = client sees self:p1",
+            "u: recvmsg = 10 \"client one\" from udp.own",
+            "v: recvmsg = 10 \"client two\" from udp.own",
+            "c: connect closed.own = ECONNREFUSED",
+        ],
+    )
+}

@@ -23,7 +23,8 @@ const SERVICE_UDP: u16 = 53;
 const SERVICE_CLOSED: u16 = 81;
 
 /// Client and `near` on the one node, `far` and `other` on the other. Service `a` has `far` behind it, `b` has `near`,
-/// `nobody` nothing; `many` is `far` again, with many ports; `other` is in no service.
+/// `nobody` nothing; `many` is `far` again, with many ports; `own` is
+/// the client; `other` is in no service.
 pub(crate) struct World {
     pub(crate) client: Pod,
     pub(crate) near: Pod,
@@ -66,8 +67,8 @@ impl World {
         let (far, other) = (elsewhere.pod(PodSpec::new("far"))?, elsewhere.pod(PodSpec::new("other"))?);
         let manifests = lab.manifests();
         manifests.apply("pods.yaml", &[&client, &near, &far, &other].map(Pod::manifest).join("---\n"))?;
-        let services =
-            [("a", "far"), ("b", "near"), ("nobody", "nobody")].map(|(name, app)| service(name, app));
+        let services = [("a", "far"), ("b", "near"), ("own", "client"), ("nobody", "nobody")]
+            .map(|(name, app)| service(name, app));
         manifests.apply("services.yaml", &[&services[..], &[many_ports()]].concat().join("---\n"))?;
         for pod in [&near, &far, &other] {
             // The tests ask for more than a burst of them.
@@ -162,7 +163,7 @@ impl World {
         let services = matches!(way, Way::ToServices | Way::ToServicesWithout);
         let ip = |pod: &Pod| if v6 { IpAddr::V6(pod.v6) } else { IpAddr::V4(pod.v4) };
         let mut names = vec![format!("self={}", text(ip(&self.client), 0))];
-        for (name, pod) in [("a", &self.far), ("b", &self.near)] {
+        for (name, pod) in [("a", &self.far), ("b", &self.near), ("own", &self.client)] {
             let (address, ports) = if services {
                 (service_ip(name, v6), [SERVICE_TCP, SERVICE_UDP, SERVICE_CLOSED])
             } else {
@@ -246,8 +247,10 @@ fn text(ip: IpAddr, port: u16) -> String {
 }
 
 fn service_ip(name: &str, v6: bool) -> IpAddr {
-    let number =
-        ["a", "b", "nobody", "many"].iter().position(|known| *known == name).map_or(99, |index| index + 11);
+    let number = ["a", "b", "nobody", "many", "own"]
+        .iter()
+        .position(|known| *known == name)
+        .map_or(99, |index| index + 11);
     let number = u8::try_from(number).unwrap_or(99);
     if v6 {
         Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, u16::from(number)).into()
