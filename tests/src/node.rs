@@ -279,6 +279,11 @@ impl Pod {
         text
     }
 
+    /// The same pod for processes in a cgroup that no agent serves: what they see there is how it is without a mesh.
+    pub fn unserved(&self) -> Result<Self> {
+        Ok(Self { cgroup: self.registry.cgroup(Path::new("unserved"))?, ..self.clone() })
+    }
+
     /// Runs a program in the pod.
     pub fn spawn(&self, argv: &[&str]) -> Result<Process> {
         Process::spawn(&self.registry, &self.cgroup, &self.netns, argv, &[])
