@@ -3,29 +3,30 @@
 //! Threads: the main one (API, source, certificates), `controller` (kernel and pods), `heartbeat`, and the workers that
 //! carry connections.
 
+mod claims;
 mod config;
 mod controller;
 mod direct;
 mod report;
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use nix::fcntl::{Flock, FlockArg};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use self::claims::ClaimError;
 pub use self::config::{AgentConfig, Cli, Command, Places};
 pub use self::report::needs;
 
 pub use self::controller::chain;
 
+use self::claims::Claims;
 use self::controller::{Controller, Request};
 use self::report::AgentData;
 use crate::admin::{AdminSocket, SocketError, serve_metrics, serve_socket};
@@ -53,9 +54,9 @@ pub enum AgentError {
     /// Not root.
     #[error("meshd must run as root (or with the capabilities that `meshctl check` lists)")]
     NotRoot,
-    /// Another agent has the state folder.
-    #[error("another agent runs with the state folder {}: one agent a node", .0.display())]
-    Running(PathBuf),
+    /// Another agent runs, or there is nothing to run with.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
     /// The state folder cannot be used.
     #[error("cannot use the state folder {}", path.display())]
     StateDir {
@@ -118,12 +119,16 @@ pub fn run(config: AgentConfig) -> Result<(), AgentError> {
     if !nix::unistd::geteuid().is_root() {
         return Err(AgentError::NotRoot);
     }
-    let _lock = lock(&config.places.state_dir)?;
+    let cgroup = match config.cgroup.clone() {
+        Some(cgroup) => cgroup,
+        None => check::cgroup2_mount().map_err(AgentError::Cgroup)?,
+    };
+    let _claims = Claims::of_agent(&config.places, &cgroup)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(starting("the runtime"))?;
-    runtime.block_on(serve(config, lifeline))
+    runtime.block_on(serve(config, cgroup, lifeline))
 }
 
 /// Takes everything off the node.
@@ -131,7 +136,7 @@ pub fn uninstall(places: &Places) -> Result<(), AgentError> {
     if !nix::unistd::geteuid().is_root() {
         return Err(AgentError::NotRoot);
     }
-    let _lock = lock(&places.state_dir)?;
+    let _claims = Claims::of_uninstall(places)?;
     datapath::uninstall(&places.bpffs).map_err(AgentError::Datapath)?;
     for pod in node::uninstall(&places.state_dir).map_err(AgentError::Enrol)? {
         tracing::info!(%pod, "released");
@@ -152,13 +157,9 @@ fn remove_state(state_dir: &Path) {
     }
 }
 
-async fn serve(config: AgentConfig, lifeline: Lifeline) -> Result<(), AgentError> {
+async fn serve(config: AgentConfig, cgroup: PathBuf, lifeline: Lifeline) -> Result<(), AgentError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(starting("the signal handlers"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(starting("the signal handlers"))?;
-    let cgroup = match config.cgroup.clone() {
-        Some(cgroup) => cgroup,
-        None => check::cgroup2_mount().map_err(AgentError::Cgroup)?,
-    };
     let socket = AdminSocket::bind(&config.socket()).map_err(AgentError::Socket)?;
     let address = config.metrics_addr;
     let metrics_listener =
@@ -333,24 +334,6 @@ fn controller(
         Controller::start(node, config.drain, datapath, enroller, workers, Arc::clone(shared), snapshot)
             .map_err(AgentError::Datapath)?;
     Ok((controller, events, counters))
-}
-
-/// One agent a node: held for as long as the agent lives, released by the kernel however it ends.
-fn lock(state_dir: &Path) -> Result<Flock<File>, AgentError> {
-    let error = |source| AgentError::StateDir { path: state_dir.to_owned(), source };
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir).map_err(error)?;
-    let path = state_dir.join("lock");
-    let file = fs::OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(error)?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        nix::errno::Errno::EWOULDBLOCK => AgentError::Running(state_dir.to_owned()),
-        errno => error(errno.into()),
-    })
 }
 
 /// The allocator keeps what was freed (`malloc_trim(3)`); an agent that has carried a burst would keep it for ever.
