@@ -188,7 +188,10 @@ impl Controller {
     }
 
     fn apply(&mut self, snapshot: &Snapshot) {
+        let began = Instant::now();
         let errors = self.datapath.sync(snapshot);
+        let metrics = self.shared.telemetry.metrics();
+        metrics.sync().synced(snapshot.generation, began.elapsed(), errors.len());
         self.sync_errors = errors.iter().map(|error| chain(error)).collect();
         for error in &self.sync_errors {
             tracing::error!(error, "the kernel does not hold what it should");

@@ -7,6 +7,7 @@ mod claims;
 mod config;
 mod controller;
 mod direct;
+mod kube_proxy;
 mod report;
 
 use std::fs;
@@ -22,6 +23,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::claims::ClaimError;
 pub use self::config::{AgentConfig, Cli, Command, Places};
+pub use self::kube_proxy::{Bind, KubeProxyConfig, NodePortAddresses, Replacement};
 pub use self::report::needs;
 
 pub use self::controller::chain;
