@@ -64,10 +64,12 @@ pub trait AdminData: Send + Sync + 'static {
     /// # Errors
     /// The reason, for a human.
     fn health(&self) -> Result<(), String>;
+    /// Whether load balancers should send nothing to this node any more.
+    fn node_is_leaving(&self) -> bool;
 }
 
-struct Shared<D> {
-    data: Arc<D>,
+pub(super) struct Shared<D> {
+    pub(super) data: Arc<D>,
     followers: Arc<Semaphore>,
 }
 
@@ -105,7 +107,7 @@ pub async fn serve_metrics<D: AdminData>(
     accept(async || Ok(listener.accept().await?.0), finish(router, data), shutdown).await;
 }
 
-fn finish<D: AdminData>(router: Router<Shared<D>>, data: Arc<D>) -> Router {
+pub(super) fn finish<D: AdminData>(router: Router<Shared<D>>, data: Arc<D>) -> Router {
     router
         .fallback(async || error(StatusCode::NOT_FOUND, "no such document"))
         .layer(middleware::from_fn(in_time))
@@ -119,8 +121,11 @@ async fn in_time(request: Request, next: Next) -> Response {
 }
 
 /// Accepts until the shutdown; connections that are open then end with their tasks' runtime.
-async fn accept<S, F>(mut next: impl FnMut() -> F, router: Router, shutdown: impl Future<Output = ()>)
-where
+pub(super) async fn accept<S, F>(
+    mut next: impl FnMut() -> F,
+    router: Router,
+    shutdown: impl Future<Output = ()>,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Future<Output = io::Result<S>>,
 {
@@ -225,7 +230,9 @@ fn error(status: StatusCode, message: &str) -> Response {
 #[cfg(test)]
 pub(crate) mod testing {
     use std::path::PathBuf;
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
     use crate::admin::api::{CheckItem, KernelReport, ProgramStatus};
@@ -243,12 +250,22 @@ pub(crate) mod testing {
     pub(crate) struct FakeAgent {
         pub(crate) flows: FlowLog,
         pub(crate) metrics: Metrics,
+        pub(crate) leaving: AtomicBool,
     }
 
     impl FakeAgent {
         pub(crate) fn new() -> Arc<Self> {
-            Arc::new(Self { flows: FlowLog::default(), metrics: Metrics::new("test") })
+            let metrics = Metrics::following("test", Arc::default(), true);
+            Arc::new(Self { flows: FlowLog::default(), metrics, leaving: AtomicBool::new(false) })
         }
+    }
+
+    /// The whole answer to one request.
+    pub(crate) async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> String {
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
     }
 
     impl AdminData for FakeAgent {
@@ -297,6 +314,10 @@ pub(crate) mod testing {
         fn health(&self) -> Result<(), String> {
             Err("no programs attached".to_owned())
         }
+
+        fn node_is_leaving(&self) -> bool {
+            self.leaving.load(Ordering::Relaxed)
+        }
     }
 }
 
@@ -305,7 +326,7 @@ mod tests {
     use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
     use tokio::net::{TcpStream, UnixStream};
 
-    use super::testing::{FakeAgent, socket_dir};
+    use super::testing::{FakeAgent, ask, socket_dir};
     use super::*;
     use crate::telemetry::{Direction, FlowRecord, Outcome, Party, Reporter, ResponseFlags, Security};
 
@@ -329,13 +350,6 @@ mod tests {
             srtt_us: None,
             retransmits: None,
         }
-    }
-
-    async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> String {
-        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        answer
     }
 
     #[tokio::test]

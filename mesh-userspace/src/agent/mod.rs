@@ -30,6 +30,7 @@ pub use self::controller::chain;
 
 use self::claims::Claims;
 use self::controller::{Controller, Request};
+use self::kube_proxy::ProxyPorts;
 use self::report::AgentData;
 use crate::admin::{AdminSocket, SocketError, serve_metrics, serve_socket};
 use crate::datapath::{
@@ -104,6 +105,19 @@ pub enum AgentError {
         #[source]
         source: io::Error,
     },
+    /// A port that kube-proxy has.
+    #[error(
+        "cannot listen on {address} in kube-proxy's place: give another with {flag}, or none with {flag}="
+    )]
+    Port {
+        /// Where.
+        address: std::net::SocketAddr,
+        /// What says so.
+        flag: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The controller ended without being told.
     #[error("the controller ended")]
     ControllerEnded,
@@ -126,11 +140,12 @@ pub fn run(config: AgentConfig) -> Result<(), AgentError> {
         None => check::cgroup2_mount().map_err(AgentError::Cgroup)?,
     };
     let _claims = Claims::of_agent(&config.places, &cgroup)?;
+    let replaces = config.kube_proxy.replaces();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(starting("the runtime"))?;
-    runtime.block_on(serve(config, cgroup, lifeline))
+    runtime.block_on(serve(config, cgroup, replaces, lifeline))
 }
 
 /// Takes everything off the node.
@@ -159,20 +174,26 @@ fn remove_state(state_dir: &Path) {
     }
 }
 
-async fn serve(config: AgentConfig, cgroup: PathBuf, lifeline: Lifeline) -> Result<(), AgentError> {
+async fn serve(
+    config: AgentConfig,
+    cgroup: PathBuf,
+    replaces: bool,
+    lifeline: Lifeline,
+) -> Result<(), AgentError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(starting("the signal handlers"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(starting("the signal handlers"))?;
     let socket = AdminSocket::bind(&config.socket()).map_err(AgentError::Socket)?;
     let address = config.metrics_addr;
     let metrics_listener =
         TcpListener::bind(address).await.map_err(|source| AgentError::Metrics { address, source })?;
+    let proxy_ports = ProxyPorts::bind(&config.kube_proxy, replaces).await?;
     let authority = Authority::open(&config.ca_dir, &config.trust_domain).map_err(AgentError::Authority)?;
     let certificates = CertificateStore::with_validity(Arc::new(authority), config.cert_ttl);
     let (stop, stopped) = watch::channel(false);
     let feed = source::run(config.manifests.clone(), mesh_config(&config), on(stopped.clone()))
         .await
         .map_err(AgentError::Source)?;
-    let telemetry = telemetry(&config.cluster, &certificates, &feed);
+    let telemetry = telemetry(&config.cluster, &certificates, &feed, replaces);
     let shared = Arc::new(Shared::new(
         NodeName::new(config.node.as_str()),
         Arc::clone(&feed.current),
@@ -191,7 +212,8 @@ async fn serve(config: AgentConfig, cgroup: PathBuf, lifeline: Lifeline) -> Resu
     });
     tracing::info!(node = config.node, socket = %config.socket().display(), metrics = %address, "serving");
     let api = serve_socket(socket, Arc::clone(&data), on(stopped.clone()));
-    let metrics = serve_metrics(metrics_listener, data, on(stopped));
+    let metrics = serve_metrics(metrics_listener, Arc::clone(&data), on(stopped.clone()));
+    let proxy = proxy_ports.serve(data, on(stopped.clone()), on(stopped));
     let flush = async {
         let mut tick = tokio::time::interval(FLUSH);
         let (mut before, mut trims) = (0, 0);
@@ -231,7 +253,7 @@ async fn serve(config: AgentConfig, cgroup: PathBuf, lifeline: Lifeline) -> Resu
     tokio::select! {
         result = ended => result,
         // None of these ends before `ended` does.
-        ((), (), (), ()) = async { tokio::join!(api, metrics, flush, certificates.run()) } => Ok(()),
+        ((), (), (), (), ()) = async { tokio::join!(api, metrics, proxy, flush, certificates.run()) } => Ok(()),
     }
 }
 
@@ -249,8 +271,9 @@ fn mesh_config(config: &AgentConfig) -> MeshConfig {
     }
 }
 
-fn telemetry(cluster: &str, certificates: &CertificateStore, feed: &Feed) -> Telemetry {
-    let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION")));
+fn telemetry(cluster: &str, certificates: &CertificateStore, feed: &Feed, replaces: bool) -> Telemetry {
+    let metrics = Metrics::following(env!("CARGO_PKG_VERSION"), Arc::clone(&feed.changes), replaces);
+    let metrics = Arc::new(metrics);
     let failures = Arc::clone(&metrics);
     certificates.on_failure(move |error| {
         tracing::warn!(error = %chain(error), "a certificate cannot be had");
@@ -270,6 +293,7 @@ fn telemetry(cluster: &str, certificates: &CertificateStore, feed: &Feed) -> Tel
             .collect();
         metrics.set_certificates(ends.iter().map(|(identity, end)| (identity.as_str(), *end)));
         let reports = reports.borrow();
+        metrics.sync().refresh(&current.load());
         metrics.set_config(current.load().generation, reports.problems.len(), reports.notices.len());
     });
     Telemetry::new(metrics, Arc::new(FlowLog::default()), cluster)

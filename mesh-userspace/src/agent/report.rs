@@ -161,6 +161,10 @@ impl AdminData for AgentData {
     fn health(&self) -> Result<(), String> {
         if self.requests.is_closed() { Err("the controller has ended".to_owned()) } else { Ok(()) }
     }
+
+    fn node_is_leaving(&self) -> bool {
+        self.feed.current.load().node.leaving
+    }
 }
 
 trait LowercaseFirst {

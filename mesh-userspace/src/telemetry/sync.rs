@@ -105,7 +105,7 @@ pub struct SyncRecorder {
 #[derive(Debug, Default)]
 struct State {
     last_updated: Option<SystemTime>,
-    /// The round before was without an error: the next one costs what changed. Otherwise everything is compared.
+    /// A round has been: the next one costs what changed. The first compares everything.
     follows: bool,
 }
 
@@ -182,7 +182,7 @@ impl SyncRecorder {
     pub fn synced(&self, generation: u64, took: Duration, errors: usize) {
         let now = SystemTime::now();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_partial = std::mem::replace(&mut state.follows, errors == 0);
+        let is_partial = std::mem::replace(&mut state.follows, true);
         let (kind, of_kind) =
             if is_partial { ("partial", &self.proxy.partial) } else { ("full", &self.proxy.full) };
         self.rounds.get_or_create_owned(&[("kind", kind.to_owned())]).observe(took.as_secs_f64());
@@ -289,8 +289,8 @@ mod tests {
             "# HELP kubeproxy_sync_proxy_rules_duration_seconds SyncProxyRules latency in seconds.",
             "# TYPE kubeproxy_sync_full_proxy_rules_duration_seconds histogram",
             "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} 3",
-            "kubeproxy_sync_full_proxy_rules_duration_seconds_bucket{le=\"0.004\",ip_family=\"IPv6\"} 2",
-            "kubeproxy_sync_partial_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} 1",
+            "kubeproxy_sync_full_proxy_rules_duration_seconds_bucket{le=\"0.004\",ip_family=\"IPv6\"} 1",
+            "kubeproxy_sync_partial_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} 2",
             "kubeproxy_sync_proxy_rules_endpoint_changes_pending 0",
             "kubeproxy_sync_proxy_rules_service_changes_total 0",
             "kubeproxy_proxy_healthz_total{code=\"503\"} 1",

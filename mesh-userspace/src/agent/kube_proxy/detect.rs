@@ -81,7 +81,7 @@ fn get(address: SocketAddr, path: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, ANSWER)?;
     stream.set_read_timeout(Some(ANSWER))?;
     stream.set_write_timeout(Some(ANSWER))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nhost: localhost\r\n\r\n")?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nhost: localhost\r\n\r\n").as_bytes())?;
     let mut answer = Vec::new();
     stream.take(MAX_ANSWER).read_to_end(&mut answer)?;
     let answer = String::from_utf8_lossy(&answer);
@@ -110,6 +110,8 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let server = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 256];
+            assert!(stream.read(&mut request).unwrap() > 0);
             stream.write_all(b"HTTP/1.0 503 x\r\ncontent-length: 8\r\n\r\niptables").unwrap();
             drop(stream);
             // Accepted and never answered.

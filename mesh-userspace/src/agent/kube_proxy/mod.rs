@@ -2,6 +2,7 @@
 
 mod detect;
 mod netfilter;
+mod ports;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -9,6 +10,8 @@ use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
+
+pub(super) use self::ports::ProxyPorts;
 
 /// Whether services are this agent's business.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
