@@ -5,6 +5,7 @@
 
 pub mod api;
 mod kube_proxy;
+pub mod plane;
 mod server;
 mod socket;
 

@@ -111,7 +111,7 @@ fn claim(what: &'static str, path: &Path, file: File) -> Result<Flock<File>, Cla
     })
 }
 
-/// Who holds the lock on a file (proc_locks(5)); a process of another pid namespace is not told.
+/// Who holds the lock on a file (`proc_locks(5)`); a process of another pid namespace is not told.
 fn holder(file: &File) -> Option<u32> {
     let held = file.metadata().ok()?;
     let (major, minor) = (libc::major(held.dev()), libc::minor(held.dev()));

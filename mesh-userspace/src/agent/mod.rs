@@ -7,8 +7,11 @@ mod claims;
 mod config;
 mod controller;
 mod direct;
+mod explain;
+mod fill;
 mod kube_proxy;
 mod report;
+mod service_report;
 
 use std::fs;
 use std::io;
@@ -33,6 +36,7 @@ use self::controller::{Controller, Request};
 use self::kube_proxy::ProxyPorts;
 use self::report::AgentData;
 use crate::admin::{AdminSocket, SocketError, serve_metrics, serve_socket};
+use crate::datapath::maps::MapReader;
 use crate::datapath::{
     self, CounterReader, Datapath, DatapathConfig, DatapathError, FlowEvents, Lifeline, check,
 };
@@ -200,7 +204,7 @@ async fn serve(
         certificates.clone(),
         telemetry.clone(),
     ));
-    let requests = start_controller(&config, &cgroup, lifeline, &shared, &feed).await?;
+    let (requests, maps) = start_controller(&config, &cgroup, replaces, lifeline, &shared, &feed).await?;
     let data = Arc::new(AgentData {
         node: config.node.clone(),
         started: SystemTime::now(),
@@ -208,6 +212,7 @@ async fn serve(
         bpffs: config.places.bpffs.clone(),
         feed,
         shared,
+        maps,
         requests: requests.clone(),
     });
     tracing::info!(node = config.node, socket = %config.socket().display(), metrics = %address, "serving");
@@ -303,14 +308,19 @@ fn telemetry(cluster: &str, certificates: &CertificateStore, feed: &Feed, replac
 async fn start_controller(
     config: &AgentConfig,
     cgroup: &Path,
+    replaces: bool,
     lifeline: Lifeline,
     shared: &Arc<Shared>,
     feed: &Feed,
-) -> Result<mpsc::Sender<Request>, AgentError> {
+) -> Result<(mpsc::Sender<Request>, MapReader), AgentError> {
     let (requests, queue) = mpsc::channel(16);
     let (ready, started) = oneshot::channel();
     let (config, shared, snapshots) = (config.clone(), Arc::clone(shared), feed.snapshot.clone());
-    let datapath = DatapathConfig::new(config.places.bpffs.clone(), cgroup.to_owned());
+    let datapath = DatapathConfig {
+        sizes: config.kube_proxy.sizes(),
+        translates: replaces,
+        ..DatapathConfig::new(config.places.bpffs.clone(), cgroup.to_owned())
+    };
     let current = Arc::clone(&feed.current);
     let main = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -329,15 +339,17 @@ async fn start_controller(
                         }
                     });
                     tokio::spawn(direct::record(events, current, shared.telemetry.clone()));
-                    drop(ready.send(Ok(())));
+                    let maps = controller.maps();
+                    tokio::spawn(fill::follow(maps.clone(), shared.telemetry.clone()));
+                    drop(ready.send(Ok(maps)));
                     controller.run(snapshots, queue).await;
                 }
             }
         });
     };
     std::thread::Builder::new().name("controller".into()).spawn(main).map_err(starting("the controller"))?;
-    started.await.unwrap_or(Err(AgentError::ControllerEnded))?;
-    Ok(requests)
+    let maps = started.await.unwrap_or(Err(AgentError::ControllerEnded))?;
+    Ok((requests, maps))
 }
 
 fn controller(

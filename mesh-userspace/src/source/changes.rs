@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use imbl::ordmap::DiffItem;
 use k8s_openapi::jiff::Timestamp;
 
-use crate::model::{Service, Snapshot};
+use crate::model::{Service, ServicePort, Snapshot};
 use crate::resources::{Change, Object};
 
 /// When a Service's or Pod's change made the control plane write the slice (`discovery/v1`, endpoints controller).
@@ -154,20 +154,22 @@ fn has_endpoints(service: &Service) -> bool {
 }
 
 fn same_endpoints(old: &Service, new: &Service) -> bool {
-    let listed = |service: &Service| service.ports.iter().map(|port| port.listed.clone()).collect::<Vec<_>>();
-    listed(old) == listed(new)
+    old.ports.len() == new.ports.len()
+        && old.ports.iter().zip(&new.ports).all(|(old, new)| old.listed == new.listed)
 }
 
 /// Where connections go aside: that follows from endpoints and routes.
 fn same_spec(old: &Service, new: &Service) -> bool {
-    let bare = |service: &Service| {
-        let ports =
-            service.ports.iter().map(|port| (port.name.clone(), port.port, port.protocol, port.node_port));
-        let ports: Vec<_> = ports.collect();
-        let Service { kind, addresses, internal, external, affinity_seconds, .. } = service.clone();
-        (kind, addresses, internal, external, affinity_seconds, ports)
+    let same_port = |(old, new): (&ServicePort, &ServicePort)| {
+        (&old.name, old.port, old.protocol, old.node_port)
+            == (&new.name, new.port, new.protocol, new.node_port)
     };
+    let bare = |service: &Service| (service.kind, service.internal, service.affinity_seconds);
     bare(old) == bare(new)
+        && old.addresses == new.addresses
+        && old.external == new.external
+        && old.ports.len() == new.ports.len()
+        && old.ports.iter().zip(&new.ports).all(same_port)
 }
 
 #[cfg(test)]
@@ -175,7 +177,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::model::{Endpoint, Protocol, ServiceName, ServicePort};
+    use crate::model::{Endpoint, Protocol, ServiceName};
 
     fn snapshot(generation: u64, services: &[(&str, u16, usize)]) -> Snapshot {
         let mut snapshot = Snapshot { generation, ..Snapshot::default() };

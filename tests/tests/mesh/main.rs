@@ -4,6 +4,7 @@ mod carry;
 mod certificates;
 mod hostile;
 mod observe;
+mod plane;
 mod policy;
 mod reload;
 mod services;

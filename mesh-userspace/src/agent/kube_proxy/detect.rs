@@ -46,8 +46,10 @@ pub(super) fn find() -> Vec<Evidence> {
     for loopback in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
         let (metrics, health) = (SocketAddr::new(loopback, 10249), SocketAddr::new(loopback, 10256));
         let mode = get(metrics, "/proxyMode").map(|body| body.trim().to_owned());
-        found.extend(mode.ok().filter(is_mode).map(|mode| Evidence::Mode(metrics, mode)));
-        found.extend(get(health, "/healthz").ok().filter(is_health).map(|_| Evidence::Health(health)));
+        found.extend(mode.ok().filter(|mode| is_mode(mode)).map(|mode| Evidence::Mode(metrics, mode)));
+        found.extend(
+            get(health, "/healthz").ok().filter(|answer| is_health(answer)).map(|_| Evidence::Health(health)),
+        );
     }
     match netfilter::kube_proxy_rules() {
         Ok(rules) => found.extend(rules.map(Evidence::Rules)),
@@ -57,11 +59,11 @@ pub(super) fn find() -> Vec<Evidence> {
     found
 }
 
-fn is_mode(answer: &String) -> bool {
-    MODES.contains(&answer.as_str())
+fn is_mode(answer: &str) -> bool {
+    MODES.contains(&answer)
 }
 
-fn is_health(answer: &String) -> bool {
+fn is_health(answer: &str) -> bool {
     answer.contains("\"lastUpdated\"") && answer.contains("\"currentTime\"")
 }
 
@@ -98,10 +100,10 @@ mod tests {
     fn answers_are_told_apart() {
         let cases = [("iptables", true), ("nftables", true), ("ebpf", false), ("<html>", false), ("", false)];
         for (answer, expected) in cases {
-            assert_eq!(is_mode(&answer.to_owned()), expected, "{answer}");
+            assert_eq!(is_mode(answer), expected, "{answer}");
         }
-        assert!(is_health(&r#"{"lastUpdated":"2026-01-01T00:00:00Z","currentTime":"x"}"#.to_owned()));
-        assert!(!is_health(&"ok".to_owned()));
+        assert!(is_health(r#"{"lastUpdated":"2026-01-01T00:00:00Z","currentTime":"x"}"#));
+        assert!(!is_health("ok"));
     }
 
     #[test]

@@ -13,6 +13,8 @@ use ipnet::IpNet;
 
 pub(super) use self::ports::ProxyPorts;
 
+use crate::datapath::MapSizes;
+
 /// Whether services are this agent's business.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Replacement {
@@ -41,9 +43,28 @@ pub struct KubeProxyConfig {
     /// Where kube-proxy's metrics are looked for: /metrics, /proxyMode and /healthz. Empty: nowhere.
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:10249")]
     pub proxy_metrics_bind_address: Bind,
+    /// Addresses with their ports that the kernel has room for: every address and the node port of every service port.
+    #[arg(long, value_name = "N", default_value_t = MapSizes::default().services, value_parser = entries())]
+    pub max_services: u32,
+    /// Backends that it has room for, over all service ports; an update needs room for a port's old and new ones.
+    #[arg(long, value_name = "N", default_value_t = MapSizes::default().backends, value_parser = entries())]
+    pub max_backends: u32,
+    /// Clients that it can keep with their backends (`sessionAffinity: ClientIP`), over all services.
+    #[arg(long, value_name = "N", default_value_t = MapSizes::default().affinity, value_parser = entries())]
+    pub max_affinity: u32,
+}
+
+/// Entries of a map: one at least, and no more than would take gigabytes.
+fn entries() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=1 << 26)
 }
 
 impl KubeProxyConfig {
+    /// Sizes of the kernel's maps.
+    pub const fn sizes(&self) -> MapSizes {
+        MapSizes { services: self.max_services, backends: self.max_backends, affinity: self.max_affinity }
+    }
+
     /// Decides whether services are served here, and says why in the log. Looks for kube-proxy, which may take a second.
     pub(super) fn replaces(&self) -> bool {
         if self.kube_proxy_replacement == Replacement::False {
