@@ -52,7 +52,8 @@ fn maps_are_shown_as_the_kernel_has_them() -> Result<()> {
     let agent = &world.agent_a;
     let (code, maps) = document(agent, &["maps"])?;
     assert_eq!(code, 0);
-    let all: Vec<&str> = maps.as_array().into_iter().flatten().filter_map(|map| map["name"].as_str()).collect();
+    let all: Vec<&str> =
+        maps.as_array().into_iter().flatten().filter_map(|map| map["name"].as_str()).collect();
     assert_eq!(all, mesh_common::names::map::ALL);
     for name in all {
         let (code, map) = document(agent, &["maps", &name.to_lowercase(), "--limit", "100000"])?;
@@ -108,7 +109,10 @@ fn a_service_shows_its_backends_and_what_they_got() -> Result<()> {
             let workload = backend["workload"].as_str().unwrap_or("").to_owned();
             ensure!(backend["state"] == "ready" && backend["node"] == "node-b", "{backend:#}");
             let is_v4 = backend["address"].as_str().is_some_and(|address| address.starts_with("10."));
-            Ok((format!("{workload} {}", if is_v4 { 4 } else { 6 }), (number("weight"), number("connections"))))
+            Ok((
+                format!("{workload} {}", if is_v4 { 4 } else { 6 }),
+                (number("weight"), number("connections")),
+            ))
         };
         backends.iter().map(entry).collect()
     };
@@ -169,9 +173,21 @@ fn an_explanation_says_where_a_connection_goes_and_why() -> Result<()> {
     }
     for (args, code, message) in [
         (["default/none", &far4], 1, "no pod default/none is known"),
-        (["default/far", &far4], 1, "pod default/far is on node-b: that node's agent knows where its connections go"),
-        (["nobody", &far4], 2, "`nobody` is nobody who connects: write NAMESPACE/POD, an address, `node` or `outside`"),
-        (["node", "10.96.0.1"], 2, "`10.96.0.1` is no destination: write ADDRESS:PORT or NAMESPACE/SERVICE:PORT"),
+        (
+            ["default/far", &far4],
+            1,
+            "pod default/far is on node-b: that node's agent knows where its connections go",
+        ),
+        (
+            ["nobody", &far4],
+            2,
+            "`nobody` is nobody who connects: write NAMESPACE/POD, an address, `node` or `outside`",
+        ),
+        (
+            ["node", "10.96.0.1"],
+            2,
+            "`10.96.0.1` is no destination: write ADDRESS:PORT or NAMESPACE/SERVICE:PORT",
+        ),
         (["node", "default/none:80"], 1, "no service default/none is known"),
     ] {
         let (held, _, error) = meshctl(agent, &["explain", args[0], args[1]])?;
@@ -220,7 +236,7 @@ fn services_are_left_to_a_kube_proxy_that_runs_here() -> Result<()> {
     assert!(!agent.metrics()?.contains("kubeproxy_"));
     agent.terminate(mesh_tests::SECONDS_30)?;
     // Told to, the agent does it all the same, and warns.
-    let agent = node.agent().flag("--kube-proxy-replacement=true", "--workers=1").start()?;
+    let agent = node.agent().arg("--kube-proxy-replacement=true").start()?;
     assert!(translates(&agent)?);
     assert!(agent.log().contains("kube-proxy is there as well"), "{}", agent.log());
     agent.terminate(mesh_tests::SECONDS_30)?;
@@ -232,7 +248,7 @@ fn services_are_left_to_a_kube_proxy_that_runs_here() -> Result<()> {
     assert!(translates(&agent)?);
     assert!(agent.log().contains("no kube-proxy found"), "{}", agent.log());
     agent.terminate(mesh_tests::SECONDS_30)?;
-    let agent = node.agent().flag("--kube-proxy-replacement=false", "--workers=1").start()?;
+    let agent = node.agent().arg("--kube-proxy-replacement=false").start()?;
     assert!(!translates(&agent)?);
     Ok(())
 }
@@ -243,8 +259,13 @@ fn kube_proxys_ports_answer_as_it_does() -> Result<()> {
     let agent = node.agent().start()?;
     let (status, body) = get(&node, 10256, "/healthz")?;
     let health: Value = serde_json::from_str(&body)?;
-    assert_eq!((status, &health["nodeEligible"], &health["healthy"]), (200, &true.into(), &true.into()), "{health:#}");
-    let is_time = |value: &Value| value.as_str().is_some_and(|time| time.starts_with("20") && time.ends_with('Z'));
+    assert_eq!(
+        (status, &health["nodeEligible"], &health["healthy"]),
+        (200, &true.into(), &true.into()),
+        "{health:#}"
+    );
+    let is_time =
+        |value: &Value| value.as_str().is_some_and(|time| time.starts_with("20") && time.ends_with('Z'));
     assert!(is_time(&health["lastUpdated"]) && is_time(&health["currentTime"]), "{health:#}");
     let (status, body) = get(&node, 10256, "/livez")?;
     assert!(status == 200 && !body.contains("nodeEligible"), "{body}");
@@ -252,7 +273,8 @@ fn kube_proxys_ports_answer_as_it_does() -> Result<()> {
     assert_eq!(get(&node, 10249, "/healthz")?.0, 200);
     // The values are those of what happens: one service comes, with endpoints that say when they changed.
     let changes = agent.metric("kubeproxy_sync_proxy_rules_service_changes_total", &[])?;
-    let now = String::from_utf8(Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%S.%NZ"]).output()?.stdout)?;
+    let now =
+        String::from_utf8(Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%S.%NZ"]).output()?.stdout)?;
     let slice = format!(
         "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: far-1\n  namespace: default\n  \
          labels: {{kubernetes.io/service-name: bare}}\n  annotations:\n    \
@@ -271,7 +293,9 @@ fn kube_proxys_ports_answer_as_it_does() -> Result<()> {
     let metric = |name: &str| agent.metric(&format!("kubeproxy_sync_proxy_rules_{name}"), &[]);
     assert!((metric("service_changes_total")? - changes - 1.0).abs() < 0.5);
     assert!(metric("endpoint_changes_total")? > 0.5);
-    assert!(metric("endpoint_changes_pending")?.abs() < 0.5 && metric("service_changes_pending")?.abs() < 0.5);
+    assert!(
+        metric("endpoint_changes_pending")?.abs() < 0.5 && metric("service_changes_pending")?.abs() < 0.5
+    );
     assert!(metric("last_timestamp_seconds")? >= metric("last_queued_timestamp_seconds")?);
     let (_, text) = get(&node, 10249, "/metrics")?;
     for name in [
@@ -298,7 +322,7 @@ fn a_port_that_is_taken_is_named_with_its_flag() -> Result<()> {
     for part in ["meshd: cannot listen on 0.0.0.0:10256", "--healthz-bind-address", "in use"] {
         assert!(line.contains(part), "{part} not in {}", ended.stderr);
     }
-    let agent = node.agent().flag("--healthz-bind-address=", "--proxy-metrics-bind-address=").start()?;
+    let agent = node.agent().arg("--healthz-bind-address=").arg("--proxy-metrics-bind-address=").start()?;
     assert!(get(&node, 10249, "/proxyMode").is_err());
     drop((agent, taken));
     Ok(())
@@ -325,8 +349,10 @@ fn a_second_agent_is_refused_whatever_it_shares_with_the_first() -> Result<()> {
         let second = builder.spawn()?.wait(SECONDS_10)?;
         assert!(!second.status.success(), "{what}");
         let line = second.stderr.lines().last().unwrap_or_default();
-        let expected =
-            format!("meshd: another agent (pid {pid}) runs with the {what} {}: one agent a node; stop it first", path.display());
+        let expected = format!(
+            "meshd: another agent (pid {pid}) runs with the {what} {}: one agent a node; stop it first",
+            path.display()
+        );
         assert_eq!(line, expected, "{}", second.stderr);
     }
     for state_dir in [&*node.state_dir().to_string_lossy(), &elsewhere] {
