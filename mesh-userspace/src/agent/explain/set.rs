@@ -223,3 +223,48 @@ fn known<'a>(found: &Found<'a>, address: SocketAddr) -> Option<&'a Endpoint> {
     let routed = port.route.targets.iter().flat_map(|target| target.endpoints.iter());
     port.listed.iter().chain(routed).find(|endpoint| endpoint.address == address)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{AliasTable, Protocol, ServiceName, ServicePort};
+
+    fn slots(weights: &[u64]) -> Vec<Option<Slot>> {
+        let table = AliasTable::new(weights);
+        let slot = |(draw, last): (&crate::model::Draw, u8)| Slot {
+            threshold: draw.threshold,
+            alias: draw.alias,
+            address: mesh_common::abi::mapped([10, 0, 0, last]),
+            port: 80,
+            flags: if last == 3 { BACKEND_NONE } else { 0 },
+            pad: 0,
+            connections: 0,
+        };
+        table.slots().iter().zip(1..).map(|pair| Some(slot(pair))).collect()
+    }
+
+    #[test]
+    fn shares_are_what_the_alias_table_draws() {
+        let key = ServiceKey { address: [0; 16], port: 80, protocol: TCP, scope: 0 };
+        let found = |service| Found { key, bits: 0, installed: None, service, v4: true };
+        for (weights, expected) in [
+            (&[1, 1][..], &[500_000, 500_000][..]),
+            (&[90, 10], &[900_000, 100_000]),
+            // The third has nowhere to go, which is listed first.
+            (&[70, 20, 10], &[100_000, 700_000, 200_000]),
+        ] {
+            let backends = of_kernel(&slots(weights), &found(None));
+            let shares: Vec<u32> = backends.iter().map(|backend| backend.share_ppm).collect();
+            assert_eq!(shares, expected, "{weights:?}");
+            assert_eq!(backends[0].address.is_none(), weights.len() == 3);
+        }
+        let name = ServiceName::new("shop", "web");
+        let mut endpoint = Endpoint::at(([10, 0, 0, 1], 80).into());
+        endpoint.zone = Some("eu-1".into());
+        let port = ServicePort::plain(&name, 80, Protocol::Tcp, [endpoint].into());
+        let service = crate::model::Service::internal(name, "host".into(), Vec::new(), vec![port]);
+        let backends = of_kernel(&slots(&[1, 1]), &found(Some((&service, &service.ports[0]))));
+        let zones: Vec<_> = backends.iter().map(|backend| backend.zone.as_deref()).collect();
+        assert_eq!(zones, [Some("eu-1"), None], "an endpoint that the snapshot does not know has no zone");
+    }
+}
