@@ -365,3 +365,76 @@ fn a_second_agent_is_refused_whatever_it_shares_with_the_first() -> Result<()> {
     assert!(agent.status().is_ok());
     Ok(())
 }
+
+#[test]
+fn a_node_that_leaves_is_unhealthy_to_load_balancers_and_alive() -> Result<()> {
+    let (lab, node) = bare()?;
+    let agent = node.agent().start()?;
+    let with = |taints: &str| {
+        format!("apiVersion: v1\nkind: Node\nmetadata:\n  name: node-a\nspec:\n  taints: [{taints}]\n")
+    };
+    for (taints, status) in [
+        ("{key: ToBeDeletedByClusterAutoscaler, effect: NoSchedule}", 503),
+        ("{key: other, effect: NoSchedule}", 200),
+    ] {
+        lab.manifests().apply("node.yaml", &with(taints))?;
+        let told = || get(&node, 10256, "/healthz").ok().filter(|(held, _)| *held == status);
+        let (_, body) = eventually(SECONDS_10, "the node's taint is told", told)?;
+        assert!(body.contains(&format!("\"nodeEligible\":{}", status == 200)), "{body}");
+        assert_eq!(get(&node, 10256, "/livez")?.0, 200);
+    }
+    assert!(agent.metric("kubeproxy_proxy_healthz_total", &["code=\"503\""])? > 0.5);
+    Ok(())
+}
+
+#[test]
+fn policies_and_affinity_are_explained() -> Result<()> {
+    let world = World::start(false)?;
+    world.serve("http")?;
+    let agent = &world.agent_a;
+    let local = service("local", "app: far").replace("spec:\n", "spec:\n  internalTrafficPolicy: Local\n");
+    let sticky = service("sticky", "both: \"yes\"")
+        .replace("10.96.0.", "10.96.1.")
+        .replace("fd00:96::", "fd00:96::1:")
+        .replace("spec:\n", "spec:\n  sessionAffinity: ClientIP\n");
+    world.lab.manifests().apply("policies.yaml", &format!("{local}---\n{sticky}"))?;
+    let explain = |from: &str, to: &str| document(agent, &["explain", from, to]);
+    let has_both = || {
+        let (_, report) = explain("node", "default/sticky:8080").ok()?;
+        (report["verdict"] == "translated" && report["backends"].as_array()?.len() == 2).then_some(())
+    };
+    eventually(SECONDS_10, "the services are in the kernel", has_both)?;
+    let step = |report: &Value, what: &str| {
+        let steps = report["steps"].as_array().into_iter().flatten();
+        steps.filter(|step| step["what"] == what).map(|step| step["found"].to_string()).collect::<String>()
+    };
+    let (code, report) = explain("default/client", "default/local:8080")?;
+    assert_eq!((code, &report["verdict"]), (1, &"refused".into()), "{report:#}");
+    assert!(step(&report, "policy").contains("Local: endpoints of this node alone"), "{report:#}");
+    assert!(step(&report, "topology").contains("0 of them on this node"), "{report:#}");
+    for (family, policy, count) in
+        [("IPv4", "internal", 1.0), ("IPv6", "internal", 1.0), ("IPv4", "external", 0.0)]
+    {
+        let labels = [format!("ip_family=\"{family}\""), format!("traffic_policy=\"{policy}\"")];
+        let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
+        let held = agent.metric("kubeproxy_sync_proxy_rules_no_local_endpoints_total", &labels)?;
+        assert!((held - count).abs() < 0.5, "{family} {policy}: {held}");
+    }
+    let (_, report) = explain("default/client", "default/sticky:8080")?;
+    assert!(step(&report, "affinity").contains("no entry yet"), "{report:#}");
+    let (_, services) = document(agent, &["services", "default/sticky"])?;
+    let address = services[0]["addresses"][0].as_str().context("an address")?.to_owned();
+    let summary = world.client.connect(&[&format!("{address}:{PORT}"), "--count", "5"])?;
+    assert_eq!((summary.ok, summary.by_name.len()), (5, 1), "{summary:?}");
+    let (_, report) = explain("default/client", "default/sticky:8080")?;
+    let kept = step(&report, "affinity");
+    let backend = if summary.by_name.contains_key("far") { &world.far } else { &world.twin };
+    assert!(
+        kept.contains("where it stays") && kept.contains(&format!("{}:{PORT}", backend.v4)),
+        "{report:#}"
+    );
+    // It is the pod that stays, not the others of its node.
+    let (_, report) = explain("default/near", "default/sticky:8080")?;
+    assert!(step(&report, "affinity").contains("no entry yet"), "{report:#}");
+    Ok(())
+}
