@@ -38,6 +38,13 @@ impl AgentBuilder {
         self
     }
 
+    /// A further argument of `meshd run`, such as `--FLAG=VALUE`.
+    #[must_use]
+    pub fn arg(mut self, arg: &str) -> Self {
+        self.args.push(arg.to_owned());
+        self
+    }
+
     /// Starts it without waiting for anything, for an agent that should refuse.
     pub fn spawn(&self) -> Result<Process> {
         let node = &self.node;

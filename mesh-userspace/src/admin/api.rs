@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Mode, Protocol};
+use crate::model::{EndpointState, Mode, Protocol, ServiceKind, TrafficPolicy};
 use crate::telemetry::FlowRecord;
 
 /// `GET /v1/status`.
@@ -148,8 +148,24 @@ pub struct ServiceReport {
     pub namespace: String,
     /// Name.
     pub name: String,
-    /// Virtual addresses.
+    /// `spec.type`.
+    pub kind: ServiceKind,
+    /// Cluster addresses.
     pub addresses: Vec<IpAddr>,
+    /// `externalIPs`.
+    pub external_addresses: Vec<IpAddr>,
+    /// Addresses of its load balancer.
+    pub load_balancer: Vec<IpAddr>,
+    /// Who may come to those; empty: everybody.
+    pub source_ranges: Vec<String>,
+    /// `internalTrafficPolicy`.
+    pub internal_policy: TrafficPolicy,
+    /// `externalTrafficPolicy`.
+    pub external_policy: TrafficPolicy,
+    /// `healthCheckNodePort`.
+    pub health_check_port: Option<u16>,
+    /// How long a client keeps its backend; `None`: it does not.
+    pub affinity_seconds: Option<u32>,
     /// Ports.
     pub ports: Vec<ServicePortReport>,
 }
@@ -164,13 +180,16 @@ pub struct ServicePortReport {
     pub port: u16,
     /// Protocol.
     pub protocol: Protocol,
+    /// The port on every node.
+    #[serde(default)]
+    pub node_port: Option<u16>,
     /// `NAMESPACE/NAME` of the resource that routes it.
     #[serde(default)]
     pub rule: Option<String>,
     /// Targets of the route, as written.
     #[serde(default)]
     pub targets: Vec<TargetReport>,
-    /// What the kernel picks from.
+    /// What is picked from, and endpoints that take no connections now.
     #[serde(default)]
     pub backends: Vec<BackendReport>,
 }
@@ -195,12 +214,22 @@ pub struct TargetReport {
 pub struct BackendReport {
     /// Address; `None`: a share that has nowhere to go and is refused.
     pub address: Option<SocketAddr>,
+    /// Its weight; 0: it takes none.
+    pub weight: u64,
     /// Its share of new connections, in millionths.
     pub share_ppm: u32,
+    /// Its state.
+    pub state: Option<EndpointState>,
+    /// Whether it serves where the policy is Local.
+    pub local: bool,
+    /// Connections (and datagram sockets) that the kernel has sent to it for this port.
+    pub connections: u64,
     /// The workload behind it.
     pub workload: Option<String>,
     /// The node that it is on.
     pub node: Option<String>,
+    /// The zone that it is in.
+    pub zone: Option<String>,
     /// Its mTLS mode.
     pub mode: Mode,
     /// Whether it is enrolled.

@@ -1,12 +1,15 @@
 //! The node's API: JSON over HTTP on a unix socket for `meshctl`, and metrics on a TCP port for Prometheus.
 //!
 //! It reads, through [`AdminData`], and changes nothing. The socket is root's; the TCP port has `/metrics` and
-//! `/healthz` alone.
+//! `/healthz` alone; two more are there in kube-proxy's place.
 
 pub mod api;
+mod kube_proxy;
+pub mod plane;
 mod server;
 mod socket;
 
+pub use kube_proxy::{serve_health, serve_proxy_metrics};
 pub use server::{AdminData, serve_metrics, serve_socket};
 pub use socket::{AdminSocket, DEFAULT_SOCKET, SocketError};
 

@@ -26,6 +26,7 @@ use super::AdminSocket;
 use super::api::{
     CertReport, CheckReport, ErrorReport, FlowLine, ServiceReport, StatusReport, WorkloadReport,
 };
+use super::plane::{ExplainQuery, ExplainReport, MapReport, QueryError};
 use crate::telemetry::{CONTENT_TYPE, FlowLog, Metrics};
 
 /// Connections served at once on one listener.
@@ -40,6 +41,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_HEAD: usize = 16 << 10;
 /// Flows that are listed where no limit is given.
 const DEFAULT_FLOWS: usize = 100;
+/// Entries of a map that are listed at most.
+const MAX_ROWS: usize = 100_000;
 /// Wait after a failed `accept`, which mostly means that there are no more file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -55,6 +58,20 @@ pub trait AdminData: Send + Sync + 'static {
     fn workloads(&self) -> impl Future<Output = Vec<WorkloadReport>> + Send;
     /// `GET /v1/certs`.
     fn certs(&self) -> impl Future<Output = Vec<CertReport>> + Send;
+    /// `GET /v1/maps`: the map of that name, or all, each with so many of its entries.
+    ///
+    /// # Errors
+    /// There is no such map, or it cannot be read.
+    fn maps(
+        &self,
+        name: Option<String>,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<MapReport>, QueryError>> + Send;
+    /// `GET /v1/explain`.
+    ///
+    /// # Errors
+    /// The question makes no sense, is about something unknown, or the maps cannot be read.
+    fn explain(&self, query: ExplainQuery) -> impl Future<Output = Result<ExplainReport, QueryError>> + Send;
     /// `GET /v1/flows`.
     fn flows(&self) -> &FlowLog;
     /// `GET /metrics`.
@@ -64,10 +81,12 @@ pub trait AdminData: Send + Sync + 'static {
     /// # Errors
     /// The reason, for a human.
     fn health(&self) -> Result<(), String>;
+    /// Whether load balancers should send nothing to this node any more.
+    fn node_is_leaving(&self) -> bool;
 }
 
-struct Shared<D> {
-    data: Arc<D>,
+pub(super) struct Shared<D> {
+    pub(super) data: Arc<D>,
     followers: Arc<Semaphore>,
 }
 
@@ -89,6 +108,8 @@ pub async fn serve_socket<D: AdminData>(
         .route("/v1/services", get(async |State(on): State<Shared<D>>| Json(on.data.services().await)))
         .route("/v1/workloads", get(async |State(on): State<Shared<D>>| Json(on.data.workloads().await)))
         .route("/v1/certs", get(async |State(on): State<Shared<D>>| Json(on.data.certs().await)))
+        .route("/v1/maps", get(maps))
+        .route("/v1/explain", get(explain))
         .route("/v1/flows", get(flows))
         .route("/metrics", get(metrics))
         .route("/healthz", get(health));
@@ -105,7 +126,7 @@ pub async fn serve_metrics<D: AdminData>(
     accept(async || Ok(listener.accept().await?.0), finish(router, data), shutdown).await;
 }
 
-fn finish<D: AdminData>(router: Router<Shared<D>>, data: Arc<D>) -> Router {
+pub(super) fn finish<D: AdminData>(router: Router<Shared<D>>, data: Arc<D>) -> Router {
     router
         .fallback(async || error(StatusCode::NOT_FOUND, "no such document"))
         .layer(middleware::from_fn(in_time))
@@ -119,8 +140,11 @@ async fn in_time(request: Request, next: Next) -> Response {
 }
 
 /// Accepts until the shutdown; connections that are open then end with their tasks' runtime.
-async fn accept<S, F>(mut next: impl FnMut() -> F, router: Router, shutdown: impl Future<Output = ()>)
-where
+pub(super) async fn accept<S, F>(
+    mut next: impl FnMut() -> F,
+    router: Router,
+    shutdown: impl Future<Output = ()>,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Future<Output = io::Result<S>>,
 {
@@ -197,6 +221,35 @@ async fn flows<D: AdminData>(State(on): State<Shared<D>>, Query(query): Query<Fl
     ndjson(Body::from_stream(following))
 }
 
+#[derive(Debug, Deserialize)]
+struct MapsQuery {
+    name: Option<String>,
+    #[serde(default)]
+    limit: usize,
+}
+
+async fn maps<D: AdminData>(State(on): State<Shared<D>>, Query(query): Query<MapsQuery>) -> Response {
+    document(on.data.maps(query.name, query.limit.min(MAX_ROWS)).await)
+}
+
+async fn explain<D: AdminData>(State(on): State<Shared<D>>, Query(query): Query<ExplainQuery>) -> Response {
+    document(on.data.explain(query).await)
+}
+
+fn document(answer: Result<impl Serialize, QueryError>) -> Response {
+    match answer {
+        Ok(document) => Json(document).into_response(),
+        Err(failure) => {
+            let status = match failure {
+                QueryError::Bad(_) => StatusCode::BAD_REQUEST,
+                QueryError::NotFound(_) => StatusCode::NOT_FOUND,
+                QueryError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            };
+            error(status, &failure.to_string())
+        }
+    }
+}
+
 fn line(record: &impl Serialize) -> Vec<u8> {
     let mut line = serde_json::to_vec(record).unwrap_or_default();
     line.push(b'\n');
@@ -225,10 +278,13 @@ fn error(status: StatusCode, message: &str) -> Response {
 #[cfg(test)]
 pub(crate) mod testing {
     use std::path::PathBuf;
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
     use crate::admin::api::{CheckItem, KernelReport, ProgramStatus};
+    use crate::admin::plane::{MapRow, Verdict};
 
     /// A folder for sockets, which have short names.
     pub(crate) fn socket_dir() -> PathBuf {
@@ -243,12 +299,22 @@ pub(crate) mod testing {
     pub(crate) struct FakeAgent {
         pub(crate) flows: FlowLog,
         pub(crate) metrics: Metrics,
+        pub(crate) leaving: AtomicBool,
     }
 
     impl FakeAgent {
         pub(crate) fn new() -> Arc<Self> {
-            Arc::new(Self { flows: FlowLog::default(), metrics: Metrics::new("test") })
+            let metrics = Metrics::following("test", Arc::default(), true);
+            Arc::new(Self { flows: FlowLog::default(), metrics, leaving: AtomicBool::new(false) })
         }
+    }
+
+    /// The whole answer to one request.
+    pub(crate) async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> String {
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
     }
 
     impl AdminData for FakeAgent {
@@ -286,6 +352,26 @@ pub(crate) mod testing {
             Vec::new()
         }
 
+        async fn maps(&self, name: Option<String>, limit: usize) -> Result<Vec<MapReport>, QueryError> {
+            if name.as_deref().is_some_and(|name| name != "SERVICES") {
+                return Err(QueryError::NotFound("there is no such map".to_owned()));
+            }
+            let object = |key: &str, value: u64| [(key.to_owned(), value.into())].into_iter().collect();
+            let row = MapRow { key: object("port", 80), value: object("set", 7) };
+            let rows = vec![row; limit.min(1)];
+            let (name, kind) = ("SERVICES".to_owned(), "hash".to_owned());
+            Ok(vec![MapReport { name, kind, entries: Some(1), max_entries: 10, rows }])
+        }
+
+        async fn explain(&self, query: ExplainQuery) -> Result<ExplainReport, QueryError> {
+            if query.from == "?" {
+                return Err(QueryError::Bad("`?` is nobody who connects".to_owned()));
+            }
+            let verdict = if query.to.ends_with(":80") { Verdict::Translated } else { Verdict::Refused };
+            let asked = format!("{} {:?}", query.to, query.protocol);
+            Ok(ExplainReport { client: query.from, asked, verdict, ..ExplainReport::default() })
+        }
+
         fn flows(&self) -> &FlowLog {
             &self.flows
         }
@@ -297,6 +383,10 @@ pub(crate) mod testing {
         fn health(&self) -> Result<(), String> {
             Err("no programs attached".to_owned())
         }
+
+        fn node_is_leaving(&self) -> bool {
+            self.leaving.load(Ordering::Relaxed)
+        }
     }
 }
 
@@ -305,7 +395,7 @@ mod tests {
     use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
     use tokio::net::{TcpStream, UnixStream};
 
-    use super::testing::{FakeAgent, socket_dir};
+    use super::testing::{FakeAgent, ask, socket_dir};
     use super::*;
     use crate::telemetry::{Direction, FlowRecord, Outcome, Party, Reporter, ResponseFlags, Security};
 
@@ -331,13 +421,6 @@ mod tests {
         }
     }
 
-    async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> String {
-        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        answer
-    }
-
     #[tokio::test]
     async fn documents_are_served_on_the_socket() {
         let dir = socket_dir();
@@ -353,6 +436,16 @@ mod tests {
             ("/v1/certs", "200", "[]"),
             ("/v1/flows?limit=5", "200", "\"id\":1"),
             ("/v1/flows?limit=x", "400", ""),
+            ("/v1/maps", "200", "\"max_entries\":10,\"rows\":[]"),
+            ("/v1/maps?name=SERVICES&limit=5", "200", "\"value\":{\"set\":7}"),
+            ("/v1/maps?name=X", "404", "there is no such map"),
+            (
+                "/v1/explain?from=a%2Fb&to=%5B%3A%3A1%5D%3A80&protocol=UDP",
+                "200",
+                "\"asked\":\"[::1]:80 Udp\"",
+            ),
+            ("/v1/explain?from=%3F&to=x&protocol=TCP", "400", "nobody who connects"),
+            ("/v1/explain?from=x", "400", ""),
             ("/metrics", "200", "mesh_build_info{version=\"test\""),
             ("/healthz", "503", "no programs attached"),
             ("/v1/nothing", "404", "no such document"),

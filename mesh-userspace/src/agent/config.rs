@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::KubeProxyConfig;
 use crate::model::TrustDomain;
 
 /// The node agent of the mesh.
@@ -82,6 +83,9 @@ pub struct AgentConfig {
     /// How long connections may go on after SIGTERM, or after their pod left the mesh.
     #[arg(long, default_value = "30s", value_name = "TIME", value_parser = duration)]
     pub drain: Duration,
+    /// Services.
+    #[command(flatten)]
+    pub kube_proxy: KubeProxyConfig,
 }
 
 impl AgentConfig {
@@ -129,6 +133,7 @@ fn lifetime(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::Replacement;
 
     #[test]
     fn times_are_read_with_their_unit() {
@@ -154,6 +159,27 @@ mod tests {
     fn a_certificate_lives_for_a_while() {
         assert!(lifetime("1s").is_err());
         assert_eq!(lifetime("2s"), Ok(SHORTEST_LIFE));
+    }
+
+    #[test]
+    fn kube_proxys_work_is_taken_over_as_told() {
+        let cases = [
+            (&[][..], Some(Replacement::Auto)),
+            (&["--kube-proxy-replacement"], Some(Replacement::True)),
+            (&["--kube-proxy-replacement=true"], Some(Replacement::True)),
+            (&["--kube-proxy-replacement=false"], Some(Replacement::False)),
+            (&["--kube-proxy-replacement=auto", "--healthz-bind-address="], Some(Replacement::Auto)),
+            (&["--kube-proxy-replacement=maybe"], None),
+            (&["--nodeport-addresses", "primary,10.0.0.0/8"], None),
+        ];
+        for (flags, expected) in cases {
+            let words = [&["meshd", "run", "--manifests", "/x"], flags].concat();
+            let parsed = Cli::try_parse_from(&words).ok().and_then(|cli| match cli.command {
+                Command::Run(config) => Some(config.kube_proxy.kube_proxy_replacement),
+                Command::Uninstall(_) => None,
+            });
+            assert_eq!(parsed, expected, "{flags:?}");
+        }
     }
 
     #[test]

@@ -9,8 +9,9 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use crate::datapath::{Attachment, Datapath, Role};
-use crate::model::{NodeName, Snapshot, Workload, WorkloadUid};
+use crate::datapath::maps::MapReader;
+use crate::datapath::{Attachment, BackendCount, Datapath, Role};
+use crate::model::{NodeName, ServiceName, Snapshot, Workload, WorkloadUid};
 use crate::node::{EnrolError, Enroller, Enrolment, probe};
 use crate::proxy::{Canary, Pod, Shared, Stop, Workers};
 
@@ -33,6 +34,8 @@ pub(super) enum Request {
     Status(oneshot::Sender<NodeStatus>),
     /// The same, after a test connection in every pod and a look at all that should be there.
     Check(oneshot::Sender<NodeStatus>),
+    /// What the backends of each service have got through the kernel.
+    Connections(oneshot::Sender<Vec<(ServiceName, Vec<BackendCount>)>>),
     /// End capture and let connections come to their ends.
     Stop(oneshot::Sender<()>),
 }
@@ -158,6 +161,10 @@ impl Controller {
                         self.test_pods(|_| true);
                         drop(answer.send(self.status()));
                     }
+                    Some(Request::Connections(answer)) => {
+                        let snapshot = Arc::clone(&snapshots.borrow());
+                        drop(answer.send(self.connections(&snapshot)));
+                    }
                     Some(Request::Stop(done)) => {
                         self.stop(&mut requests).await;
                         // Whoever asked may have given up waiting.
@@ -187,8 +194,20 @@ impl Controller {
         }
     }
 
+    /// A reader of the kernel's maps.
+    pub(super) fn maps(&self) -> MapReader {
+        self.datapath.maps()
+    }
+
+    fn connections(&self, snapshot: &Snapshot) -> Vec<(ServiceName, Vec<BackendCount>)> {
+        snapshot.services.keys().map(|name| (name.clone(), self.datapath.connections(name))).collect()
+    }
+
     fn apply(&mut self, snapshot: &Snapshot) {
+        let began = Instant::now();
         let errors = self.datapath.sync(snapshot);
+        let metrics = self.shared.telemetry.metrics();
+        metrics.sync().synced(snapshot.generation, began.elapsed(), errors.len());
         self.sync_errors = errors.iter().map(|error| chain(error)).collect();
         for error in &self.sync_errors {
             tracing::error!(error, "the kernel does not hold what it should");
@@ -410,6 +429,8 @@ impl Controller {
                 _ = tick.tick() => self.finish_leaving(),
                 request = requests.recv() => match request {
                     Some(Request::Status(answer) | Request::Check(answer)) => drop(answer.send(self.status())),
+                    // Whoever asks is told that there is no answer.
+                    Some(Request::Connections(_unanswered)) => {}
                     Some(Request::Stop(_told_again)) => break,
                     None => break,
                 },

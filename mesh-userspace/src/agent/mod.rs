@@ -3,32 +3,40 @@
 //! Threads: the main one (API, source, certificates), `controller` (kernel and pods), `heartbeat`, and the workers that
 //! carry connections.
 
+mod claims;
 mod config;
 mod controller;
 mod direct;
+mod explain;
+mod fill;
+mod kube_proxy;
 mod report;
+mod service_report;
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use nix::fcntl::{Flock, FlockArg};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use self::claims::ClaimError;
 pub use self::config::{AgentConfig, Cli, Command, Places};
+pub use self::kube_proxy::{Bind, KubeProxyConfig, NodePortAddresses, Replacement};
 pub use self::report::needs;
 
 pub use self::controller::chain;
 
+use self::claims::Claims;
 use self::controller::{Controller, Request};
+use self::kube_proxy::ProxyPorts;
 use self::report::AgentData;
 use crate::admin::{AdminSocket, SocketError, serve_metrics, serve_socket};
+use crate::datapath::maps::MapReader;
 use crate::datapath::{
     self, CounterReader, Datapath, DatapathConfig, DatapathError, FlowEvents, Lifeline, check,
 };
@@ -53,9 +61,9 @@ pub enum AgentError {
     /// Not root.
     #[error("meshd must run as root (or with the capabilities that `meshctl check` lists)")]
     NotRoot,
-    /// Another agent has the state folder.
-    #[error("another agent runs with the state folder {}: one agent a node", .0.display())]
-    Running(PathBuf),
+    /// Another agent runs, or there is nothing to run with.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
     /// The state folder cannot be used.
     #[error("cannot use the state folder {}", path.display())]
     StateDir {
@@ -101,6 +109,19 @@ pub enum AgentError {
         #[source]
         source: io::Error,
     },
+    /// A port that kube-proxy has.
+    #[error(
+        "cannot listen on {address} in kube-proxy's place: give another with {flag}, or none with {flag}="
+    )]
+    Port {
+        /// Where.
+        address: std::net::SocketAddr,
+        /// What says so.
+        flag: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The controller ended without being told.
     #[error("the controller ended")]
     ControllerEnded,
@@ -118,12 +139,17 @@ pub fn run(config: AgentConfig) -> Result<(), AgentError> {
     if !nix::unistd::geteuid().is_root() {
         return Err(AgentError::NotRoot);
     }
-    let _lock = lock(&config.places.state_dir)?;
+    let cgroup = match config.cgroup.clone() {
+        Some(cgroup) => cgroup,
+        None => check::cgroup2_mount().map_err(AgentError::Cgroup)?,
+    };
+    let _claims = Claims::of_agent(&config.places, &cgroup)?;
+    let replaces = config.kube_proxy.replaces();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(starting("the runtime"))?;
-    runtime.block_on(serve(config, lifeline))
+    runtime.block_on(serve(config, cgroup, replaces, lifeline))
 }
 
 /// Takes everything off the node.
@@ -131,7 +157,7 @@ pub fn uninstall(places: &Places) -> Result<(), AgentError> {
     if !nix::unistd::geteuid().is_root() {
         return Err(AgentError::NotRoot);
     }
-    let _lock = lock(&places.state_dir)?;
+    let _claims = Claims::of_uninstall(places)?;
     datapath::uninstall(&places.bpffs).map_err(AgentError::Datapath)?;
     for pod in node::uninstall(&places.state_dir).map_err(AgentError::Enrol)? {
         tracing::info!(%pod, "released");
@@ -152,31 +178,33 @@ fn remove_state(state_dir: &Path) {
     }
 }
 
-async fn serve(config: AgentConfig, lifeline: Lifeline) -> Result<(), AgentError> {
+async fn serve(
+    config: AgentConfig,
+    cgroup: PathBuf,
+    replaces: bool,
+    lifeline: Lifeline,
+) -> Result<(), AgentError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(starting("the signal handlers"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(starting("the signal handlers"))?;
-    let cgroup = match config.cgroup.clone() {
-        Some(cgroup) => cgroup,
-        None => check::cgroup2_mount().map_err(AgentError::Cgroup)?,
-    };
     let socket = AdminSocket::bind(&config.socket()).map_err(AgentError::Socket)?;
     let address = config.metrics_addr;
     let metrics_listener =
         TcpListener::bind(address).await.map_err(|source| AgentError::Metrics { address, source })?;
+    let proxy_ports = ProxyPorts::bind(&config.kube_proxy, replaces).await?;
     let authority = Authority::open(&config.ca_dir, &config.trust_domain).map_err(AgentError::Authority)?;
     let certificates = CertificateStore::with_validity(Arc::new(authority), config.cert_ttl);
     let (stop, stopped) = watch::channel(false);
     let feed = source::run(config.manifests.clone(), mesh_config(&config), on(stopped.clone()))
         .await
         .map_err(AgentError::Source)?;
-    let telemetry = telemetry(&config.cluster, &certificates, &feed);
+    let telemetry = telemetry(&config.cluster, &certificates, &feed, replaces);
     let shared = Arc::new(Shared::new(
         NodeName::new(config.node.as_str()),
         Arc::clone(&feed.current),
         certificates.clone(),
         telemetry.clone(),
     ));
-    let requests = start_controller(&config, &cgroup, lifeline, &shared, &feed).await?;
+    let (requests, maps) = start_controller(&config, &cgroup, replaces, lifeline, &shared, &feed).await?;
     let data = Arc::new(AgentData {
         node: config.node.clone(),
         started: SystemTime::now(),
@@ -184,11 +212,13 @@ async fn serve(config: AgentConfig, lifeline: Lifeline) -> Result<(), AgentError
         bpffs: config.places.bpffs.clone(),
         feed,
         shared,
+        maps,
         requests: requests.clone(),
     });
     tracing::info!(node = config.node, socket = %config.socket().display(), metrics = %address, "serving");
     let api = serve_socket(socket, Arc::clone(&data), on(stopped.clone()));
-    let metrics = serve_metrics(metrics_listener, data, on(stopped));
+    let metrics = serve_metrics(metrics_listener, Arc::clone(&data), on(stopped.clone()));
+    let proxy = proxy_ports.serve(data, on(stopped.clone()), on(stopped));
     let flush = async {
         let mut tick = tokio::time::interval(FLUSH);
         let (mut before, mut trims) = (0, 0);
@@ -228,7 +258,7 @@ async fn serve(config: AgentConfig, lifeline: Lifeline) -> Result<(), AgentError
     tokio::select! {
         result = ended => result,
         // None of these ends before `ended` does.
-        ((), (), (), ()) = async { tokio::join!(api, metrics, flush, certificates.run()) } => Ok(()),
+        ((), (), (), (), ()) = async { tokio::join!(api, metrics, proxy, flush, certificates.run()) } => Ok(()),
     }
 }
 
@@ -246,8 +276,9 @@ fn mesh_config(config: &AgentConfig) -> MeshConfig {
     }
 }
 
-fn telemetry(cluster: &str, certificates: &CertificateStore, feed: &Feed) -> Telemetry {
-    let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION")));
+fn telemetry(cluster: &str, certificates: &CertificateStore, feed: &Feed, replaces: bool) -> Telemetry {
+    let metrics = Metrics::following(env!("CARGO_PKG_VERSION"), Arc::clone(&feed.changes), replaces);
+    let metrics = Arc::new(metrics);
     let failures = Arc::clone(&metrics);
     certificates.on_failure(move |error| {
         tracing::warn!(error = %chain(error), "a certificate cannot be had");
@@ -267,6 +298,7 @@ fn telemetry(cluster: &str, certificates: &CertificateStore, feed: &Feed) -> Tel
             .collect();
         metrics.set_certificates(ends.iter().map(|(identity, end)| (identity.as_str(), *end)));
         let reports = reports.borrow();
+        metrics.sync().refresh(&current.load());
         metrics.set_config(current.load().generation, reports.problems.len(), reports.notices.len());
     });
     Telemetry::new(metrics, Arc::new(FlowLog::default()), cluster)
@@ -276,14 +308,19 @@ fn telemetry(cluster: &str, certificates: &CertificateStore, feed: &Feed) -> Tel
 async fn start_controller(
     config: &AgentConfig,
     cgroup: &Path,
+    replaces: bool,
     lifeline: Lifeline,
     shared: &Arc<Shared>,
     feed: &Feed,
-) -> Result<mpsc::Sender<Request>, AgentError> {
+) -> Result<(mpsc::Sender<Request>, MapReader), AgentError> {
     let (requests, queue) = mpsc::channel(16);
     let (ready, started) = oneshot::channel();
     let (config, shared, snapshots) = (config.clone(), Arc::clone(shared), feed.snapshot.clone());
-    let datapath = DatapathConfig::new(config.places.bpffs.clone(), cgroup.to_owned());
+    let datapath = DatapathConfig {
+        sizes: config.kube_proxy.sizes(),
+        translates: replaces,
+        ..DatapathConfig::new(config.places.bpffs.clone(), cgroup.to_owned())
+    };
     let current = Arc::clone(&feed.current);
     let main = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -302,15 +339,17 @@ async fn start_controller(
                         }
                     });
                     tokio::spawn(direct::record(events, current, shared.telemetry.clone()));
-                    drop(ready.send(Ok(())));
+                    let maps = controller.maps();
+                    tokio::spawn(fill::follow(maps.clone(), shared.telemetry.clone()));
+                    drop(ready.send(Ok(maps)));
                     controller.run(snapshots, queue).await;
                 }
             }
         });
     };
     std::thread::Builder::new().name("controller".into()).spawn(main).map_err(starting("the controller"))?;
-    started.await.unwrap_or(Err(AgentError::ControllerEnded))?;
-    Ok(requests)
+    let maps = started.await.unwrap_or(Err(AgentError::ControllerEnded))?;
+    Ok((requests, maps))
 }
 
 fn controller(
@@ -333,24 +372,6 @@ fn controller(
         Controller::start(node, config.drain, datapath, enroller, workers, Arc::clone(shared), snapshot)
             .map_err(AgentError::Datapath)?;
     Ok((controller, events, counters))
-}
-
-/// One agent a node: held for as long as the agent lives, released by the kernel however it ends.
-fn lock(state_dir: &Path) -> Result<Flock<File>, AgentError> {
-    let error = |source| AgentError::StateDir { path: state_dir.to_owned(), source };
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir).map_err(error)?;
-    let path = state_dir.join("lock");
-    let file = fs::OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(error)?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        nix::errno::Errno::EWOULDBLOCK => AgentError::Running(state_dir.to_owned()),
-        errno => error(errno.into()),
-    })
 }
 
 /// The allocator keeps what was freed (`malloc_trim(3)`); an agent that has carried a burst would keep it for ever.

@@ -8,14 +8,17 @@ use mesh_common::abi::LAYOUT_VERSION;
 use tokio::sync::{mpsc, oneshot};
 
 use super::controller::{NodeStatus, PodState, ROLES, Request};
+use super::{explain, fill, service_report};
 use crate::admin::AdminData;
 use crate::admin::api::{
-    BackendReport, Canary, CertReport, CheckItem, CheckReport, KernelReport, PodStatus, ProgramStatus,
-    ServicePortReport, ServiceReport, StatusReport, TargetReport, WorkloadReport,
+    Canary, CertReport, CheckItem, CheckReport, KernelReport, PodStatus, ProgramStatus, ServiceReport,
+    StatusReport, WorkloadReport,
 };
+use crate::admin::plane::{ExplainQuery, ExplainReport, MapReport, QueryError};
 use crate::datapath::check;
+use crate::datapath::maps::MapReader;
 use crate::identity::{CertificateState, CertificateStatus};
-use crate::model::{Backend, BackendSet, Service, ServicePort, Snapshot, Workload};
+use crate::model::{NodeName, Workload};
 use crate::proxy::Shared;
 use crate::source::Feed;
 use crate::telemetry::{FlowLog, Metrics};
@@ -28,6 +31,7 @@ pub(super) struct AgentData {
     pub(super) bpffs: PathBuf,
     pub(super) feed: Feed,
     pub(super) shared: Arc<Shared>,
+    pub(super) maps: MapReader,
     pub(super) requests: mpsc::Sender<Request>,
 }
 
@@ -137,8 +141,13 @@ impl AdminData for AgentData {
     }
 
     async fn services(&self) -> Vec<ServiceReport> {
+        let (answer, answered) = oneshot::channel();
+        let counts = match self.requests.send(Request::Connections(answer)).await {
+            Ok(()) => answered.await.unwrap_or_default(),
+            Err(_gone) => Vec::new(),
+        };
         let snapshot = self.feed.current.load_full();
-        snapshot.services.values().map(|service| service_report(&snapshot, service)).collect()
+        service_report::all(&snapshot, &counts)
     }
 
     async fn workloads(&self) -> Vec<WorkloadReport> {
@@ -148,6 +157,17 @@ impl AdminData for AgentData {
 
     async fn certs(&self) -> Vec<CertReport> {
         self.shared.certificates.certificates().into_iter().map(cert_report).collect()
+    }
+
+    async fn maps(&self, name: Option<String>, limit: usize) -> Result<Vec<MapReport>, QueryError> {
+        let maps = self.maps.clone();
+        blocking(move || fill::report(&maps, name.as_deref(), limit)).await
+    }
+
+    async fn explain(&self, query: ExplainQuery) -> Result<ExplainReport, QueryError> {
+        let (maps, snapshot) = (self.maps.clone(), self.feed.current.load_full());
+        let node = NodeName::new(self.node.as_str());
+        blocking(move || explain::explain(&maps, &snapshot, &node, &query)).await
     }
 
     fn flows(&self) -> &FlowLog {
@@ -161,6 +181,18 @@ impl AdminData for AgentData {
     fn health(&self) -> Result<(), String> {
         if self.requests.is_closed() { Err("the controller has ended".to_owned()) } else { Ok(()) }
     }
+
+    fn node_is_leaving(&self) -> bool {
+        self.feed.current.load().node.leaving
+    }
+}
+
+/// Many system calls, off the runtime's thread.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, QueryError> + Send + 'static,
+) -> Result<T, QueryError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|_panic| Err(QueryError::Failed("the maps could not be read".to_owned())))
 }
 
 trait LowercaseFirst {
@@ -225,54 +257,6 @@ fn pod_status(pod: PodState) -> PodStatus {
         },
         connections: pod.connections as u64,
     }
-}
-
-fn service_report(snapshot: &Snapshot, service: &Service) -> ServiceReport {
-    ServiceReport {
-        namespace: service.name.namespace.to_string(),
-        name: service.name.name.to_string(),
-        addresses: service.addresses.clone(),
-        ports: service.ports.iter().map(|port| port_report(snapshot, port)).collect(),
-    }
-}
-
-fn port_report(snapshot: &Snapshot, port: &ServicePort) -> ServicePortReport {
-    let targets = port.route.targets.iter().map(|target| TargetReport {
-        service: target.service.to_string(),
-        subset: target.subset.as_ref().map(ToString::to_string),
-        weight: target.weight,
-        endpoints: target.endpoints.len(),
-    });
-    let sets = [&port.route.v4, &port.route.v6];
-    ServicePortReport {
-        name: port.name.to_string(),
-        port: port.port,
-        protocol: port.protocol,
-        rule: port.route.rule.as_ref().map(ToString::to_string),
-        targets: targets.collect(),
-        backends: sets.into_iter().flat_map(|set| backends(snapshot, set)).collect(),
-    }
-}
-
-fn backends(snapshot: &Snapshot, set: &BackendSet) -> Vec<BackendReport> {
-    let total: u128 = set.backends().iter().map(|backend| u128::from(backend.weight)).sum();
-    let report = |backend: &Backend| {
-        let share_ppm =
-            u32::try_from(u128::from(backend.weight) * 1_000_000 / total.max(1)).unwrap_or(u32::MAX);
-        let Some(endpoint) = &backend.endpoint else {
-            return BackendReport { share_ppm, ..BackendReport::default() };
-        };
-        let workload = endpoint.workload.as_ref().and_then(|uid| snapshot.workloads.get(uid));
-        BackendReport {
-            address: Some(endpoint.address),
-            share_ppm,
-            workload: endpoint.workload.as_ref().map(ToString::to_string),
-            node: workload.and_then(|workload| workload.node.as_ref()).map(ToString::to_string),
-            mode: endpoint.mode,
-            enrolled: endpoint.enrolled,
-        }
-    };
-    set.backends().iter().map(report).collect()
 }
 
 fn workload_report(workload: &Workload) -> WorkloadReport {

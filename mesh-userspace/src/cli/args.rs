@@ -26,7 +26,7 @@ pub enum Command {
     Status(Output),
     /// Check what the mesh needs on this node, with or without an agent; exit 1 if something required is missing
     Check(Output),
-    /// List services; with NAME, show where its connections go
+    /// List services; with NAME, show its addresses, policies and backends
     Services {
         /// NAME or NAMESPACE/NAME
         name: Option<String>,
@@ -50,6 +50,32 @@ pub enum Command {
     },
     /// List certificates; exit 1 if one is not available
     Certs(Output),
+    /// List the kernel maps and how full they are; with NAME, show a map's entries
+    Maps {
+        /// Such as SERVICES
+        name: Option<String>,
+        /// Show at most so many entries
+        #[arg(long, short = 'n', default_value_t = 100)]
+        limit: usize,
+        /// How to print it.
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Tell where a connection goes, and why; exit 1 if it is refused, or the kernel is not as it should be
+    Explain {
+        /// Who connects: NAMESPACE/POD, an address, `node` or `outside`
+        #[arg(value_name = "SRC")]
+        from: String,
+        /// To what: ADDRESS:PORT or NAMESPACE/SERVICE:PORT
+        #[arg(value_name = "DST:PORT")]
+        to: String,
+        /// Over UDP instead of TCP
+        #[arg(long)]
+        udp: bool,
+        /// How to print it.
+        #[command(flatten)]
+        output: Output,
+    },
     /// Write a completion script for a shell to stdout
     Completions {
         /// The shell
@@ -98,6 +124,10 @@ mod tests {
             ("services default/reviews -o wide", true),
             ("flows --follow --limit 3 -o yaml", true),
             ("completions bash", true),
+            ("maps", true),
+            ("maps SERVICES -n 5 -o json", true),
+            ("explain default/a 10.96.0.1:80 --udp", true),
+            ("explain node", false),
             ("status -o xml", false),
             ("flows --limit -1", false),
             ("nothing", false),

@@ -6,8 +6,10 @@
 mod args;
 mod client;
 mod flows;
+mod plane;
 mod print;
 mod run;
+mod services;
 mod table;
 
 pub use args::Cli;

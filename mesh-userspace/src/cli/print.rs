@@ -3,9 +3,7 @@
 use std::fmt::Write as _;
 
 use super::table::{Rows, Tone, list, plain, span, yes};
-use crate::admin::api::{
-    Canary, CertReport, CheckReport, ServicePortReport, ServiceReport, StatusReport, WorkloadReport,
-};
+use crate::admin::api::{Canary, CertReport, CheckReport, StatusReport, WorkloadReport};
 
 /// How much, in which colours, and when it is.
 #[derive(Clone, Copy, Debug)]
@@ -138,108 +136,7 @@ pub(super) fn check(report: &CheckReport, view: View) -> String {
     text
 }
 
-pub(super) fn services(reports: &[ServiceReport], view: View) -> String {
-    let header =
-        ["NAMESPACE", "NAME", "ADDRESSES", "PORT", "PROTOCOL", "BACKENDS", "ROUTE", "PORT NAME", "TARGETS"];
-    let mut rows = Rows::new(if view.wide { &header } else { &header[..7] }, view.colour);
-    for service in reports {
-        for port in &service.ports {
-            let usable = usable(port);
-            let tone = if usable == 0 { Tone::Warn } else { Tone::Plain };
-            rows.add([
-                plain(&service.namespace),
-                plain(&service.name),
-                list(&service.addresses),
-                plain(port.port),
-                plain(protocol(port)),
-                (usable.to_string(), tone),
-                plain(port.rule.as_deref().unwrap_or_default()),
-                plain(&port.name),
-                list(targets(port)),
-            ]);
-        }
-        if service.ports.is_empty() {
-            let nothing = || plain("");
-            let (namespace, name) = (plain(&service.namespace), plain(&service.name));
-            rows.add([namespace, name, list(&service.addresses), nothing(), nothing(), plain(0), nothing()]);
-        }
-    }
-    rows.render()
-}
-
-fn targets(port: &ServicePortReport) -> Vec<String> {
-    let target = |target: &crate::admin::api::TargetReport| match &target.subset {
-        Some(subset) => format!("{}/{subset}={}", target.service, target.weight),
-        None => format!("{}={}", target.service, target.weight),
-    };
-    port.targets.iter().map(target).collect()
-}
-
-const fn protocol(port: &ServicePortReport) -> &'static str {
-    match port.protocol {
-        crate::model::Protocol::Tcp => "TCP",
-        crate::model::Protocol::Udp => "UDP",
-        crate::model::Protocol::Sctp => "SCTP",
-    }
-}
-
-/// One service, with every backend of every port.
-pub(super) fn service(report: &ServiceReport, view: View) -> String {
-    let mut text = format!("{}/{}  {}\n", report.namespace, report.name, list(&report.addresses).0);
-    for port in &report.ports {
-        let _ = write!(text, "\n{}/{}", port.port, protocol(port));
-        if !port.name.is_empty() {
-            let _ = write!(text, " ({})", port.name);
-        }
-        match &port.rule {
-            Some(rule) => {
-                let _ = writeln!(text, ", routed by {rule}");
-                for target in &port.targets {
-                    let subset = target.subset.as_deref().map(|name| format!(" subset {name}"));
-                    let (weight, endpoints) = (target.weight, target.endpoints);
-                    let subset = subset.unwrap_or_default();
-                    let _ = writeln!(
-                        text,
-                        "  weight {weight}: {}{subset}, {endpoints} endpoints",
-                        target.service
-                    );
-                }
-            }
-            None => text.push('\n'),
-        }
-        text.push_str(&backends(port, view));
-    }
-    text
-}
-
-/// Backends of the family that has the more: a pod with two addresses is one to each client.
-fn usable(port: &ServicePortReport) -> usize {
-    let addresses = || port.backends.iter().filter_map(|backend| backend.address);
-    let v4 = addresses().filter(std::net::SocketAddr::is_ipv4).count();
-    v4.max(addresses().count() - v4)
-}
-
-fn backends(port: &ServicePortReport, view: View) -> String {
-    let header = ["BACKEND", "SHARE", "WORKLOAD", "NODE", "MODE", "ENROLLED"];
-    let mut rows = Rows::new(&header, view.colour);
-    for backend in &port.backends {
-        let address = match backend.address {
-            Some(address) => plain(address),
-            None => ("(refused: no endpoint)".to_owned(), Tone::Warn),
-        };
-        rows.add([
-            address,
-            plain(format!("{}.{:02}%", backend.share_ppm / 10_000, backend.share_ppm % 10_000 / 100)),
-            plain(backend.workload.as_deref().unwrap_or_default()),
-            plain(backend.node.as_deref().unwrap_or_default()),
-            plain(mode(backend.mode)),
-            yes(backend.enrolled),
-        ]);
-    }
-    rows.render()
-}
-
-const fn mode(mode: crate::model::Mode) -> &'static str {
+pub(super) const fn mode(mode: crate::model::Mode) -> &'static str {
     match mode {
         crate::model::Mode::Permissive => "PERMISSIVE",
         crate::model::Mode::Strict => "STRICT",
@@ -304,8 +201,7 @@ pub(super) fn certs(reports: &[CertReport], view: View) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::api::{BackendReport, CheckItem, KernelReport, PodStatus, ProgramStatus, TargetReport};
-    use crate::model::{Mode, Protocol};
+    use crate::admin::api::{CheckItem, KernelReport, PodStatus, ProgramStatus};
 
     const VIEW: View = View { wide: false, colour: false, now: 1_000_000 };
 
@@ -376,47 +272,6 @@ mod tests {
         );
         assert!(text.ends_with("\nbpf: mount bpffs\n"), "{text}");
         assert!(!report.passed());
-    }
-
-    #[test]
-    fn a_service_shows_where_connections_go() {
-        let backend = BackendReport {
-            address: Some(([10, 0, 0, 1], 9080).into()),
-            share_ppm: 900_000,
-            workload: Some("default/reviews-1".to_owned()),
-            node: None,
-            mode: Mode::Strict,
-            enrolled: true,
-        };
-        let port = ServicePortReport {
-            name: "http".to_owned(),
-            port: 80,
-            protocol: Protocol::Tcp,
-            rule: Some("default/split".to_owned()),
-            targets: vec![TargetReport {
-                service: "default/reviews".to_owned(),
-                subset: Some("v1".to_owned()),
-                weight: 90,
-                endpoints: 1,
-            }],
-            backends: vec![backend, BackendReport { share_ppm: 100_000, ..BackendReport::default() }],
-        };
-        let report = ServiceReport {
-            namespace: "default".to_owned(),
-            name: "reviews".to_owned(),
-            addresses: vec![[10, 96, 0, 1].into()],
-            ports: vec![port],
-        };
-        let text = service(&report, VIEW);
-        for part in [
-            "80/TCP (http), routed by default/split",
-            "  weight 90: default/reviews subset v1, 1 endpoints",
-            "10.0.0.1:9080            90.00%   default/reviews-1   -      STRICT       yes",
-            "(refused: no endpoint)   10.00%",
-        ] {
-            assert!(text.contains(part), "{part:?} not in\n{text}");
-        }
-        assert!(services(&[report], VIEW).contains("default     reviews   10.96.0.1   80     TCP        1"));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Carries a command out and maps its end to an exit code.
 
+use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -11,9 +12,11 @@ use super::args::{Cli, Command, Format, Output};
 use super::client::{Client, ClientError};
 use super::flows;
 use super::print::{self, View};
+use super::{plane, services};
 use crate::admin::api::{
     CertReport, CheckItem, CheckReport, FlowLine, ServiceReport, StatusReport, WorkloadReport,
 };
+use crate::admin::plane::{ExplainReport, MapReport, Verdict};
 use crate::telemetry::FlowRecord;
 
 const UNHEALTHY: u8 = 1;
@@ -31,6 +34,8 @@ enum Failure {
     Write(#[from] io::Error),
     #[error("no service {0} on this node")]
     NoService(String),
+    #[error("{message}")]
+    Question { message: String, code: u8 },
     #[error("write the output as YAML")]
     Yaml(#[from] serde_yaml_ng::Error),
     #[error("write the output as JSON")]
@@ -45,11 +50,23 @@ impl From<serde_json::Error> for Failure {
 }
 
 impl Failure {
+    /// What the agent says of a question that it cannot answer is all that there is to say.
+    fn question(error: ClientError) -> Self {
+        let code = match &error {
+            ClientError::Refused { status, .. } if status.as_u16() == 400 => USAGE,
+            ClientError::Refused { .. } => UNHEALTHY,
+            _ => return Self::Client(error),
+        };
+        let ClientError::Refused { message, .. } = error else { return Self::Client(error) };
+        Self::Question { message, code }
+    }
+
     const fn code(&self) -> u8 {
         match self {
             Self::Client(
                 ClientError::NoAgent { .. } | ClientError::Permission { .. } | ClientError::Timeout { .. },
             ) => NO_AGENT,
+            Self::Question { code, .. } => *code,
             _ => UNHEALTHY,
         }
     }
@@ -114,7 +131,7 @@ async fn run(cli: &Cli, local: LocalCheck, colour: bool, out: &mut dyn Write) ->
             Ok(report.passed())
         }
         Command::Services { name, output } => {
-            services(&client, name.as_deref(), *output, view(*output), out).await?;
+            list_services(&client, name.as_deref(), *output, view(*output), out).await?;
             Ok(true)
         }
         Command::Workloads(output) => {
@@ -137,6 +154,23 @@ async fn run(cli: &Cli, local: LocalCheck, colour: bool, out: &mut dyn Write) ->
             let certs: Vec<CertReport> = client.document("/v1/certs").await?;
             write(out, *output, &certs, || print::certs(&certs, view(*output)))?;
             Ok(certs.iter().all(|cert| cert.state != "unavailable"))
+        }
+        Command::Maps { name, limit, output } => {
+            let limit = if name.is_some() { *limit } else { 0 };
+            let name = name.as_deref().map(|name| format!("&name={}", escaped(name))).unwrap_or_default();
+            let maps = client.document(&format!("/v1/maps?limit={limit}{name}")).await;
+            let maps: Vec<MapReport> = maps.map_err(Failure::question)?;
+            write(out, *output, &maps, || plane::maps(&maps, !name.is_empty(), view(*output)))?;
+            Ok(true)
+        }
+        Command::Explain { from, to, udp, output } => {
+            let protocol = if *udp { "UDP" } else { "TCP" };
+            let (from, to) = (escaped(from), escaped(to));
+            let asked =
+                client.document(&format!("/v1/explain?from={from}&to={to}&protocol={protocol}")).await;
+            let report: ExplainReport = asked.map_err(Failure::question)?;
+            write(out, *output, &report, || plane::explain(&report, view(*output)))?;
+            Ok(report.verdict != Verdict::Refused && report.differences.is_empty())
         }
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -177,26 +211,39 @@ async fn check(client: &Client, local: LocalCheck) -> CheckReport {
     CheckReport { items }
 }
 
-async fn services(
+/// A value for a query (RFC 3986, section 2).
+fn escaped(text: &str) -> String {
+    let mut escaped = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            escaped.push(byte.into());
+        } else {
+            let _infallible = write!(escaped, "%{byte:02X}");
+        }
+    }
+    escaped
+}
+
+async fn list_services(
     client: &Client,
     name: Option<&str>,
     output: Output,
     view: View,
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
-    let mut services: Vec<ServiceReport> = client.document("/v1/services").await?;
+    let mut found: Vec<ServiceReport> = client.document("/v1/services").await?;
     let Some(name) = name else {
-        return write(out, output, &services, || print::services(&services, view));
+        return write(out, output, &found, || services::list_of(&found, view));
     };
-    services.retain(|service| match name.split_once('/') {
+    found.retain(|service| match name.split_once('/') {
         Some((namespace, name)) => service.namespace == namespace && service.name == name,
         None => service.name == name,
     });
-    if services.is_empty() {
+    if found.is_empty() {
         return Err(Failure::NoService(name.to_owned()));
     }
-    write(out, output, &services, || {
-        services.iter().map(|service| print::service(service, view)).collect::<Vec<_>>().join("\n")
+    write(out, output, &found, || {
+        found.iter().map(|service| services::one(service, view)).collect::<Vec<_>>().join("\n")
     })
 }
 
@@ -283,6 +330,10 @@ mod tests {
             ("flows", "default/productpage-1"),
             ("flows -o json", "\"bytes_sent\": 10"),
             ("completions bash", "complete -F"),
+            ("maps", "SERVICES   hash   1         10    10%"),
+            ("maps SERVICES", "port=80   set=7"),
+            ("maps SERVICES -o json", "\"set\": 7"),
+            ("explain default/a [fd00::1]:80 --udp", "default/a to [fd00::1]:80 Udp: translated"),
         ];
         for (line, part) in cases {
             let (result, text) = meshctl(&path, line, nothing).await;
@@ -292,6 +343,15 @@ mod tests {
         let (result, _) = meshctl(&path, "services nobody", nothing).await;
         let failure = result.unwrap_err();
         assert_eq!((failure.to_string().as_str(), failure.code()), ("no service nobody on this node", 1));
+        let (result, text) = meshctl(&path, "explain outside 10.96.0.1:81", nothing).await;
+        assert!(!result.unwrap() && text.contains("refused"), "{text}");
+        for (line, message, code) in [
+            ("explain ? 10.96.0.1:80", "`?` is nobody who connects", USAGE),
+            ("maps NOTHING", "there is no such map", UNHEALTHY),
+        ] {
+            let failure = meshctl(&path, line, nothing).await.0.unwrap_err();
+            assert_eq!((failure.to_string().as_str(), failure.code()), (message, code), "{line}");
+        }
         std::fs::remove_dir_all(dir).unwrap();
     }
 

@@ -92,7 +92,8 @@ impl LinkInfo {
     }
 }
 
-fn call<T>(command: libc::c_long, attribute: &mut T) -> io::Result<libc::c_long> {
+/// One `bpf(2)` call.
+pub(super) fn call<T>(command: libc::c_long, attribute: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: the attribute is a live structure of the size that is passed.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attribute), size_of::<T>()) };

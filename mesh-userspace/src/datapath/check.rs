@@ -120,6 +120,11 @@ fn file_system(path: &Path, magic: nix::sys::statfs::FsType, kind: &str) -> Resu
     }
 }
 
+/// Whether a folder is, or would be made, in a BPF file system.
+pub fn in_bpffs(folder: &Path) -> bool {
+    file_system(folder, BPF_FS_MAGIC, "BPF file system").is_ok()
+}
+
 fn kernel() -> Result<String, String> {
     let name = nix::sys::utsname::uname().map_err(|error| error.to_string())?;
     let release = name.release().to_string_lossy().into_owned();

@@ -50,6 +50,15 @@ pub enum DatapathError {
         #[source]
         source: Box<aya::maps::MapError>,
     },
+    /// A map could not be counted.
+    #[error("cannot count the entries of the kernel map {map}")]
+    Count {
+        /// Which map.
+        map: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// A program could not be attached or swapped.
     #[error("cannot attach {program} to {}", target.display())]
     Attach {

@@ -13,6 +13,7 @@ mod deliveries;
 mod error;
 mod events;
 mod liveness;
+pub mod maps;
 mod object;
 mod pins;
 mod services;
@@ -422,6 +423,11 @@ impl Datapath {
     /// A second handle on the counters, for a reader in another thread.
     pub fn counter_reader(&self) -> Result<CounterReader, DatapathError> {
         object::reopen(&self.pins, map::COUNTERS).map(CounterReader)
+    }
+
+    /// A reader of the maps as they are, for other threads.
+    pub fn maps(&self) -> maps::MapReader {
+        maps::MapReader::new(self.pins.clone())
     }
 
     /// A handle for a worker that delivers to applications.

@@ -3,6 +3,7 @@
 //! A source yields changes to objects and the problems it has with what it reads; the feed translates them and
 //! publishes the outcome. A source that fails leaves the last state in force.
 
+mod changes;
 mod files;
 pub mod manifests;
 
@@ -13,6 +14,8 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use serde::Serialize;
 use tokio::sync::watch;
+
+pub use self::changes::{ChangeLog, Published, Totals};
 
 use self::manifests::{Manifests, Update};
 use crate::model::{MeshConfig, Snapshot};
@@ -52,6 +55,8 @@ pub struct Feed {
     pub snapshot: watch::Receiver<Arc<Snapshot>>,
     /// Problems and notices.
     pub reports: watch::Receiver<Arc<Reports>>,
+    /// What was published and may not be in force yet.
+    pub changes: Arc<ChangeLog>,
 }
 
 /// Reads manifests from files and folders and follows them until `shutdown` completes. Returns once the first full
@@ -63,37 +68,47 @@ pub async fn run(
 ) -> Result<Feed, SourceError> {
     let mut manifests = Manifests::watch(paths)?;
     let first = manifests.next().await.ok_or(SourceError::Ended)?;
+    let triggers = changes::triggers(&first.changes);
     let (translator, outcome) = translate(Translator::new(mesh), first).await.ok_or(SourceError::Ended)?;
     let (snapshot, reports) = outcome;
     log_new(&Reports::default(), &reports);
+    let changes = Arc::new(ChangeLog::default());
+    changes.publish(&Snapshot::default(), &snapshot, triggers);
     let current = Arc::new(ArcSwap::new(Arc::clone(&snapshot)));
     let (snapshot_sender, snapshot) = watch::channel(snapshot);
     let (reports_sender, reports) = watch::channel(reports);
-    let publisher =
-        Publisher { current: Arc::clone(&current), snapshot: snapshot_sender, reports: reports_sender };
+    let publisher = Publisher {
+        current: Arc::clone(&current),
+        snapshot: snapshot_sender,
+        reports: reports_sender,
+        changes: Arc::clone(&changes),
+    };
     tokio::spawn(async move {
         tokio::select! {
             () = shutdown => {}
             () = publisher.follow(manifests, translator) => {}
         }
     });
-    Ok(Feed { current, snapshot, reports })
+    Ok(Feed { current, snapshot, reports, changes })
 }
 
 struct Publisher {
     current: Arc<ArcSwap<Snapshot>>,
     snapshot: watch::Sender<Arc<Snapshot>>,
     reports: watch::Sender<Arc<Reports>>,
+    changes: Arc<ChangeLog>,
 }
 
 impl Publisher {
     async fn follow(self, mut manifests: Manifests, mut translator: Translator) {
         while let Some(update) = manifests.next().await {
+            let triggers = changes::triggers(&update.changes);
             let Some((next, (snapshot, reports))) = translate(translator, update).await else { return };
             translator = next;
             let is_new = snapshot.generation != self.current.load().generation;
             if is_new {
                 tracing::info!(generation = snapshot.generation, "snapshot published");
+                self.changes.publish(&self.current.load(), &snapshot, triggers);
                 self.current.store(Arc::clone(&snapshot));
                 self.snapshot.send_replace(snapshot);
             }

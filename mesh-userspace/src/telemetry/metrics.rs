@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -11,14 +11,14 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-use super::TrafficMetrics;
-use super::{Direction, Outcome, Reporter};
+use super::{Direction, Outcome, Reporter, SyncRecorder, TrafficMetrics};
+use crate::source::ChangeLog;
 
 /// Content type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// One label; its values are from a closed set of the program, or as many as there are identities on the node.
-type Labels<const N: usize> = [(&'static str, String); N];
+pub(super) type Labels<const N: usize> = [(&'static str, String); N];
 
 /// Declares the metrics; the encoder adds `_total` to a counter's name.
 macro_rules! metrics {
@@ -71,6 +71,12 @@ metrics! {
     "mesh_enrolled_pods"
     /// Pods of this node whose traffic the mesh carries
     enrolled_pods: Gauge;
+    "mesh_map_entries"
+    /// Entries of a kernel map, counted every few seconds
+    map_entries: Family<Labels<1>, Gauge>;
+    "mesh_map_max_entries"
+    /// Entries that a kernel map can hold
+    map_max_entries: Family<Labels<1>, Gauge>;
 }
 
 type Refresh = Box<dyn Fn(&Metrics) + Send + Sync>;
@@ -78,6 +84,8 @@ type Refresh = Box<dyn Fn(&Metrics) + Send + Sync>;
 /// Every metric of the agent.
 pub struct Metrics {
     registry: Registry,
+    proxy: Option<Registry>,
+    sync: SyncRecorder,
     traffic: TrafficMetrics,
     families: Families,
     refresh: Mutex<Vec<Refresh>>,
@@ -90,15 +98,33 @@ impl fmt::Debug for Metrics {
 }
 
 impl Metrics {
-    /// The metrics of an agent of this version.
+    /// The metrics of an agent of this version, without a feed.
     pub fn new(version: &str) -> Self {
+        Self::following(version, Arc::default(), false)
+    }
+
+    /// The metrics of an agent of this version that follows what is published; kube-proxy's are among them if the agent
+    /// is in its place.
+    pub fn following(version: &str, changes: Arc<ChangeLog>, replaces_kube_proxy: bool) -> Self {
         let mut registry = Registry::default();
         let (traffic, families) = (TrafficMetrics::default(), Families::default());
+        let sync = SyncRecorder::new(changes);
         traffic.register(&mut registry);
         families.register(&mut registry);
+        sync.register(&mut registry);
+        let mut proxy = replaces_kube_proxy.then(Registry::default);
+        if let Some(proxy) = &mut proxy {
+            sync.register_proxy(&mut registry);
+            sync.register_proxy(proxy);
+        }
         let labels = vec![("version", version.to_owned()), ("component", "meshd".to_owned())];
         registry.register("mesh_build", "Version of the agent", Info::new(labels));
-        Self { registry, traffic, families, refresh: Mutex::default() }
+        Self { registry, proxy, sync, traffic, families, refresh: Mutex::default() }
+    }
+
+    /// How far the kernel follows what was published.
+    pub const fn sync(&self) -> &SyncRecorder {
+        &self.sync
     }
 
     /// Istio's metrics.
@@ -193,13 +219,31 @@ impl Metrics {
         self.families.enrolled_pods.set(gauge_value(pods));
     }
 
+    /// How full a kernel map is.
+    pub fn set_map(&self, map: &'static str, entries: u64, max_entries: u32) {
+        let labels = [("map", map.to_owned())];
+        let entries = i64::try_from(entries).unwrap_or(i64::MAX);
+        self.families.map_entries.get_or_create_owned(&labels).set(entries);
+        self.families.map_max_entries.get_or_create_owned(&labels).set(max_entries.into());
+    }
+
     /// Everything in the `OpenMetrics` text format, of type [`CONTENT_TYPE`].
     pub fn render(&self) -> String {
+        self.encode(&self.registry)
+    }
+
+    /// kube-proxy's metrics alone, for whoever looks for them where kube-proxy has them; empty if the agent is not in its
+    /// place.
+    pub fn render_proxy(&self) -> String {
+        self.proxy.as_ref().map(|registry| self.encode(registry)).unwrap_or_default()
+    }
+
+    fn encode(&self, registry: &Registry) -> String {
         for refresh in self.refresh.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             refresh(self);
         }
         let mut text = String::new();
-        if let Err(error) = prometheus_client::encoding::text::encode(&mut text, &self.registry) {
+        if let Err(error) = prometheus_client::encoding::text::encode(&mut text, registry) {
             tracing::error!(%error, "metrics not encoded");
         }
         text

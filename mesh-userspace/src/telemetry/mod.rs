@@ -7,6 +7,7 @@
 mod connection;
 mod flow;
 mod metrics;
+mod sync;
 mod traffic;
 
 pub use connection::{ByteCounters, ConnectionRecord, OpenedConnection, Telemetry};
@@ -14,6 +15,7 @@ pub use flow::{
     Direction, FlowLog, FlowRecord, Outcome, Party, Reporter, ResponseFlags, Security, ServiceAt,
 };
 pub use metrics::{CONTENT_TYPE, Metrics};
+pub use sync::{SyncHealth, SyncRecorder};
 pub use traffic::{ConnectionMetrics, TrafficLabels, TrafficMetrics};
 
 #[cfg(test)]

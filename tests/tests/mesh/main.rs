@@ -5,6 +5,7 @@ mod certificates;
 mod choice;
 mod hostile;
 mod observe;
+mod plane;
 mod policy;
 mod reload;
 mod services;
