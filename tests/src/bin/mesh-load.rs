@@ -2,12 +2,14 @@
 //!
 //! A connection begins with one byte: `S`, its bytes are swallowed and their number (8 bytes, big-endian) is the answer
 //! to its end; `R`, each 64 bytes are sent back; `C`, 64 bytes are sent back and the server closes (so that the client's
-//! ports do not run out in `TIME_WAIT`).
+//! ports do not run out in `TIME_WAIT`); `W`, the server tells its own address (16 bytes, as IPv6) and closes.
+//! `greet` listens beside it: there a connection is closed as soon as it is accepted, so that what is measured is the
+//! making of it. `udp-serve` sends each datagram back.
 
 #![allow(clippy::print_stdout, reason = "the result is what it is for")]
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -16,6 +18,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use hdrhistogram::Histogram;
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
+use nix::time::{ClockId, clock_gettime};
 
 const MESSAGE: usize = 64;
 const BUFFER: usize = 256 * 1024;
@@ -33,6 +38,34 @@ enum Command {
     Serve { listen: SocketAddr },
     /// Carry every connection to a target: a thread a direction, 256 KiB buffers.
     Relay { listen: SocketAddr, target: SocketAddr },
+    /// Accept and close, at once.
+    Greet { listen: SocketAddr },
+    /// Send datagrams back.
+    UdpServe { listen: SocketAddr },
+    /// Connect to `greet`, again and again: the time that `connect()` takes, connections a second, CPU time of this process
+    /// for each (with the softirqs that the kernel ran in its context).
+    Connect {
+        target: SocketAddr,
+        #[arg(long, default_value_t = 1)]
+        clients: usize,
+        #[arg(long, default_value_t = 3.0)]
+        seconds: f64,
+    },
+    /// Send a datagram and wait for its answer, on one connected socket or on a new one each.
+    UdpAsk {
+        target: SocketAddr,
+        #[arg(long)]
+        fresh: bool,
+        #[arg(long, default_value_t = 3.0)]
+        seconds: f64,
+    },
+    /// Connect again and again until a server answers (of this address, where one is given); then the time on
+    /// `CLOCK_MONOTONIC`, which all processes of the machine share.
+    Watch {
+        target: SocketAddr,
+        #[arg(long)]
+        until: Option<IpAddr>,
+    },
     /// Send for a while; bits a second.
     Throughput {
         target: SocketAddr,
@@ -77,17 +110,34 @@ fn main() -> Result<()> {
         Command::Throughput { target, streams, seconds } => throughput(target, streams, seconds),
         Command::Rate { target, in_flight, seconds } => {
             let (count, latency, elapsed) =
-                repeat(in_flight, seconds, || Ok(()), move |()| exchange(target))?;
+                repeat(in_flight, seconds, || Ok(()), timed(move |()| exchange(target)))?;
             print(count, &latency, elapsed);
             Ok(())
         }
         Command::Ask { target, connections, seconds } => {
             let open = move || open(target, b'R');
-            let (count, latency, elapsed) = repeat(connections, seconds, open, ask)?;
+            let (count, latency, elapsed) = repeat(connections, seconds, open, timed(ask))?;
             print(count, &latency, elapsed);
             Ok(())
         }
         Command::Hold { target, connections } => hold(target, connections),
+        Command::Greet { listen } => greet(listen),
+        Command::UdpServe { listen } => udp_serve(listen),
+        Command::Connect { target, clients, seconds } => {
+            let before = cpu_seconds()?;
+            let (count, latency, elapsed) = repeat(clients, seconds, || Ok(()), move |()| connect(target))?;
+            let cpu = cpu_seconds()? - before;
+            print_with(count, &latency, elapsed, &serde_json::json!({ "cpu_seconds": cpu }));
+            Ok(())
+        }
+        Command::UdpAsk { target, fresh, seconds } => {
+            let start = move || if fresh { Ok(None) } else { udp_open(target).map(Some) };
+            let (count, latency, elapsed) =
+                repeat(1, seconds, start, timed(move |kept| udp_ask(kept, target)))?;
+            print(count, &latency, elapsed);
+            Ok(())
+        }
+        Command::Watch { target, until } => watch(target, until),
     }
 }
 
@@ -96,12 +146,7 @@ fn spawn(work: impl FnOnce() + Send + 'static) -> Result<()> {
 }
 
 fn accept(listen: SocketAddr, serve: impl Fn(TcpStream) + Clone + Send + 'static) -> Result<()> {
-    let socket = socket2::Socket::new(socket2::Domain::for_address(listen), socket2::Type::STREAM, None)?;
-    socket.set_reuse_address(true)?;
-    socket.bind(&listen.into()).with_context(|| format!("listen on {listen}"))?;
-    socket.listen(4096)?;
-    println!("listening");
-    for stream in TcpListener::from(socket).incoming() {
+    for stream in listener(listen)?.incoming() {
         let (stream, serve) = (stream?, serve.clone());
         stream.set_nodelay(true)?;
         spawn(move || serve(stream))?;
@@ -113,6 +158,13 @@ fn answer(mut stream: TcpStream) -> io::Result<()> {
     let mut mode = [0];
     stream.read_exact(&mut mode)?;
     let mut message = [0; MESSAGE];
+    if mode == *b"W" {
+        let address = match stream.local_addr()?.ip() {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+            IpAddr::V6(v6) => v6,
+        };
+        return stream.write_all(&address.octets());
+    }
     if mode == *b"C" {
         stream.read_exact(&mut message)?;
         return stream.write_all(&message);
@@ -184,12 +236,21 @@ fn exchange(target: SocketAddr) -> Result<()> {
 
 type Latency = Histogram<u64>;
 
-/// Runs `work` on so many threads for so long; count, latencies in nanoseconds, time taken.
+/// Has the whole of `work` as the time that it took.
+fn timed<S>(work: impl Fn(&mut S) -> Result<()> + Clone) -> impl Fn(&mut S) -> Result<Duration> + Clone {
+    move |state| {
+        let begun = Instant::now();
+        work(state)?;
+        Ok(begun.elapsed())
+    }
+}
+
+/// Runs `work`, which tells how long it took, on so many threads for so long; count, latencies in nanoseconds, time taken.
 fn repeat<S: 'static>(
     threads: usize,
     seconds: f64,
     start: impl Fn() -> Result<S> + Clone + Send + 'static,
-    work: impl Fn(&mut S) -> Result<()> + Clone + Send + 'static,
+    work: impl Fn(&mut S) -> Result<Duration> + Clone + Send + 'static,
 ) -> Result<(u64, Latency, Duration)> {
     let stop = Arc::new(AtomicBool::new(false));
     let begun = Instant::now();
@@ -200,9 +261,8 @@ fn repeat<S: 'static>(
                 let mut latency = Latency::new(3)?;
                 let mut state = start()?;
                 while !stop.load(Ordering::Relaxed) {
-                    let begun = Instant::now();
-                    work(&mut state)?;
-                    latency.record(u64::try_from(begun.elapsed().as_nanos())?)?;
+                    let took = work(&mut state)?;
+                    latency.record(u64::try_from(took.as_nanos())?)?;
                 }
                 Ok(latency)
             })
@@ -219,13 +279,20 @@ fn repeat<S: 'static>(
 }
 
 fn print(count: u64, latency: &Latency, elapsed: Duration) {
-    let micro = |quantile| latency.value_at_quantile(quantile) / 1000;
-    let result = serde_json::json!({
+    print_with(count, latency, elapsed, &serde_json::json!({}));
+}
+
+fn print_with(count: u64, latency: &Latency, elapsed: Duration, more: &serde_json::Value) {
+    let micro = |quantile| Duration::from_nanos(latency.value_at_quantile(quantile)).as_secs_f64() * 1e6;
+    let mut result = serde_json::json!({
         "count": count,
         "seconds": elapsed.as_secs_f64(),
         "p50_us": micro(0.5),
         "p99_us": micro(0.99),
     });
+    for (key, value) in more.as_object().into_iter().flatten() {
+        result[key] = value.clone();
+    }
     println!("{result}");
 }
 
@@ -264,5 +331,105 @@ fn hold(target: SocketAddr, connections: usize) -> Result<()> {
     }
     println!("holding");
     io::stdin().read_to_end(&mut Vec::new())?;
+    Ok(())
+}
+
+fn listener(listen: SocketAddr) -> Result<TcpListener> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(listen), socket2::Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&listen.into()).with_context(|| format!("listen on {listen}"))?;
+    socket.listen(4096)?;
+    println!("listening");
+    Ok(socket.into())
+}
+
+fn greet(listen: SocketAddr) -> Result<()> {
+    let listener = listener(listen)?;
+    loop {
+        drop(listener.accept()?);
+    }
+}
+
+/// Time of `connect()` alone, on a blocking socket. The server closes first, so that ports do not run out in `TIME_WAIT`.
+fn connect(target: SocketAddr) -> Result<Duration> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(target), socket2::Type::STREAM, None)?;
+    let address = target.into();
+    let begun = Instant::now();
+    socket.connect(&address).with_context(|| format!("connect to {target}"))?;
+    let took = begun.elapsed();
+    socket.set_read_timeout(Some(Duration::from_secs(20)))?;
+    anyhow::ensure!(TcpStream::from(socket).read(&mut [0])? == 0, "the server said something");
+    Ok(took)
+}
+
+/// User and system time of this process, all threads that have ended included.
+fn cpu_seconds() -> Result<f64> {
+    let usage = getrusage(UsageWho::RUSAGE_SELF)?;
+    let micro = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
+    Ok(Duration::from_micros(u64::try_from(micro)?).as_secs_f64())
+}
+
+fn udp_serve(listen: SocketAddr) -> Result<()> {
+    let socket = UdpSocket::bind(listen).with_context(|| format!("listen on {listen}"))?;
+    println!("listening");
+    let mut datagram = [0; 2048];
+    loop {
+        let (length, from) = socket.recv_from(&mut datagram)?;
+        // A client that is gone needs no answer.
+        let _ = socket.send_to(&datagram[..length], from);
+    }
+}
+
+fn udp_open(target: SocketAddr) -> Result<UdpSocket> {
+    let any: SocketAddr = if target.is_ipv4() { "0.0.0.0:0".parse()? } else { "[::]:0".parse()? };
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(target).with_context(|| format!("connect to {target}"))?;
+    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    Ok(socket)
+}
+
+fn udp_ask(kept: &mut Option<UdpSocket>, target: SocketAddr) -> Result<()> {
+    let fresh;
+    let socket = if let Some(socket) = kept {
+        &*socket
+    } else {
+        fresh = udp_open(target)?;
+        &fresh
+    };
+    let mut message = [7; MESSAGE];
+    socket.send(&message)?;
+    let length = socket.recv(&mut message).with_context(|| format!("no answer from {target}"))?;
+    anyhow::ensure!(length == MESSAGE, "an answer of {length} bytes");
+    Ok(())
+}
+
+/// Which server a connection reaches, by its own word.
+fn who(target: SocketAddr) -> Result<IpAddr> {
+    // A SYN that was lost must not hide for a second what has long been there.
+    let mut stream = TcpStream::connect_timeout(&target, Duration::from_millis(100))?;
+    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+    stream.write_all(b"W")?;
+    let mut address = [0; 16];
+    stream.read_exact(&mut address)?;
+    Ok(Ipv6Addr::from(address).to_canonical())
+}
+
+fn watch(target: SocketAddr, until: Option<IpAddr>) -> Result<()> {
+    println!("watching");
+    let begun = Instant::now();
+    let (mut tries, mut failures) = (0_u64, 0_u64);
+    loop {
+        tries += 1;
+        match who(target) {
+            Ok(server) if until.is_none_or(|until| until == server) => break,
+            Ok(_other) => {}
+            Err(_not_yet) => failures += 1,
+        }
+        // A thousandth of what has passed: precise enough for what is quick, and no load beside what is slow.
+        thread::sleep((begun.elapsed() / 1000).max(Duration::from_micros(100)));
+    }
+    let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
+    let result = serde_json::json!({ "monotonic": now.as_secs_f64(), "tries": tries, "failures": failures });
+    println!("{result}");
     Ok(())
 }
