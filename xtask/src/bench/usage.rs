@@ -14,10 +14,25 @@ impl Cpu {
         Ok(Self(f64::from(u32::try_from(ticks)?) / 100.0))
     }
 
+    /// Seconds used since those processes began.
+    pub(super) const fn seconds(&self) -> f64 {
+        self.0
+    }
+
     /// Seconds used since an earlier reading.
     pub(super) fn since(&self, earlier: &Self) -> f64 {
         self.0 - earlier.0
     }
+}
+
+/// CPU seconds that the whole machine has been busy.
+pub(super) fn machine_busy() -> Result<f64> {
+    let stat = fs::read_to_string("/proc/stat").context("read /proc/stat")?;
+    let line = stat.lines().next().and_then(|line| line.strip_prefix("cpu ")).context("read /proc/stat")?;
+    let fields: Vec<u32> = line.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+    // user, nice, system, then idle and iowait, then irq and softirq.
+    let busy = [0, 1, 2, 5, 6].into_iter().filter_map(|index| fields.get(index)).copied();
+    Ok(busy.map(f64::from).sum::<f64>() / 100.0)
 }
 
 fn ticks(pid: u64) -> Result<u64> {
