@@ -1,6 +1,7 @@
 //! CPU time and memory of processes, from /proc.
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -14,15 +15,22 @@ impl Cpu {
         Ok(Self(f64::from(u32::try_from(ticks)?) / 100.0))
     }
 
-    /// Seconds used since those processes began.
-    pub(super) const fn seconds(&self) -> f64 {
-        self.0
-    }
-
     /// Seconds used since an earlier reading.
     pub(super) fn since(&self, earlier: &Self) -> f64 {
         self.0 - earlier.0
     }
+}
+
+/// CPU seconds that the threads of a process which still run have used, by the scheduler's own account.
+pub(super) fn scheduled(pid: u32) -> Result<f64> {
+    let tasks = format!("/proc/{pid}/task");
+    let mut nanoseconds = 0_u64;
+    for task in fs::read_dir(&tasks).with_context(|| format!("process {pid} has ended"))? {
+        // A thread may end meanwhile.
+        let Ok(schedstat) = fs::read_to_string(task?.path().join("schedstat")) else { continue };
+        nanoseconds += schedstat.split(' ').next().context("read schedstat")?.parse::<u64>()?;
+    }
+    Ok(Duration::from_nanos(nanoseconds).as_secs_f64())
 }
 
 /// CPU seconds that the whole machine has been busy.

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use plotters::coord::Shift;
+use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
 use plotters::drawing::DrawingAreaErrorKind;
 use plotters::prelude::*;
 
@@ -9,9 +10,12 @@ use super::Options;
 use super::figures::{Figure, Results};
 use super::mode::Mode;
 
-const SIZE: (u32, u32) = (960, 400);
+const SIZE: (u32, u32) = (960, 420);
 
 type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
+
+/// Points of a mode: number of services, value.
+type Line = (Mode, Vec<(f64, f64)>);
 
 /// An SVG with two panels.
 pub(super) fn draw(options: &Options, results: &Results) -> Result<String> {
@@ -24,51 +28,55 @@ fn panels(options: &Options, results: &Results, svg: &mut String) -> Drawn {
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
     let (left, right) = root.split_horizontally(SIZE.0 / 2);
-    panel(&left, options, results, Figure::Connect, "connect() to the last service, p50, µs")?;
-    panel(&right, options, results, Figure::Change, "endpoint change until it is reached, ms")?;
-    root.present()?;
-    Ok(())
+    let connects = lines(options, results, Figure::Connect);
+    if let Some((_, highest)) = range(&connects) {
+        panel(&left, connects, "connect() to the last service, p50, µs", 0.0..highest * 1.5)?;
+    }
+    let changes = lines(options, results, Figure::Change);
+    if let Some((lowest, highest)) = range(&changes) {
+        // What is compared differs by factors.
+        let logarithmic = (lowest * 0.7..highest * 5.0).log_scale();
+        panel(&right, changes, "a changed endpoint until it is reached, ms", logarithmic)?;
+    }
+    root.present()
 }
 
-/// Both axes logarithmic: what is compared differs by factors.
-fn panel(
-    area: &DrawingArea<SVGBackend<'_>, Shift>,
-    options: &Options,
-    results: &Results,
-    figure: Figure,
-    title: &str,
-) -> Drawn {
-    let lines: Vec<(Mode, Vec<(f64, f64)>)> = Mode::ALL
-        .into_iter()
-        .map(|mode| {
-            let points = options.services.iter().filter_map(|services| {
-                let count = f64::from(u32::try_from(*services).ok()?);
-                Some((count, results.median(*services, mode, figure)?))
-            });
-            let mut points: Vec<(f64, f64)> = points.collect();
-            points.sort_by(|one, other| one.0.total_cmp(&other.0));
-            (mode, points)
-        })
-        .filter(|(_, points)| !points.is_empty())
-        .collect();
-    let values = || lines.iter().flat_map(|(_, points)| points.iter().copied());
-    let (Some(low), Some(high)) =
-        (values().map(|point| point.1).reduce(f64::min), values().map(|point| point.1).reduce(f64::max))
-    else {
-        return Ok(());
+fn lines(options: &Options, results: &Results, figure: Figure) -> Vec<Line> {
+    let line = |mode| {
+        let points = options.services.iter().filter_map(|services| {
+            let count = f64::from(u32::try_from(*services).ok()?);
+            Some((count, results.median(*services, mode, figure)?))
+        });
+        let mut points: Vec<(f64, f64)> = points.collect();
+        points.sort_by(|one, other| one.0.total_cmp(&other.0));
+        (mode, points)
     };
-    let last = values().map(|point| point.0).fold(2.0, f64::max);
+    Mode::ALL.into_iter().map(line).filter(|(_, points)| !points.is_empty()).collect()
+}
+
+/// The lowest and the highest value.
+fn range(lines: &[Line]) -> Option<(f64, f64)> {
+    let values = || lines.iter().flat_map(|(_, points)| points.iter().map(|point| point.1));
+    Some((values().reduce(f64::min)?, values().reduce(f64::max)?))
+}
+
+fn panel<Y>(area: &DrawingArea<SVGBackend<'_>, Shift>, lines: Vec<Line>, title: &str, values: Y) -> Drawn
+where
+    Y: AsRangedCoord<Value = f64>,
+    Y::CoordDescType: ValueFormatter<f64>,
+{
+    let most = lines.iter().flat_map(|(_, points)| points).map(|point| point.0).fold(2.0, f64::max);
     let mut chart = ChartBuilder::on(area)
         .caption(title, ("sans-serif", 16))
         .margin(12)
         .x_label_area_size(36)
         .y_label_area_size(56)
-        .build_cartesian_2d((1.0..last * 1.2).log_scale(), (low * 0.7..high * 2.5).log_scale())?;
+        .build_cartesian_2d((1.0..most * 1.2).log_scale(), values)?;
     chart
         .configure_mesh()
         .x_desc("services")
         .x_label_formatter(&|value| format!("{value:.0}"))
-        .y_label_formatter(&|value| if *value < 10.0 { format!("{value:.1}") } else { format!("{value:.0}") })
+        .y_label_formatter(&|value| format!("{value:.0}"))
         .light_line_style(WHITE)
         .draw()?;
     for (mode, points) in lines {
@@ -84,8 +92,7 @@ fn panel(
         .position(SeriesLabelPosition::UpperLeft)
         .background_style(WHITE.mix(0.85))
         .border_style(BLACK.mix(0.3))
-        .draw()?;
-    Ok(())
+        .draw()
 }
 
 /// Colours that differ to the colour-blind as well (Okabe and Ito).

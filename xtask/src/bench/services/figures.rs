@@ -22,6 +22,8 @@ pub(super) enum Figure {
     Rate4,
     /// CPU time of the client for each, softirqs in its context included.
     ClientCpu,
+    /// CPU time of the agent for each.
+    AgentCpu,
     /// CPU time of the whole machine for each.
     MachineCpu,
     /// `connect()` to the last service from the node itself: median.
@@ -45,6 +47,8 @@ pub(super) enum Figure {
 /// Samples of all figures (one a round), and what was measured once.
 #[derive(Default)]
 pub(super) struct Results {
+    /// How busy the machine was when the run began, as the kernel tells.
+    pub(super) load_average: String,
     pub(super) samples: BTreeMap<(usize, Mode, Figure), Vec<f64>>,
     pub(super) programmed: BTreeMap<(usize, Mode), Programmed>,
     /// Why a mode has no figures.
@@ -54,15 +58,14 @@ pub(super) struct Results {
 impl Results {
     /// The median of a figure's samples.
     pub(super) fn median(&self, services: usize, mode: Mode, figure: Figure) -> Option<f64> {
-        let mut samples = self.samples.get(&(services, mode, figure))?.clone();
-        samples.sort_by(f64::total_cmp);
-        Some(samples[samples.len() / 2])
+        median(self.samples.get(&(services, mode, figure))?.clone())
     }
 
-    /// The same as a ratio to the direct path, both of the same run.
+    /// The median over the rounds of the ratio to the direct path in the same round: what slows a round down slows both.
     pub(super) fn ratio(&self, services: usize, mode: Mode, figure: Figure) -> Option<f64> {
-        let base = self.median(services, Mode::Direct, base(figure)).filter(|base| *base > 0.0)?;
-        Some(self.median(services, mode, figure)? / base)
+        let samples = self.samples.get(&(services, mode, figure))?;
+        let bases = self.samples.get(&(services, Mode::Direct, base(figure)))?;
+        median(samples.iter().zip(bases).map(|(sample, base)| sample / base).collect())
     }
 
     /// One round of all figures at a site.
@@ -71,7 +74,7 @@ impl Results {
         let mut add = |figure, value| self.samples.entry((services, mode, figure)).or_default().push(value);
         let (last, ask, datagrams, pod) = (site.last(), site.ask(), site.datagrams(), site.pod());
 
-        let busy = machine_busy()?;
+        let (busy, agent) = (machine_busy()?, site.agent_cpu()?);
         let result = site.measure(false, &["connect", &last], seconds)?;
         let (busy, count) = (machine_busy()? - busy, number(&result, "count")?);
         add(Figure::Connect, number(&result, "p50_us")?);
@@ -79,6 +82,9 @@ impl Results {
         add(Figure::Rate, count / number(&result, "seconds")?);
         add(Figure::ClientCpu, number(&result, "cpu_seconds")? * 1e6 / count);
         add(Figure::MachineCpu, busy * 1e6 / count);
+        if let Some((before, after)) = agent.zip(site.agent_cpu()?) {
+            add(Figure::AgentCpu, (after - before) * 1e6 / count);
+        }
         if mode != Mode::Direct {
             let result = site.measure(false, &["connect", &pod], seconds)?;
             add(Figure::Straight, number(&result, "p50_us")?);
@@ -115,6 +121,38 @@ const fn base(figure: Figure) -> Figure {
     }
 }
 
+fn median(mut samples: Vec<f64>) -> Option<f64> {
+    samples.sort_by(f64::total_cmp);
+    let middle = samples.len() / 2;
+    let upper = *samples.get(middle)?;
+    Some(if samples.len().is_multiple_of(2) { f64::midpoint(samples[middle - 1], upper) } else { upper })
+}
+
 fn number(result: &Value, field: &str) -> Result<f64> {
     result[field].as_f64().with_context(|| format!("the client tells no {field}: {result}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ratio_is_taken_round_by_round() {
+        let mut results = Results::default();
+        let mut set =
+            |mode, figure, samples: &[f64]| results.samples.insert((1, mode, figure), samples.to_vec());
+        // The machine was half as fast in the second round, and in the third.
+        set(Mode::Direct, Figure::Connect, &[40.0, 80.0, 80.0]);
+        set(Mode::Mesh, Figure::Connect, &[44.0, 88.0, 88.0]);
+        set(Mode::Mesh, Figure::Straight, &[40.0, 88.0]);
+        let ratio = |figure| results.ratio(1, Mode::Mesh, figure).expect("a ratio");
+        assert!((ratio(Figure::Connect) - 1.1).abs() < 1e-9);
+        assert!(
+            (ratio(Figure::Straight) - 1.05).abs() < 1e-9,
+            "to the direct path's connect, of two rounds the mean"
+        );
+        assert_eq!(results.median(1, Mode::Mesh, Figure::Connect), Some(88.0));
+        assert_eq!(results.ratio(1, Mode::Nftables, Figure::Connect), None);
+        assert_eq!(results.ratio(2, Mode::Mesh, Figure::Connect), None);
+    }
 }

@@ -40,13 +40,14 @@ impl Backend {
             let _infallible = writeln!(script, "{} < {}", self.load_command(), file.display());
         }
         let process = node.spawn(&["sh", "-c", &script])?;
-        let finished = match process.wait(deadline) {
-            Ok(finished) => finished,
-            Err(error) => {
-                process.kill()?;
-                return Err(error);
+        let finished = process.wait(deadline).or_else(|error| {
+            let too_long = process.is_running();
+            process.kill()?;
+            if too_long {
+                bail!("not loaded within {} s", deadline.as_secs());
             }
-        };
+            Err(error)
+        })?;
         if !finished.status.success() {
             bail!("the rules were refused: {}", finished.stderr.trim());
         }

@@ -33,10 +33,10 @@ pub(super) struct Options {
     #[arg(long, value_delimiter = ',', default_values_t = [1, 100, 1000, 5000, 10000], value_parser = services)]
     services: Vec<usize>,
     /// Seconds that each figure is measured for
-    #[arg(long, default_value_t = 0.4)]
+    #[arg(long, default_value_t = 0.3)]
     seconds: f64,
     /// Rounds over all modes; the figures are medians
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
     /// Modes beside the direct path, which is always measured
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = Mode::ALL)]
@@ -58,7 +58,9 @@ pub(super) fn labs() -> impl Iterator<Item = &'static str> {
 
 /// Measures and prints.
 pub(super) fn run(options: &Options) -> Result<()> {
-    let mut results = Results::default();
+    let load_average = fs::read_to_string("/proc/loadavg").context("read /proc/loadavg")?;
+    let load_average = load_average.split(' ').next().unwrap_or_default().to_owned();
+    let mut results = Results { load_average, ..Results::default() };
     for services in &options.services {
         measure(options, *services, &mut results)?;
     }

@@ -13,7 +13,7 @@ use super::targets;
 use crate::bench::machine;
 
 /// Rows: title, figure, digits after the point.
-const ROWS: [(&str, Figure, usize); 14] = [
+const ROWS: [(&str, Figure, usize); 15] = [
     ("connect() to the last service, p50 µs", Figure::Connect, 1),
     ("the same, p99 µs", Figure::ConnectP99, 1),
     ("connect() straight to a pod, everything loaded, p50 µs", Figure::Straight, 1),
@@ -21,6 +21,7 @@ const ROWS: [(&str, Figure, usize); 14] = [
     ("connections made and closed a second, 1 client", Figure::Rate, 0),
     ("the same, 4 clients", Figure::Rate4, 0),
     ("CPU µs a connection, the client's (its softirqs included)", Figure::ClientCpu, 1),
+    ("CPU µs a connection, the agent's", Figure::AgentCpu, 1),
     ("CPU µs a connection, the whole machine's", Figure::MachineCpu, 1),
     ("request and answer, kept connection, p50 µs", Figure::Ask, 1),
     ("throughput, 1 stream, Gbit/s", Figure::Throughput, 2),
@@ -47,11 +48,11 @@ const ONCE: [(&str, Once); 8] = [
 /// One table: a group of rows a figure, a row a mode, a column a number of services.
 pub(super) fn markdown(options: &Options, results: &Results) -> String {
     let mut text = format!(
-        "`cargo xtask bench services --seconds {} --rounds {}`: {}. Medians; in brackets the ratio to the direct path \
-         of the same column.\n\n| |",
+        "`cargo xtask bench services --seconds {} --rounds {}`: {}. Medians of the rounds; in brackets the \
+         ratio to the direct path in the same rounds.\n\n| |",
         options.seconds,
         options.rounds,
-        machine()
+        machine(results)
     );
     for services in &options.services {
         let _infallible = write!(text, " {services} |");
@@ -119,17 +120,23 @@ pub(super) fn json(options: &Options, results: &Results) -> Value {
             |((services, mode), reason)| json!({"services": services, "mode": mode.name(), "reason": reason}),
         )
         .collect();
-    json!({"machine": machine(), "seconds": options.seconds, "rounds": options.rounds, "figures": samples,
+    json!({"machine": machine(results), "seconds": options.seconds, "rounds": options.rounds, "figures": samples,
            "programmed": once, "failed": failed})
 }
 
-fn machine() -> String {
+fn machine(results: &Results) -> String {
     let version = |program: &str| {
         let output = Command::new(program).arg("--version").output().ok();
         let text = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
         text.unwrap_or_else(|| format!("no {program}"))
     };
-    format!("{}, {}, {}", machine::describe(), version("iptables-nft"), version("nft"))
+    format!(
+        "{}, load average {} when it began, {}, {}",
+        machine::describe(),
+        results.load_average,
+        version("iptables-nft"),
+        version("nft")
+    )
 }
 
 #[expect(clippy::cast_precision_loss, reason = "sizes far below 2^52")]

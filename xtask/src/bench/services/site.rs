@@ -17,7 +17,7 @@ use super::kube_proxy::{Config, Service, Sync, iptables, nftables};
 use super::load::Backend;
 use super::memory;
 use super::mode::Mode;
-use crate::bench::usage::resident;
+use crate::bench::usage::{resident, scheduled};
 
 /// How long loading may take.
 pub(super) const DEADLINE: Duration = Duration::from_mins(4);
@@ -123,7 +123,7 @@ impl Site {
             programmed.own_seconds = own_seconds(agent)?;
             programmed.ebpf_bytes = Some(memory::ebpf(pid)?);
             programmed.agent_bytes = Some(resident(u64::from(pid))?);
-            programmed.agent_cpu = Some(crate::bench::usage::Cpu::of(&[u64::from(pid)])?.seconds());
+            programmed.agent_cpu = Some(scheduled(pid)?);
         }
         Ok(Some(programmed))
     }
@@ -159,6 +159,11 @@ impl Site {
             bail!("{}: {} failed: {}", self.mode.name(), args.join(" "), finished.stderr.trim());
         }
         serde_json::from_str(finished.stdout.trim()).context("read the client's result")
+    }
+
+    /// CPU seconds of the agent so far.
+    pub(super) fn agent_cpu(&self) -> Result<Option<f64>> {
+        self.agent.as_ref().map(|agent| scheduled(agent.process().pid())).transpose()
     }
 
     /// Where the last service is; the pod itself where nobody translates.

@@ -42,7 +42,8 @@ enum Family {
     V6,
 }
 
-/// One sync of both families; no service here has an IPv6 address.
+/// One sync of both families; no service here has an IPv6 address. A partial one takes nothing out of the sets and maps that
+/// all share: it is for changes of endpoints on other nodes, which have no element there.
 pub(crate) fn transaction(config: &Config, services: &[Service], sync: Sync) -> String {
     let mut tx = Transaction { family: Family::V4, text: String::new() };
     if sync == Sync::Full {

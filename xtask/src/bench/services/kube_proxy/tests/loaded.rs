@@ -19,6 +19,21 @@ fn the_kernel_holds_what_was_generated() {
             held.assert_is(&Iptables::parse(&rules), &format!("{backend:?}"));
         }
     }
+    // A change and what it makes stale come to the same as all of it anew.
+    let (old, mut new) = (two_services(), two_services());
+    new[0].endpoints[1].address = "10.244.1.12".parse().expect("an address");
+    let stale = iptables::stale_chains(&old[0], &new[0]);
+    let change = iptables::restore(&without_counters, &new, Sync::Partial(0), &stale);
+    for backend in [Backend::IptablesNft, Backend::IptablesLegacy] {
+        backend.flush(&node).expect("flushed");
+        let all = full_iptables(&without_counters, &old);
+        backend.load(&lab, &node, &[], &[&all, &change], SECONDS_30).expect("loaded and changed");
+        let held = Iptables::parse(&backend.list(&node, SECONDS_30).expect("listed"));
+        held.assert_is(
+            &Iptables::parse(&full_iptables(&without_counters, &new)),
+            &format!("{backend:?}, changed"),
+        );
+    }
     for (services, wrote) in [(two_services(), NFT_TWO), (features(), NFT_FEATURES)] {
         Backend::Nftables.flush(&node).expect("flushed");
         let wrote = Nftables::of_listing(wrote);
