@@ -51,7 +51,7 @@ pub(super) struct Results {
     pub(super) load_average: String,
     pub(super) samples: BTreeMap<(usize, Mode, Figure), Vec<f64>>,
     pub(super) programmed: BTreeMap<(usize, Mode), Programmed>,
-    /// Why a mode has no figures.
+    /// Why a mode has no figures, or none of all rounds.
     pub(super) failed: BTreeMap<(usize, Mode), String>,
 }
 
@@ -66,6 +66,15 @@ impl Results {
         let samples = self.samples.get(&(services, mode, figure))?;
         let bases = self.samples.get(&(services, Mode::Direct, base(figure)))?;
         median(samples.iter().zip(bases).map(|(sample, base)| sample / base).collect())
+    }
+
+    /// Notes why a mode is left out.
+    pub(super) fn fail(&mut self, services: usize, mode: Mode, error: &anyhow::Error) {
+        // The first line; a client's backtrace may follow.
+        let reason = format!("{error:#}");
+        let reason = reason.lines().next().unwrap_or_default();
+        eprintln!("{services} services, {}: {reason}", mode.name());
+        self.failed.insert((services, mode), reason.to_owned());
     }
 
     /// One round of all figures at a site.

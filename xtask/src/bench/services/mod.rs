@@ -18,7 +18,7 @@ mod targets;
 
 use std::fs;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use self::figures::Results;
@@ -33,7 +33,7 @@ pub(super) struct Options {
     #[arg(long, value_delimiter = ',', default_values_t = [1, 100, 1000, 5000, 10000], value_parser = services)]
     services: Vec<usize>,
     /// Seconds that each figure is measured for
-    #[arg(long, default_value_t = 0.3)]
+    #[arg(long, default_value_t = 0.25)]
     seconds: f64,
     /// Rounds over all modes; the figures are medians
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
@@ -75,10 +75,13 @@ pub(super) fn run(options: &Options) -> Result<()> {
         docs::write(&markdown, &chart)?;
     }
     println!("{markdown}");
+    if !results.failed.is_empty() {
+        bail!("{} of the measurements failed: see the lines below the table", results.failed.len());
+    }
     Ok(())
 }
 
-/// All modes with so many services.
+/// All modes with so many services. What fails is left out from there on; the others go on.
 fn measure(options: &Options, services: usize, results: &mut Results) -> Result<()> {
     let mut sites = Vec::new();
     for mode in Mode::ALL.into_iter().filter(|mode| *mode == Mode::Direct || options.modes.contains(mode)) {
@@ -95,19 +98,15 @@ fn measure(options: &Options, services: usize, results: &mut Results) -> Result<
                 }
                 sites.push(site);
             }
-            Err(error) => {
-                eprintln!("{services} services, {}: {error:#}", mode.name());
-                results.failed.insert((services, mode), format!("{error:#}"));
-            }
+            Err(error) => results.fail(services, mode, &error),
         }
     }
     for round in 1..=options.rounds {
-        for site in &mut sites {
+        sites.retain_mut(|site| {
             eprintln!("{services} services, round {round}/{}: {}", options.rounds, site.mode.name());
-            let context = || format!("{services} services, {}", site.mode.name());
-            let context = context();
-            results.round(services, site, options.seconds).context(context)?;
-        }
+            let measured = results.round(services, site, options.seconds);
+            measured.map_err(|error| results.fail(services, site.mode, &error)).is_ok()
+        });
     }
     Ok(())
 }

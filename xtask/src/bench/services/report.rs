@@ -70,7 +70,8 @@ pub(super) fn markdown(options: &Options, results: &Results) -> String {
         group(&mut text, options, title, |mode, services| of(results.programmed.get(&(services, mode))?));
     }
     for ((services, mode), reason) in &results.failed {
-        let _infallible = writeln!(text, "\n{services} services, {}: not measured, {reason}", mode.name());
+        let _infallible =
+            writeln!(text, "\n{services} services, {}: not measured to the end: {reason}", mode.name());
     }
     let _infallible = writeln!(text, "\n{}", targets::markdown(options, results));
     text
