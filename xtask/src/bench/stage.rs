@@ -1,9 +1,11 @@
 //! The process that measures, and the one that cleans up after it.
 
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Command, ExitStatus};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use mesh_tests::Lab;
 use nix::sys::signal::{SigSet, Signal};
 
@@ -23,11 +25,19 @@ pub(super) fn run(labs: &[&str], measure: impl FnOnce() -> Result<()>) -> Result
     if std::env::var_os(STAGE).is_some() {
         return measure();
     }
+    let _lock = lock()?;
     bootstrap::run()?;
     ebpf::build()?;
     let packages = ["--package", "mesh-userspace", "--package", "mesh-tests"];
     aloud(cargo().args(["build", "--release", "--bins"]).args(packages))?;
     watch(labs)
+}
+
+/// One at a time, as labs have fixed names: a name in the abstract namespace, which the kernel frees with the process.
+fn lock() -> Result<UnixListener> {
+    let address = SocketAddr::from_abstract_name("xtask-bench").context("name the lock")?;
+    UnixListener::bind_addr(&address)
+        .map_err(|_taken| anyhow!("another `cargo xtask bench` is running; wait for its end"))
 }
 
 fn watch(labs: &[&str]) -> Result<()> {
