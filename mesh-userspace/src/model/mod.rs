@@ -4,6 +4,7 @@
 //! whole; its collections share structure with the one before, so that a small change costs little.
 
 mod alias;
+mod fate;
 mod identity;
 mod mtls;
 mod name;
@@ -12,6 +13,7 @@ mod snapshot;
 mod workload;
 
 pub use alias::{AliasTable, Draw};
+pub use fate::Fate;
 pub use identity::{Identity, IdentityError, TrustDomain};
 pub use mtls::{Mode, MtlsModes};
 pub use name::{NodeName, ServiceName, WorkloadUid};

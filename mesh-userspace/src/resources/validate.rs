@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{Pod, Service, ServiceSpec};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use super::Object;
 use super::istio::{DestinationRule, PeerAuthentication, RouteEntry, VirtualService};
+use super::translate::external::ingress;
 
 /// A field's path and what is wrong with it.
 pub(super) type Wrong = (String, String);
@@ -91,11 +92,15 @@ fn check_service(wrong: &mut Vec<Wrong>, service: &Service) {
             check_address(wrong, format!("spec.clusterIPs[{index}]"), address);
         }
     }
+    check_reach(wrong, service, spec);
     let ports = spec.ports.as_deref().unwrap_or_default();
     let (mut names, mut numbers) = (BTreeSet::new(), BTreeSet::new());
     for (index, port) in ports.iter().enumerate() {
         check_port(wrong, format!("spec.ports[{index}].port"), port.port);
         check_protocol(wrong, format!("spec.ports[{index}].protocol"), port.protocol.as_deref());
+        if let Some(number) = port.node_port.filter(|&number| number != 0) {
+            check_port(wrong, format!("spec.ports[{index}].nodePort"), number);
+        }
         let name = port.name.as_deref().unwrap_or_default();
         if name.is_empty() && ports.len() > 1 {
             wrong.push((
@@ -113,6 +118,59 @@ fn check_service(wrong: &mut Vec<Wrong>, service: &Service) {
             check_port(wrong, format!("spec.ports[{index}].targetPort"), target);
         }
     }
+}
+
+/// Type, policies, affinity and addresses: what the API server would refuse.
+fn check_reach(wrong: &mut Vec<Wrong>, service: &Service, spec: &ServiceSpec) {
+    let policies = ["Cluster", "Local"];
+    let words: [(&str, &Option<String>, &[&str]); 4] = [
+        ("type", &spec.type_, &["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"]),
+        ("sessionAffinity", &spec.session_affinity, &["None", "ClientIP"]),
+        ("internalTrafficPolicy", &spec.internal_traffic_policy, &policies),
+        ("externalTrafficPolicy", &spec.external_traffic_policy, &policies),
+    ];
+    for (field, word, known) in words {
+        if let Some(word) = word.as_deref().filter(|word| !word.is_empty() && !known.contains(word)) {
+            wrong.push((format!("spec.{field}"), format!("{word:?} is none of {}", known.join(", "))));
+        }
+    }
+    let client = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+    if let Some(seconds) = client.and_then(|client| client.timeout_seconds)
+        && !(1..=86_400).contains(&seconds)
+    {
+        let field = "spec.sessionAffinityConfig.clientIP.timeoutSeconds".to_owned();
+        wrong.push((field, format!("{seconds} is not from 1 to 86400")));
+    }
+    if let Some(port) = spec.health_check_node_port.filter(|&port| port != 0) {
+        check_port(wrong, "spec.healthCheckNodePort".to_owned(), port);
+    }
+    for (index, address) in spec.external_ips.iter().flatten().enumerate() {
+        let field = format!("spec.externalIPs[{index}]");
+        match address.parse::<IpAddr>() {
+            Ok(address) if is_special(address) => {
+                wrong.push((field, format!("{address} is no address that others can come to")));
+            }
+            _ => check_address(wrong, field, address),
+        }
+    }
+    for (index, ingress) in ingress(service).enumerate() {
+        if let Some(address) = ingress.ip.as_deref().filter(|address| !address.is_empty()) {
+            check_address(wrong, format!("status.loadBalancer.ingress[{index}].ip"), address);
+        }
+    }
+}
+
+/// Addresses that `ValidateNonSpecialIP` of the API server refuses.
+const fn is_special(address: IpAddr) -> bool {
+    let is_link_local = match address {
+        IpAddr::V4(address) => {
+            address.is_link_local() || (address.is_multicast() && address.octets()[1] == 0)
+        }
+        IpAddr::V6(address) => {
+            address.is_unicast_link_local() || matches!(address.segments()[0], 0xff02 | 0xff01)
+        }
+    };
+    address.is_unspecified() || address.is_loopback() || is_link_local
 }
 
 fn check_slice(wrong: &mut Vec<Wrong>, slice: &EndpointSlice) {

@@ -1,7 +1,7 @@
 //! The objects that are in force, and the snapshot made of them.
 //!
-//! A change is carried through in four steps, each of which passes on only what really became different: objects into
-//! the indexes, pods into workloads, services into endpoints, rules into routes. What is not concerned keeps its `Arc`.
+//! A change is carried through in five steps, each of which passes on only what really became different: objects into
+//! the indexes, nodes into zones, pods into workloads, services into endpoints, rules into routes. What is not concerned keeps its `Arc`.
 //!
 //! Invariant: the outcome depends on the set of objects alone, never on the order in which they came.
 
@@ -9,7 +9,7 @@ mod index;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -18,11 +18,15 @@ use k8s_openapi::api::core::v1::Pod;
 
 use self::index::{Claims, Users};
 use super::lint::lint;
+use super::translate::node::{local_node, zone};
 use super::translate::route::{Destinations, resolve_host, routed};
 use super::translate::service::{Cluster, Dependency, Label, PlainService, plain_service};
+use super::translate::topology::Here;
 use super::translate::workload::{peer_policy, workload};
 use super::{Kind, Notice, Object, ObjectRef, Severity, VirtualService};
-use crate::model::{Frontend, MeshConfig, Service, ServiceName, Snapshot, Workload, WorkloadUid};
+use crate::model::{
+    Frontend, LocalNode, MeshConfig, NodeName, Service, ServiceName, Snapshot, Workload, WorkloadUid,
+};
 use crate::policy::peer_authentication::PeerPolicy;
 
 /// The label that names an `EndpointSlice`'s service.
@@ -54,6 +58,9 @@ pub struct Translator {
     virtual_services: HashMap<ServiceName, ByAge>,
     destination_rules: HashMap<ServiceName, ByAge>,
     plain: HashMap<ServiceName, PlainService>,
+    /// Those of [`Self::plain`] whose endpoints are chosen by zone.
+    zonal: HashSet<ServiceName>,
+    zones: HashMap<NodeName, Arc<str>>,
     endpoint_users: Users<Dependency>,
     route_users: Users<ServiceName>,
     workload_claims: Claims<WorkloadUid>,
@@ -65,6 +72,7 @@ pub struct Translator {
 /// What a batch of changes concerns, step by step.
 #[derive(Debug, Default)]
 struct Dirty {
+    nodes: BTreeSet<NodeName>,
     pods: BTreeSet<WorkloadUid>,
     dependencies: BTreeSet<Dependency>,
     addresses: BTreeSet<IpAddr>,
@@ -87,6 +95,8 @@ impl Translator {
             virtual_services: HashMap::new(),
             destination_rules: HashMap::new(),
             plain: HashMap::new(),
+            zonal: HashSet::new(),
+            zones: HashMap::new(),
             endpoint_users: Users::default(),
             route_users: Users::default(),
             workload_claims: Claims::default(),
@@ -107,6 +117,7 @@ impl Translator {
             };
             changed |= self.replace(reference, object, &mut dirty);
         }
+        self.rebuild_nodes(&mut dirty);
         self.rebuild_workloads(&mut dirty);
         self.rebuild_endpoints(&mut dirty);
         self.rebuild_routes(&dirty);
@@ -219,10 +230,10 @@ impl Translator {
                     dirty.pods.extend(pods.into_iter().flatten().cloned());
                 }
             }
-            Object::VirtualService(_)
-            | Object::Node(_)
-            | Object::ServiceAccount(_)
-            | Object::Unsupported(_) => {}
+            Object::Node(_) => {
+                dirty.nodes.insert(NodeName::new(Arc::clone(&reference.name)));
+            }
+            Object::VirtualService(_) | Object::ServiceAccount(_) | Object::Unsupported(_) => {}
         }
     }
 
@@ -248,6 +259,32 @@ impl Translator {
             self.pods.remove(&uid);
         }
         dirty.pods.insert(uid);
+    }
+
+    fn rebuild_nodes(&mut self, dirty: &mut Dirty) {
+        for name in std::mem::take(&mut dirty.nodes) {
+            let reference = ObjectRef::new(Kind::Node, "", name.as_str());
+            let node = match self.objects.get(&reference).map(|object| &**object) {
+                Some(Object::Node(node)) => Some(node),
+                _ => None,
+            };
+            let new_zone: Option<Arc<str>> = node.and_then(|node| zone(node)).map(Into::into);
+            let is_local = self.snapshot.mesh.node.as_ref() == Some(&name);
+            let local = is_local.then(|| node.map_or_else(LocalNode::default, |node| local_node(node)));
+            if self.zones.get(&name) != new_zone.as_ref() {
+                match new_zone {
+                    Some(zone) => self.zones.insert(name.clone(), zone),
+                    None => self.zones.remove(&name),
+                };
+                dirty.dependencies.insert(Dependency::Zone(name));
+                if is_local {
+                    dirty.destinations.extend(self.zonal.iter().cloned());
+                }
+            }
+            if let Some(local) = local.filter(|local| *local != *self.snapshot.node) {
+                self.snapshot.node = Arc::new(local);
+            }
+        }
     }
 
     fn rebuild_workloads(&mut self, dirty: &mut Dirty) {
@@ -303,6 +340,11 @@ impl Translator {
             self.endpoint_users.set(&name, uses.unwrap_or_default());
             if self.plain.get(&name) == new.as_ref() {
                 continue;
+            }
+            if new.as_ref().is_some_and(PlainService::minds_the_zone) {
+                self.zonal.insert(name.clone());
+            } else {
+                self.zonal.remove(&name);
             }
             match new {
                 Some(new) => self.plain.insert(name.clone(), new),
@@ -434,9 +476,17 @@ impl Cluster for Translator {
         })
         .collect()
     }
+
+    fn zone(&self, node: &NodeName) -> Option<&Arc<str>> {
+        self.zones.get(node)
+    }
 }
 
 impl Destinations for Translator {
+    fn here(&self) -> Here<'_> {
+        Here { node: self.snapshot.mesh.node.as_ref(), zone: self.snapshot.node.zone.as_deref() }
+    }
+
     fn service(&self, name: &ServiceName) -> Option<&PlainService> {
         self.plain.get(name)
     }

@@ -1,5 +1,9 @@
 //! From checked objects to the model: pure functions, each told what it needs. `store` decides what is called when.
 
+pub(super) mod endpoints;
+pub(super) mod external;
+pub(super) mod node;
 pub(super) mod route;
 pub(super) mod service;
+pub(super) mod topology;
 pub(super) mod workload;

@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::service::{PlainPort, PlainService};
-use crate::model::{MeshConfig, Protocol, Route, RouteTarget, Service, ServiceName, ServicePort};
+use super::topology::Here;
+use crate::model::{
+    Endpoint, MeshConfig, Protocol, Route, RouteTarget, Service, ServiceName, ServicePort, TrafficPolicy,
+};
 use crate::resources::istio::{Match, RouteDestination, RouteEntry, VirtualServiceSpec};
 use crate::resources::{Notice, ObjectRef, Severity, VirtualService};
 
@@ -16,6 +19,8 @@ pub(in crate::resources) trait Destinations {
     fn service(&self, name: &ServiceName) -> Option<&PlainService>;
     /// The labels of a subset, as the `DestinationRule`s for the service name them.
     fn subset(&self, service: &ServiceName, subset: &str) -> Option<&BTreeMap<String, String>>;
+    /// The node for whose clients the service is translated.
+    fn here(&self) -> Here<'_>;
 }
 
 /// A service with routes, what is to be said about them, and the services that they lead to.
@@ -40,35 +45,17 @@ pub(in crate::resources) fn routed(
         }
         oldest
     });
-    let port = |port: &PlainPort| {
-        let routed = rule.and_then(|(name, rule)| resolver.route(plain, port, name, &rule.spec));
-        let endpoints = port.endpoints(&BTreeMap::new());
-        let route = routed.unwrap_or_else(|| {
-            let target = RouteTarget {
-                service: plain.name.clone(),
-                port: port.port,
-                subset: None,
-                weight: 1,
-                endpoints: Arc::clone(&endpoints),
-            };
-            Route::new(None, vec![target])
-        });
-        let (name, protocol) = (Arc::clone(&port.name), port.protocol);
-        let listed = Arc::clone(&endpoints);
-        ServicePort {
-            name,
-            port: port.port,
-            protocol,
-            node_port: None,
-            listed,
-            endpoints,
-            route,
-            local: None,
-        }
+    let ports = plain.ports.iter().map(|port| resolver.port(plain, port, rule)).collect();
+    let service = Service {
+        name: plain.name.clone(),
+        host: Arc::clone(&plain.host),
+        kind: plain.kind,
+        addresses: plain.addresses.clone(),
+        ports,
+        internal: plain.internal,
+        external: plain.external.clone(),
+        affinity_seconds: plain.affinity_seconds,
     };
-    let ports = plain.ports.iter().map(port).collect();
-    let (name, host) = (plain.name.clone(), Arc::clone(&plain.host));
-    let service = Service::internal(name, host, plain.addresses.clone(), ports);
     let (mut notices, uses) = (resolver.notices, resolver.uses);
     notices.sort();
     notices.dedup();
@@ -105,12 +92,45 @@ impl<D: Destinations> Resolver<'_, D> {
         self.notices.push(Notice { severity, object: object.clone(), field: field.to_owned(), message });
     }
 
+    fn port(
+        &mut self,
+        plain: &PlainService,
+        port: &PlainPort,
+        rule: Option<(&ObjectRef, &VirtualService)>,
+    ) -> ServicePort {
+        let serving = |policy| port.serving(&BTreeMap::new(), policy, self.destinations.here());
+        let listed: Arc<[Endpoint]> = port.members.iter().map(|member| member.endpoint.clone()).collect();
+        let endpoints = Some(serving(TrafficPolicy::Cluster)).filter(|some| some.len() < listed.len());
+        let endpoints = endpoints.unwrap_or_else(|| Arc::clone(&listed));
+        let own_local = port.uses_local.then(|| serving(TrafficPolicy::Local));
+        let mut route = |policy, own: &Arc<[Endpoint]>| {
+            let routed = rule.and_then(|(name, rule)| self.route(plain, port, name, &rule.spec, policy));
+            routed.unwrap_or_else(|| {
+                let service = plain.name.clone();
+                let endpoints = Arc::clone(own);
+                let target = RouteTarget { service, port: port.port, subset: None, weight: 1, endpoints };
+                Route::new(None, vec![target])
+            })
+        };
+        ServicePort {
+            name: Arc::clone(&port.name),
+            port: port.port,
+            protocol: port.protocol,
+            node_port: port.node_port,
+            route: route(TrafficPolicy::Cluster, &endpoints),
+            local: own_local.map(|own| route(TrafficPolicy::Local, &own)),
+            listed,
+            endpoints,
+        }
+    }
+
     fn route(
         &mut self,
         plain: &PlainService,
         port: &PlainPort,
         rule: &ObjectRef,
         spec: &VirtualServiceSpec,
+        policy: TrafficPolicy,
     ) -> Option<Route> {
         if port.protocol != Protocol::Tcp {
             return None;
@@ -129,9 +149,12 @@ impl<D: Destinations> Resolver<'_, D> {
             let written = destination.weight.and_then(|weight| u32::try_from(weight).ok()).unwrap_or(0);
             // "If there is only one destination in a rule, it will receive all traffic." (HTTPRouteDestination.weight)
             let weight = if alone && written == 0 { WHOLE } else { written };
-            if weight > 0 {
-                let field = format!("{field}.route[{index}].destination");
-                targets.push(self.target(destination, weight, port, rule, &field));
+            let field = format!("{field}.route[{index}].destination");
+            let said = self.notices.len();
+            targets.push(self.target(destination, weight, port, rule, &field, policy));
+            if weight == 0 {
+                // It gets nothing, but connections that it got before may still be open.
+                self.notices.truncate(said);
             }
         }
         Some(Route::new(Some(format!("{}/{}", rule.namespace, rule.name).into()), targets))
@@ -145,6 +168,7 @@ impl<D: Destinations> Resolver<'_, D> {
         asked: &PlainPort,
         rule: &ObjectRef,
         field: &str,
+        policy: TrafficPolicy,
     ) -> RouteTarget {
         let written = &written.destination;
         let named = written.port.as_ref().and_then(|port| u16::try_from(port.number).ok());
@@ -189,7 +213,7 @@ impl<D: Destinations> Resolver<'_, D> {
             self.notice(Severity::Error, rule, &format!("{field}.subset"), message);
             return target;
         };
-        target.endpoints = port.endpoints(labels);
+        target.endpoints = port.serving(labels, policy, self.destinations.here());
         target
     }
 }

@@ -1,14 +1,22 @@
 //! A Service and its endpoints, before routes are applied.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Pod, Service, ServicePort, ServiceSpec};
-use k8s_openapi::api::discovery::v1::{Endpoint as SliceEndpoint, EndpointSlice};
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use k8s_openapi::api::core::v1::{Pod, Service, ServiceSpec};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 
-use crate::model::{Endpoint, EndpointState, MeshConfig, Mode, Protocol, ServiceName, Workload, WorkloadUid};
+use super::endpoints::{Member, Wanted, members};
+use super::external::{external, internal_policy, kind, left_alone, node_port};
+use super::topology::{Here, serving};
+use crate::model::{
+    Endpoint, External, MeshConfig, NodeName, Protocol, ServiceKind, ServiceName, TrafficPolicy, Workload,
+    WorkloadUid,
+};
+
+/// Seconds that a client keeps its endpoint where `sessionAffinityConfig` does not say.
+const AFFINITY_SECONDS: u32 = 10_800;
 
 /// What a service's endpoints depend on: when one of these changes, the service is rebuilt.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -19,17 +27,12 @@ pub(in crate::resources) enum Dependency {
     Address(IpAddr),
     /// The pods of a namespace that have a label.
     Label(Label),
+    /// The zone that a node is in.
+    Zone(NodeName),
 }
 
 /// Namespace, key and value of a pod's label.
 pub(in crate::resources) type Label = (Arc<str>, String, String);
-
-/// An endpoint and the workload behind it, whose labels subsets ask for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::resources) struct Member {
-    pub(in crate::resources) endpoint: Endpoint,
-    pub(in crate::resources) workload: Option<Arc<Workload>>,
-}
 
 /// A service port with all its endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,17 +40,26 @@ pub(in crate::resources) struct PlainPort {
     pub(in crate::resources) name: Arc<str>,
     pub(in crate::resources) port: u16,
     pub(in crate::resources) protocol: Protocol,
+    pub(in crate::resources) node_port: Option<u16>,
     /// `appProtocol`, or what the port's name begins with, as Istio reads it.
     pub(in crate::resources) application: Option<Arc<str>>,
+    /// Whether one of the service's policies is Local and holds at this port.
+    pub(in crate::resources) uses_local: bool,
+    /// By address, IPv4 first.
     pub(in crate::resources) members: Vec<Member>,
 }
 
 impl PlainPort {
-    pub(in crate::resources) fn endpoints(&self, labels: &BTreeMap<String, String>) -> Arc<[Endpoint]> {
-        let has =
-            |workload: &Workload| labels.iter().all(|(key, value)| workload.labels.get(key) == Some(value));
-        let chosen = |member: &&Member| labels.is_empty() || member.workload.as_deref().is_some_and(has);
-        self.members.iter().filter(chosen).map(|member| member.endpoint.clone()).collect()
+    /// The endpoints with these labels that take connections. The rules of topology and termination hold among those: a
+    /// subset whose endpoints are all in another zone serves all the same.
+    pub(in crate::resources) fn serving(
+        &self,
+        labels: &BTreeMap<String, String>,
+        policy: TrafficPolicy,
+        here: Here<'_>,
+    ) -> Arc<[Endpoint]> {
+        let members: Vec<&Member> = self.members.iter().filter(|member| member.has(labels)).collect();
+        serving(&members, policy, here).into_iter().map(|member| member.endpoint.clone()).collect()
     }
 }
 
@@ -56,8 +68,20 @@ impl PlainPort {
 pub(in crate::resources) struct PlainService {
     pub(in crate::resources) name: ServiceName,
     pub(in crate::resources) host: Arc<str>,
+    pub(in crate::resources) kind: ServiceKind,
     pub(in crate::resources) addresses: Vec<IpAddr>,
     pub(in crate::resources) ports: Vec<PlainPort>,
+    pub(in crate::resources) internal: TrafficPolicy,
+    pub(in crate::resources) external: External,
+    pub(in crate::resources) affinity_seconds: Option<u32>,
+}
+
+impl PlainService {
+    /// Whether it matters to the service in which zone its clients are.
+    pub(in crate::resources) fn minds_the_zone(&self) -> bool {
+        let mut members = self.ports.iter().flat_map(|port| &port.members);
+        members.any(|member| member.hints.as_ref().is_some_and(|hints| !hints.zones.is_empty()))
+    }
 }
 
 /// Where endpoints and their workloads are looked up.
@@ -66,9 +90,14 @@ pub(in crate::resources) trait Cluster {
     fn workload_at(&self, address: IpAddr) -> Option<&Arc<Workload>>;
     /// The pods with a label, with their workloads.
     fn labelled(&self, label: &Label) -> Vec<(&Pod, &Arc<Workload>)>;
+    /// The zone that a node is in.
+    fn zone(&self, node: &NodeName) -> Option<&Arc<str>>;
 }
 
 /// The service and what it depends on; `None` for one that has neither addresses nor endpoints of its own.
+///
+/// A service without a cluster address, or one that is left to another proxy, is served nowhere: it keeps its endpoints
+/// alone, which routes may name.
 pub(in crate::resources) fn plain_service(
     service: &Service,
     name: &ServiceName,
@@ -80,32 +109,47 @@ pub(in crate::resources) fn plain_service(
     if spec.type_.as_deref() == Some("ExternalName") {
         return None;
     }
-    let addresses = cluster_addresses(spec);
+    let own = cluster_addresses(spec);
+    let is_served = !own.is_empty() && left_alone(service).is_none();
+    let external = if is_served { external(service, spec, &own) } else { External::default() };
+    let internal = if is_served { internal_policy(spec) } else { TrafficPolicy::Cluster };
+    let is_reached_at_addresses = !external.addresses.is_empty() || !external.load_balancer.is_empty();
     let mut uses = BTreeSet::new();
     let mut ports = Vec::new();
     for port in spec.ports.iter().flatten() {
         let Ok(number) = u16::try_from(port.port) else { continue };
         let protocol = protocol(port.protocol.as_deref());
-        let mut members = if slices.is_empty() {
-            from_pods(spec, port, protocol, &addresses, name, cluster, &mut uses)
-        } else {
-            from_slices(slices, port, protocol, name, cluster, &mut uses)
-        };
-        members.sort_by_key(|member| member.endpoint.address);
-        members.dedup_by_key(|member| member.endpoint.address);
+        let members =
+            members(Wanted { name, spec, port, protocol, addresses: &own }, slices, cluster, &mut uses);
+        let node_port = node_port(port).filter(|_| is_served);
+        let is_reached_from_outside = node_port.is_some() || is_reached_at_addresses;
+        let uses_local = internal == TrafficPolicy::Local
+            || (external.policy == TrafficPolicy::Local && is_reached_from_outside);
         let port_name: Arc<str> = port.name.as_deref().unwrap_or_default().into();
         let application = port
             .app_protocol
             .as_deref()
             .or_else(|| port_name.split('-').next().filter(|name| !name.is_empty()));
         let application = application.map(Into::into);
-        ports.push(PlainPort { application, name: port_name, port: number, protocol, members });
+        let name = port_name;
+        ports.push(PlainPort { name, port: number, protocol, node_port, application, uses_local, members });
     }
     let host = format!("{}.{}.svc.{}", name.name, name.namespace, mesh.cluster_domain).into();
-    Some((PlainService { name: name.clone(), host, addresses, ports }, uses))
+    let plain = PlainService {
+        name: name.clone(),
+        host,
+        kind: kind(spec),
+        addresses: if is_served { own } else { Vec::new() },
+        ports,
+        internal,
+        external,
+        affinity_seconds: affinity_seconds(spec).filter(|_| is_served),
+    };
+    Some((plain, uses))
 }
 
-fn cluster_addresses(spec: &ServiceSpec) -> Vec<IpAddr> {
+/// The addresses of both families.
+pub(in crate::resources) fn cluster_addresses(spec: &ServiceSpec) -> Vec<IpAddr> {
     let mut addresses: Vec<IpAddr> =
         spec.cluster_ips.iter().flatten().filter_map(|address| address.parse().ok()).collect();
     if addresses.is_empty() {
@@ -114,150 +158,19 @@ fn cluster_addresses(spec: &ServiceSpec) -> Vec<IpAddr> {
     addresses
 }
 
-fn protocol(name: Option<&str>) -> Protocol {
+fn affinity_seconds(spec: &ServiceSpec) -> Option<u32> {
+    if spec.session_affinity.as_deref() != Some("ClientIP") {
+        return None;
+    }
+    let config = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+    let written = config.and_then(|client| client.timeout_seconds);
+    Some(written.and_then(|seconds| u32::try_from(seconds).ok()).unwrap_or(AFFINITY_SECONDS))
+}
+
+pub(super) fn protocol(name: Option<&str>) -> Protocol {
     match name {
         Some("UDP") => Protocol::Udp,
         Some("SCTP") => Protocol::Sctp,
         _ => Protocol::Tcp,
-    }
-}
-
-fn member(address: SocketAddr, workload: Option<&Arc<Workload>>) -> Member {
-    let endpoint = Endpoint {
-        address,
-        workload: workload.map(|workload| workload.uid.clone()),
-        enrolled: workload.is_some_and(|workload| workload.enrolled),
-        mode: workload.map_or(Mode::Permissive, |workload| workload.mtls.at(address.port())),
-        state: EndpointState::Ready,
-        node: workload.and_then(|workload| workload.node.clone()),
-        zone: None,
-    };
-    Member { endpoint, workload: workload.map(Arc::clone) }
-}
-
-/// The ready endpoints; where there are none, those that still serve while they terminate (KEP-1672).
-fn from_slices(
-    slices: &[&EndpointSlice],
-    port: &ServicePort,
-    protocol: Protocol,
-    name: &ServiceName,
-    cluster: &impl Cluster,
-    uses: &mut BTreeSet<Dependency>,
-) -> Vec<Member> {
-    let wanted = port.name.as_deref().unwrap_or_default();
-    let (mut ready, mut leaving) = (Vec::new(), Vec::new());
-    for slice in slices {
-        let number = slice.ports.iter().flatten().find_map(|candidate| {
-            let same = candidate.name.as_deref().unwrap_or_default() == wanted
-                && self::protocol(candidate.protocol.as_deref()) == protocol;
-            candidate.port.filter(|_| same).and_then(|number| u16::try_from(number).ok())
-        });
-        let Some(number) = number else { continue };
-        for endpoint in &slice.endpoints {
-            let conditions = endpoint.conditions.as_ref();
-            let is_ready = conditions.and_then(|all| all.ready) != Some(false);
-            let is_leaving =
-                conditions.is_some_and(|all| all.serving == Some(true) && all.terminating == Some(true));
-            if is_ready {
-                ready.extend(slice_members(endpoint, number, name, cluster, uses));
-            } else if is_leaving {
-                leaving.extend(slice_members(endpoint, number, name, cluster, uses));
-            }
-        }
-    }
-    if ready.is_empty() { leaving } else { ready }
-}
-
-fn slice_members(
-    endpoint: &SliceEndpoint,
-    port: u16,
-    name: &ServiceName,
-    cluster: &impl Cluster,
-    uses: &mut BTreeSet<Dependency>,
-) -> Vec<Member> {
-    let target = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
-    let uid = target.and_then(|target| {
-        let namespace = target.namespace.as_deref().unwrap_or(&name.namespace);
-        Some(WorkloadUid::pod(namespace, target.name.as_deref()?))
-    });
-    uses.extend(uid.clone().map(Dependency::Pod));
-    let addresses = endpoint.addresses.iter().filter_map(|address| address.parse::<IpAddr>().ok());
-    addresses
-        .map(|address| {
-            uses.insert(Dependency::Address(address));
-            let workload = uid.as_ref().and_then(|uid| cluster.workload(uid));
-            member(SocketAddr::new(address, port), workload.or_else(|| cluster.workload_at(address)))
-        })
-        .collect()
-}
-
-/// What Kubernetes' endpoint controller would find, for manifests without an `EndpointSlice`.
-fn from_pods(
-    spec: &ServiceSpec,
-    port: &ServicePort,
-    protocol: Protocol,
-    service_addresses: &[IpAddr],
-    name: &ServiceName,
-    cluster: &impl Cluster,
-    uses: &mut BTreeSet<Dependency>,
-) -> Vec<Member> {
-    let Some(selector) = &spec.selector else { return Vec::new() };
-    let Some((key, value)) = selector.first_key_value() else { return Vec::new() };
-    // One label of the selector finds the candidates, the others are compared.
-    let label = (Arc::clone(&name.namespace), key.clone(), value.clone());
-    let pods = cluster.labelled(&label);
-    uses.insert(Dependency::Label(label));
-    let unready_too = spec.publish_not_ready_addresses == Some(true);
-    let mut members = Vec::new();
-    for (pod, workload) in pods {
-        let selected = selector.iter().all(|(key, value)| workload.labels.get(key) == Some(value));
-        if !selected || !(unready_too || is_ready(pod)) {
-            continue;
-        }
-        let Some(number) = target_port(pod, port, protocol) else { continue };
-        let addresses =
-            workload.addresses.iter().filter(|address| has_family(spec, service_addresses, address));
-        members.extend(addresses.map(|&address| member(SocketAddr::new(address, number), Some(workload))));
-    }
-    members
-}
-
-fn has_family(spec: &ServiceSpec, service_addresses: &[IpAddr], address: &IpAddr) -> bool {
-    if !service_addresses.is_empty() {
-        return service_addresses.iter().any(|own| own.is_ipv4() == address.is_ipv4());
-    }
-    let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
-    spec.ip_families
-        .as_ref()
-        .is_none_or(|families| families.is_empty() || families.iter().any(|own| own == family))
-}
-
-/// Whether the pod's Ready condition holds; one that has none (no kubelet wrote it) counts as ready.
-fn is_ready(pod: &Pod) -> bool {
-    if pod.metadata.deletion_timestamp.is_some() {
-        return false;
-    }
-    let mut conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    conditions.find(|condition| condition.type_ == "Ready").is_none_or(|condition| condition.status == "True")
-}
-
-/// `targetPort` as a number: itself, or the container port of that name.
-fn target_port(pod: &Pod, port: &ServicePort, protocol: Protocol) -> Option<u16> {
-    match &port.target_port {
-        None | Some(IntOrString::Int(0)) => u16::try_from(port.port).ok(),
-        Some(IntOrString::Int(number)) => u16::try_from(*number).ok(),
-        Some(IntOrString::String(name)) => {
-            if let Ok(number) = name.parse() {
-                return Some(number);
-            }
-            let spec = pod.spec.as_ref()?;
-            let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-            let mut ports = containers.flat_map(|container| container.ports.iter().flatten());
-            let found = ports.find(|candidate| {
-                candidate.name.as_deref() == Some(name)
-                    && self::protocol(candidate.protocol.as_deref()) == protocol
-            })?;
-            u16::try_from(found.container_port).ok()
-        }
     }
 }

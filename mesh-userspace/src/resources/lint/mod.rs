@@ -1,6 +1,6 @@
 //! What a well-formed object asks for that this mesh does not carry out, told from the object alone.
 
-use k8s_openapi::api::core::v1::Service;
+mod service;
 
 use super::istio::{DestinationRule, PeerAuthentication, Rest, RouteEntry, VirtualService};
 use super::{Kind, Notice, Object, ObjectRef, Severity};
@@ -50,7 +50,7 @@ pub(super) fn lint(object: &Object, root_namespace: &str) -> Vec<Notice> {
         Object::DestinationRule(rule) => destination_rule(&mut notices, rule),
         Object::PeerAuthentication(policy) => peer_authentication(&mut notices, policy, root_namespace),
         Object::Unsupported(reference) => unsupported(&mut notices, reference),
-        Object::Service(service) => service_spec(&mut notices, service),
+        Object::Service(service) => service::service(&mut notices, service),
         _ => {}
     }
     notices.list
@@ -83,42 +83,6 @@ impl Notices {
             };
             self.add(Severity::Warning, format!("{at}.{name}"), message.to_owned());
         }
-    }
-}
-
-/// What kube-proxy would do for a Service and this kernel plane does not do yet.
-fn service_spec(notices: &mut Notices, service: &Service) {
-    let Some(spec) = &service.spec else { return };
-    for (index, port) in spec.ports.iter().flatten().enumerate() {
-        if port.protocol.as_deref() == Some("SCTP") {
-            let field = format!("spec.ports[{index}].protocol");
-            notices.add(Severity::Warning, field, "SCTP is not carried".to_owned());
-        }
-        if port.node_port.is_some() {
-            let field = format!("spec.ports[{index}].nodePort");
-            notices.add(Severity::Warning, field, "not served yet".to_owned());
-        }
-    }
-    let is = |value: &Option<String>, other: &str| value.as_deref() == Some(other);
-    let named = [
-        ("type", is(&spec.type_, "ExternalName"), "left to DNS"),
-        ("type", is(&spec.type_, "LoadBalancer"), "served at its cluster addresses only, as yet"),
-        ("sessionAffinity", is(&spec.session_affinity, "ClientIP"), "session affinity is not honoured yet"),
-        (
-            "internalTrafficPolicy",
-            is(&spec.internal_traffic_policy, "Local"),
-            "not honoured yet: endpoints of every node are used",
-        ),
-        ("externalTrafficPolicy", is(&spec.external_traffic_policy, "Local"), "not honoured yet"),
-        ("externalIPs", spec.external_ips.as_ref().is_some_and(|ips| !ips.is_empty()), "not served yet"),
-        (
-            "trafficDistribution",
-            spec.traffic_distribution.is_some(),
-            "not honoured yet: endpoints of every zone are used",
-        ),
-    ];
-    for (field, _, message) in named.into_iter().filter(|(_, is_set, _)| *is_set) {
-        notices.add(Severity::Warning, format!("spec.{field}"), message.to_owned());
     }
 }
 
@@ -210,8 +174,8 @@ fn peer_authentication(notices: &mut Notices, policy: &PeerAuthentication, root_
 
 #[cfg(test)]
 mod tests {
-    use super::super::decode;
     use super::*;
+    use crate::resources::decode;
 
     #[test]
     fn what_is_not_honoured_is_named() {
@@ -251,16 +215,6 @@ mod tests {
                 "ports without a selector",
                 format!("{}  portLevelMtls: {{80: {{mode: STRICT}}}}\n", peer.replace("NS", "shop")),
                 vec![("spec.portLevelMtls", "need a selector")],
-            ),
-            (
-                "a service of every kind",
-                "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {type: LoadBalancer, sessionAffinity: ClientIP, ports: [{port: 80, nodePort: 30080}], externalIPs: [192.0.2.1]}\n".into(),
-                vec![
-                    ("spec.ports[0].nodePort", "not served yet"),
-                    ("spec.type", "cluster addresses"),
-                    ("spec.sessionAffinity", "not honoured yet"),
-                    ("spec.externalIPs", "not served yet"),
-                ],
             ),
             (
                 "authorization",

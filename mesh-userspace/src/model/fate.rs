@@ -1,0 +1,134 @@
+//! What has become of a backend that a connection was sent to: whether to leave the connection alone, to move it on or to
+//! end it is for whoever asks.
+
+use std::net::SocketAddr;
+
+use super::{BackendSet, Endpoint, Frontend, Route, ServicePort, Snapshot};
+
+/// How a backend stands with the service that led to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// New connections may be sent there, under the one policy or the other.
+    Serving,
+    /// It takes no new ones but is still listed (unready, terminating, in a subset that gets nothing now).
+    Listed,
+    /// It is no longer listed, or the service is gone.
+    Gone,
+}
+
+impl Snapshot {
+    /// The fate of `backend`, to which a client was sent that had asked for `asked`. Both as the model has them: an IPv4
+    /// address is one, not mapped into IPv6. Costs what the service has in endpoints.
+    pub fn fate(&self, asked: Frontend, backend: SocketAddr) -> Fate {
+        let found = match asked.address {
+            Some(address) => self.service_at(SocketAddr::new(address, asked.port), asked.protocol),
+            None => self.service_at_node_port(asked.port, asked.protocol),
+        };
+        let Some((_, port)) = found else { return Fate::Gone };
+        let mut routes = [Some(&port.route), port.local.as_ref()].into_iter().flatten();
+        if routes.any(|route| draws(&route.v4, backend) || draws(&route.v6, backend)) {
+            Fate::Serving
+        } else if lists(&port.listed, backend) || self.is_listed_by_target(port, backend) {
+            Fate::Listed
+        } else {
+            Fate::Gone
+        }
+    }
+
+    /// Whether a destination of the port's route lists the backend, whatever the subset and the weight.
+    fn is_listed_by_target(&self, port: &ServicePort, backend: SocketAddr) -> bool {
+        let Route { rule: Some(_), targets, .. } = &port.route else { return false };
+        targets.iter().any(|target| {
+            let service = self.services.get(&target.service);
+            let port = service.and_then(|service| service.port(target.port, port.protocol));
+            port.is_some_and(|port| lists(&port.listed, backend))
+        })
+    }
+}
+
+fn draws(set: &BackendSet, backend: SocketAddr) -> bool {
+    set.backends().iter().any(|one| one.endpoint.as_ref().is_some_and(|one| one.address == backend))
+}
+
+fn lists(endpoints: &[Endpoint], backend: SocketAddr) -> bool {
+    endpoints.iter().any(|endpoint| endpoint.address == backend)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::model::{External, Protocol, RouteTarget, Service, ServiceName, TrafficPolicy};
+
+    fn endpoints(last: &[u8]) -> Arc<[Endpoint]> {
+        last.iter().map(|&last| Endpoint::at(at(last))).collect()
+    }
+
+    fn at(last: u8) -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, last], 8080))
+    }
+
+    fn route(rule: Option<&str>, targets: &[(&str, u32, &[u8])]) -> Route {
+        let target = |&(name, weight, last): &(&str, u32, &[u8])| RouteTarget {
+            service: ServiceName::new("shop", name),
+            port: 80,
+            subset: None,
+            weight,
+            endpoints: endpoints(last),
+        };
+        Route::new(rule.map(Into::into), targets.iter().map(target).collect())
+    }
+
+    /// `web`, served by `serving` and on this node by `local`, which lists `listed`; routed to `canary` where `weight`
+    /// is given, whose only endpoint is 7 and which lists 8 as well.
+    fn snapshot(serving: &[u8], local: &[u8], listed: &[u8], weight: Option<u32>) -> Snapshot {
+        let (web, canary) = (ServiceName::new("shop", "web"), ServiceName::new("shop", "canary"));
+        let mut port = ServicePort::plain(&web, 80, Protocol::Udp, endpoints(serving));
+        port.node_port = Some(30080);
+        port.listed = endpoints(listed);
+        if let Some(weight) = weight {
+            port.route = route(Some("shop/rule"), &[("web", 1, serving), ("canary", weight, &[7])]);
+        }
+        port.local = Some(route(None, &[("web", 1, local)]));
+        let mut other = ServicePort::plain(&canary, 80, Protocol::Udp, endpoints(&[7]));
+        other.listed = endpoints(&[7, 8]);
+        let mut snapshot = Snapshot::default();
+        for (name, port, address) in [(web, port, [10, 96, 0, 1]), (canary, other, [10, 96, 0, 2])] {
+            let mut service =
+                Service::internal(name.clone(), "host".into(), vec![address.into()], vec![port]);
+            service.external = External { policy: TrafficPolicy::Local, ..External::default() };
+            let service = Arc::new(service);
+            for frontend in service.frontends() {
+                snapshot.frontends.insert(frontend, Arc::clone(&service));
+            }
+            snapshot.services.insert(name, service);
+        }
+        snapshot
+    }
+
+    #[test]
+    fn fates() {
+        let plain = || snapshot(&[1], &[2], &[1, 2, 3], None);
+        let cases = [
+            ("drawn under Cluster", plain(), at(1), Fate::Serving),
+            ("drawn under Local", plain(), at(2), Fate::Serving),
+            ("listed alone", plain(), at(3), Fate::Listed),
+            ("on another port", plain(), SocketAddr::from(([10, 0, 0, 1], 8081)), Fate::Gone),
+            ("no longer listed", plain(), at(4), Fate::Gone),
+            ("another service's, without a route to it", plain(), at(7), Fate::Gone),
+            ("a route's", snapshot(&[1], &[], &[1], Some(1)), at(7), Fate::Serving),
+            ("listed by a route's target", snapshot(&[1], &[], &[1], Some(1)), at(8), Fate::Listed),
+            ("a target of weight 0", snapshot(&[1], &[], &[1], Some(0)), at(7), Fate::Listed),
+            ("no service at all", Snapshot::default(), at(1), Fate::Gone),
+        ];
+        for (name, snapshot, backend, wanted) in cases {
+            for (address, port) in [(Some([10, 96, 0, 1].into()), 80), (None, 30080)] {
+                let asked = Frontend { address, port, protocol: Protocol::Udp };
+                assert_eq!(snapshot.fate(asked, backend), wanted, "{name}: {asked}");
+                let tcp = Frontend { protocol: Protocol::Tcp, ..asked };
+                assert_eq!(snapshot.fate(tcp, backend), Fate::Gone, "{name}: another protocol");
+            }
+        }
+    }
+}
