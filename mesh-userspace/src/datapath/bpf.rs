@@ -92,7 +92,8 @@ impl LinkInfo {
     }
 }
 
-fn call<T>(command: libc::c_long, attribute: &mut T) -> io::Result<libc::c_long> {
+/// One call; what the kernel answers into the attribute is there after an error as well.
+pub(super) fn call<T>(command: libc::c_long, attribute: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: the attribute is a live structure of the size that is passed.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attribute), size_of::<T>()) };

@@ -7,6 +7,7 @@
 mod addresses;
 mod affinity;
 mod attach;
+mod batch;
 mod bpf;
 pub mod check;
 mod deliveries;
@@ -14,6 +15,7 @@ mod error;
 mod events;
 mod liveness;
 mod object;
+mod open_sockets;
 mod pins;
 mod services;
 mod sets;
@@ -40,6 +42,7 @@ pub use self::deliveries::{Admitted, Deliveries};
 pub use self::error::DatapathError;
 pub use self::events::{DirectFlow, FlowEvents};
 pub use self::liveness::Lifeline;
+pub use self::open_sockets::{OpenSocket, OpenSockets};
 pub use self::sets::BackendCount;
 pub use self::sizes::MapSizes;
 
@@ -421,6 +424,11 @@ impl Datapath {
     /// A second handle on the counters, for a reader in another thread.
     pub fn counter_reader(&self) -> Result<CounterReader, DatapathError> {
         object::reopen(&self.pins, map::COUNTERS).map(CounterReader)
+    }
+
+    /// A handle on the sockets that came to a backend through a service, for a reader in another thread.
+    pub fn open_sockets(&self) -> Result<OpenSockets, DatapathError> {
+        OpenSockets::open(&self.pins)
     }
 
     /// A handle for a worker that delivers to applications.
