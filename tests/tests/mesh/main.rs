@@ -2,6 +2,7 @@
 
 mod carry;
 mod certificates;
+mod ending;
 mod hostile;
 mod observe;
 mod policy;
