@@ -14,6 +14,7 @@ use crate::datapath::{Attachment, BackendCount, Datapath, Role};
 use crate::model::{NodeName, ServiceName, Snapshot, Workload, WorkloadUid};
 use crate::node::{EnrolError, Enroller, Enrolment, probe};
 use crate::proxy::{Canary, Pod, Shared, Stop, Workers};
+use crate::sockets::Reaper;
 
 /// How often pods that could not be enrolled, or were replaced, are looked at again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -94,6 +95,7 @@ pub(super) struct Controller {
     enroller: Enroller,
     workers: Workers,
     shared: Arc<Shared>,
+    reaper: Reaper,
     pods: BTreeMap<WorkloadUid, Enrolled>,
     leaving: Vec<Leaving>,
     failed: BTreeMap<WorkloadUid, Failed>,
@@ -104,21 +106,22 @@ pub(super) struct Controller {
 impl Controller {
     /// Brings the kernel and the pods in line with the first snapshot, and only then puts the programs in force.
     pub(super) fn start(
-        node: NodeName,
         drain: Duration,
         datapath: Datapath,
         enroller: Enroller,
         workers: Workers,
         shared: Arc<Shared>,
+        reaper: Reaper,
         snapshot: &Snapshot,
     ) -> Result<Self, crate::datapath::DatapathError> {
         let mut controller = Self {
-            node,
+            node: shared.node.clone(),
             drain,
             datapath,
             enroller,
             workers,
             shared,
+            reaper,
             pods: BTreeMap::new(),
             leaving: Vec::new(),
             failed: BTreeMap::new(),
@@ -212,6 +215,8 @@ impl Controller {
         for error in &self.sync_errors {
             tracing::error!(error, "the kernel does not hold what it should");
         }
+        // Whatever could not be written: an endpoint that is gone is gone.
+        self.reaper.follow(snapshot);
         self.reconcile_pods(snapshot);
         self.generation = snapshot.generation;
     }

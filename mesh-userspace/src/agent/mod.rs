@@ -1,7 +1,7 @@
 //! The agent as a whole: its parts made, joined and taken down in order. Everything else is below it.
 //!
-//! Threads: the main one (API, source, certificates), `controller` (kernel and pods), `heartbeat`, and the workers that
-//! carry connections.
+//! Threads: the main one (API, source, certificates), `controller` (kernel and pods), `sockets` (ends those whose endpoint
+//! went), `heartbeat`, and the workers that carry connections.
 
 mod claims;
 mod config;
@@ -44,6 +44,7 @@ use crate::identity::{Authority, AuthorityError, CertificateStore};
 use crate::model::{MeshConfig, NodeName, Snapshot};
 use crate::node::{self, EnrolError, Enroller};
 use crate::proxy::{Shared, Workers};
+use crate::sockets::{Ended, Reaper};
 use crate::source::{self, Feed, SourceError};
 use crate::telemetry::{FlowLog, Metrics, Telemetry};
 
@@ -330,7 +331,8 @@ async fn start_controller(
         };
         runtime.block_on(async {
             let snapshot = Arc::clone(&snapshots.borrow());
-            match controller(&config, &datapath, lifeline, &shared, &snapshot) {
+            let ended = Arc::default();
+            match controller(&config, &datapath, lifeline, &shared, &ended, &snapshot) {
                 Err(error) => drop(ready.send(Err(error))),
                 Ok((controller, events, counters)) => {
                     shared.telemetry.metrics().on_scrape(move |metrics| {
@@ -338,7 +340,7 @@ async fn start_controller(
                             metrics.set_kernel_events(counter.name(), value);
                         }
                     });
-                    tokio::spawn(direct::record(events, current, shared.telemetry.clone()));
+                    tokio::spawn(direct::record(events, current, ended, shared.telemetry.clone()));
                     let maps = controller.maps();
                     tokio::spawn(fill::follow(maps.clone(), shared.telemetry.clone()));
                     drop(ready.send(Ok(maps)));
@@ -357,6 +359,7 @@ fn controller(
     datapath: &DatapathConfig,
     lifeline: Lifeline,
     shared: &Arc<Shared>,
+    ended: &Arc<Ended>,
     snapshot: &Snapshot,
 ) -> Result<(Controller, FlowEvents, CounterReader), AgentError> {
     let (datapath, events) = Datapath::load(datapath, lifeline).map_err(AgentError::Datapath)?;
@@ -367,10 +370,17 @@ fn controller(
     let deliveries = (0..config.workers()).map(|_| datapath.deliveries()).collect::<Result<_, _>>();
     let workers =
         Workers::start(deliveries.map_err(AgentError::Datapath)?, shared).map_err(starting("the workers"))?;
-    let node = NodeName::new(config.node.as_str());
-    let controller =
-        Controller::start(node, config.drain, datapath, enroller, workers, Arc::clone(shared), snapshot)
-            .map_err(AgentError::Datapath)?;
+    let reaper = Reaper::start(
+        datapath.open_sockets().map_err(AgentError::Datapath)?,
+        shared.node.clone(),
+        Arc::clone(shared.telemetry.metrics()),
+        Arc::clone(ended),
+        Box::new(workers.end_gone()),
+    );
+    let reaper = reaper.map_err(starting("the thread that ends sockets"))?;
+    let shared = Arc::clone(shared);
+    let controller = Controller::start(config.drain, datapath, enroller, workers, shared, reaper, snapshot)
+        .map_err(AgentError::Datapath)?;
     Ok((controller, events, counters))
 }
 

@@ -5,6 +5,7 @@
 //! enrolled is `node`'s business, what the mesh is the model's.
 
 mod canary;
+mod carried;
 mod copy;
 mod hbone;
 mod inbound;

@@ -13,9 +13,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
+use super::carried::Carried;
 use super::hbone::Pool;
 use super::{Pod, Shared, Stop, inbound, outbound};
 use crate::datapath::{Deliveries, Role};
+use crate::model::Snapshot;
 use crate::socket::prepare;
 
 /// How often a worker tidies up.
@@ -28,6 +30,7 @@ enum Command {
     Listen(Arc<Pod>, Role, StdListener),
     Serve(Arc<Pod>, Role, std::net::TcpStream),
     Forget(u64),
+    EndGone(Arc<Snapshot>),
 }
 
 /// A worker as others see it.
@@ -43,6 +46,7 @@ pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
     pub(super) pool: Rc<Pool>,
     pub(super) deliveries: Rc<Deliveries>,
+    pub(super) carried: Rc<Carried>,
     index: usize,
     peers: Arc<[Handle]>,
 }
@@ -74,8 +78,8 @@ impl Workers {
             let (shared, peers, mut stopped) = (Arc::clone(shared), Arc::clone(&handles), stopped.clone());
             let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
                 let tasks = LocalSet::new();
-                let worker =
-                    Worker { shared, pool: Rc::default(), deliveries: Rc::new(deliveries), index, peers };
+                let (pool, carried, deliveries) = (Rc::default(), Rc::default(), Rc::new(deliveries));
+                let worker = Worker { shared, pool, deliveries, carried, index, peers };
                 runtime.block_on(tasks.run_until(async move {
                     tokio::select! {
                         () = worker.run(queue) => {}
@@ -99,6 +103,16 @@ impl Workers {
     pub fn forget(&self, netns_cookie: u64) {
         for handle in self.handles.iter() {
             handle.send(Command::Forget(netns_cookie));
+        }
+    }
+
+    /// For whoever learns that endpoints went: ends the connections to those.
+    pub fn end_gone(&self) -> impl Fn(&Arc<Snapshot>) + Send + use<> {
+        let handles = Arc::clone(&self.handles);
+        move |snapshot| {
+            for handle in handles.iter() {
+                handle.send(Command::EndGone(Arc::clone(snapshot)));
+            }
         }
     }
 
@@ -141,6 +155,7 @@ impl Worker {
                         }
                     },
                     Some(Command::Forget(cookie)) => self.pool.forget(cookie),
+                    Some(Command::EndGone(snapshot)) => self.carried.end_gone(&snapshot),
                     None => return,
                 },
                 _ = sweep.tick() => {
