@@ -238,6 +238,11 @@ impl Node {
 }
 
 impl Pod {
+    /// The name of its node.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
     /// Its `NAMESPACE/NAME`, as the agent names it.
     pub fn uid(&self) -> String {
         format!("{}/{}", self.spec.namespace, self.spec.name)
@@ -272,6 +277,11 @@ impl Pod {
             v4 = self.v4,
         );
         text
+    }
+
+    /// The same pod for processes in a cgroup that no agent serves: what they see there is how it is without a mesh.
+    pub fn unserved(&self) -> Result<Self> {
+        Ok(Self { cgroup: self.registry.cgroup(Path::new("unserved"))?, ..self.clone() })
     }
 
     /// Runs a program in the pod.

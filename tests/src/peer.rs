@@ -1,9 +1,11 @@
 //! What `mesh-peer` prints, and the stream of bytes that it sends.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use crate::process::Process;
@@ -71,6 +73,39 @@ pub struct Report {
     pub digest: String,
     /// How it ended: `eof`, or an error as in [`Summary::errors`].
     pub end: String,
+}
+
+/// One connection of `mesh-peer attempts`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// Which of the targets, from 0.
+    pub target: usize,
+    /// [`monotonic_us`] before the call.
+    pub begun_us: u64,
+    /// The same once it had returned.
+    pub connected_us: u64,
+    /// The same once the server had answered, or had not.
+    pub ended_us: u64,
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+/// What came of a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The server took it at this address.
+    Reached(SocketAddr),
+    /// `connect` failed, as in [`Summary::errors`].
+    Failed(String),
+    /// It was connected, and ended before the server had answered.
+    Cut(String),
+}
+
+/// `CLOCK_MONOTONIC` in microseconds: the same in every process of this machine.
+pub fn monotonic_us() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
+    u64::try_from(now.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// A running digest of a stream, to compare both ends by. Not cryptographic: nobody here wants to deceive.

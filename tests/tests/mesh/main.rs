@@ -2,6 +2,7 @@
 
 mod carry;
 mod certificates;
+mod choice;
 mod hostile;
 mod observe;
 mod plane;

@@ -18,10 +18,27 @@ pub(super) fn set<K: Eq + Hash, V: Ord>(index: &mut HashMap<K, BTreeSet<V>>, key
     }
 }
 
+/// The same for sets that mostly hold one value, sorted.
+fn set_few<K: Eq + Hash, V: Ord>(index: &mut HashMap<K, Vec<V>>, key: K, value: V, add: bool) {
+    if add {
+        let values = index.entry(key).or_insert_with(|| Vec::with_capacity(1));
+        if let Err(at) = values.binary_search(&value) {
+            values.insert(at, value);
+        }
+    } else if let Some(values) = index.get_mut(&key) {
+        if let Ok(at) = values.binary_search(&value) {
+            values.remove(at);
+        }
+        if values.is_empty() {
+            index.remove(&key);
+        }
+    }
+}
+
 /// Which services use what.
 #[derive(Debug)]
 pub(super) struct Users<D> {
-    users: HashMap<D, BTreeSet<ServiceName>>,
+    users: HashMap<D, Vec<ServiceName>>,
     uses: HashMap<ServiceName, BTreeSet<D>>,
 }
 
@@ -36,10 +53,10 @@ impl<D: Clone + Ord + Hash> Users<D> {
     pub(super) fn set(&mut self, user: &ServiceName, uses: BTreeSet<D>) {
         let old = self.uses.remove(user).unwrap_or_default();
         for gone in old.difference(&uses) {
-            set(&mut self.users, gone.clone(), user.clone(), false);
+            set_few(&mut self.users, gone.clone(), user.clone(), false);
         }
         for new in uses.difference(&old) {
-            set(&mut self.users, new.clone(), user.clone(), true);
+            set_few(&mut self.users, new.clone(), user.clone(), true);
         }
         if !uses.is_empty() {
             self.uses.insert(user.clone(), uses);
@@ -55,7 +72,7 @@ impl<D: Clone + Ord + Hash> Users<D> {
 /// Who says that an address, or a frontend, is theirs. The first by name has it, whatever came first.
 #[derive(Debug)]
 pub(super) struct Claims<N, A = IpAddr> {
-    claimants: HashMap<A, BTreeSet<N>>,
+    claimants: HashMap<A, Vec<N>>,
     addresses: HashMap<N, Vec<A>>,
     contested: BTreeSet<A>,
     /// Whether what is contested, or by whom, became different.
@@ -80,11 +97,11 @@ impl<N: Clone + Ord + Hash, A: Copy + Ord + Hash> Claims<N, A> {
             return;
         }
         for address in self.addresses.remove(name).unwrap_or_default() {
-            set(&mut self.claimants, address, name.clone(), false);
+            set_few(&mut self.claimants, address, name.clone(), false);
             self.note_contest(address);
         }
         for &address in &addresses {
-            set(&mut self.claimants, address, name.clone(), true);
+            set_few(&mut self.claimants, address, name.clone(), true);
             self.note_contest(address);
         }
         if !addresses.is_empty() {
@@ -115,7 +132,7 @@ impl<N: Clone + Ord + Hash, A: Copy + Ord + Hash> Claims<N, A> {
     pub(super) fn conflicts(&self) -> impl Iterator<Item = (&A, &N, &N)> {
         self.contested.iter().flat_map(|address| {
             let names = self.claimants.get(address);
-            let owner = names.and_then(BTreeSet::first);
+            let owner = names.and_then(|names| names.first());
             let others = names.into_iter().flatten().skip(1);
             owner.into_iter().flat_map(move |owner| others.clone().map(move |other| (address, owner, other)))
         })
