@@ -528,6 +528,11 @@ pub const FLOW_RELEASED: u32 = 8;
 /// The connection was cut by the client's own side.
 pub const FLOW_ABORTED: u32 = 16;
 
+/// `ADMITTED` holds the connection.
+pub const FLOW_ADMITTED: u32 = 32;
+/// `PRESENTED` shows the application the service that it asked for.
+pub const FLOW_SHOWN: u32 = 64;
+
 /// One direct connection that has ended, from the ring buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]

@@ -15,25 +15,25 @@ const NO_PREALLOC: u32 = aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 
 /// Written by the agent, read by connect and sendmsg. 10,000 services of three ports in two families, with room.
 #[map]
-pub(crate) static SERVICES: HashMap<ServiceKey, Service> = HashMap::with_max_entries(131_072, NO_PREALLOC);
+pub(crate) static SERVICES: HashMap<ServiceKey, Service> = HashMap::with_max_entries(65_536, NO_PREALLOC);
 
 /// Written by the agent, read by connect and sendmsg. Holds two generations of a service while it is updated.
 #[map]
-pub(crate) static SLOTS: HashMap<SlotKey, Slot> = HashMap::with_max_entries(1_048_576, NO_PREALLOC);
+pub(crate) static SLOTS: HashMap<SlotKey, Slot> = HashMap::with_max_entries(262_144, NO_PREALLOC);
 
 /// Written by the agent, read by connect and sendmsg: the backends of sets that have affinity or carry UDP.
 #[map]
-pub(crate) static MEMBERS: HashMap<MemberKey, Member> = HashMap::with_max_entries(262_144, NO_PREALLOC);
+pub(crate) static MEMBERS: HashMap<MemberKey, Member> = HashMap::with_max_entries(131_072, NO_PREALLOC);
 
 /// Written by connect and sendmsg (clients on this node) and by the agent (clients outside); the agent deletes what has
 /// timed out or lost its backend.
 #[map]
-pub(crate) static AFFINITY: HashMap<AffinityKey, Affinity> = HashMap::with_max_entries(262_144, NO_PREALLOC);
+pub(crate) static AFFINITY: HashMap<AffinityKey, Affinity> = HashMap::with_max_entries(65_536, NO_PREALLOC);
 
 /// Written by the agent, read by connect, sendmsg, `post_bind` and the node's `sk_lookup`: cluster, external and node
 /// addresses.
 #[map]
-pub(crate) static ADDRESSES: HashMap<Address, u32> = HashMap::with_max_entries(131_072, NO_PREALLOC);
+pub(crate) static ADDRESSES: HashMap<Address, u32> = HashMap::with_max_entries(65_536, NO_PREALLOC);
 
 /// Written by the agent, read by the node's `sk_lookup`: `loadBalancerSourceRanges`.
 #[map]
@@ -42,7 +42,7 @@ pub(crate) static RANGES: LpmTrie<RangeKey, u8> = LpmTrie::with_max_entries(65_5
 /// Written by `sock_ops` (TCP) and the agent (UDP), read by recvmsg and getpeername: the clients from outside behind
 /// sockets of the agent.
 #[map]
-pub(crate) static PRESENTED: HashMap<PresentedKey, Client> = HashMap::with_max_entries(131_072, NO_PREALLOC);
+pub(crate) static PRESENTED: HashMap<PresentedKey, Client> = HashMap::with_max_entries(65_536, NO_PREALLOC);
 
 /// Written by the agent before it connects, moved to `PRESENTED` by `sock_ops`.
 #[map]
@@ -59,7 +59,7 @@ pub(crate) static PODS: HashMap<u64, Pod> = HashMap::with_max_entries(4_096, NO_
 /// Written by the agent, read by connect: one entry an address of every enrolled workload of the cluster.
 #[map]
 pub(crate) static DESTINATIONS: HashMap<Address, Destination> =
-    HashMap::with_max_entries(262_144, NO_PREALLOC);
+    HashMap::with_max_entries(131_072, NO_PREALLOC);
 
 /// Written by the agent, read by `sk_lookup`: the pods of this node and their ports with a mode of their own.
 #[map]
@@ -82,20 +82,23 @@ pub(crate) static STATE: Array<State> = Array::with_max_entries(1, 0);
 
 /// Written by connect, completed and deleted by `sock_ops` and `sock_release`: direct TCP connections that are open.
 #[map]
-pub(crate) static OPEN_FLOWS: HashMap<u64, OpenFlow> = HashMap::with_max_entries(262_144, NO_PREALLOC);
+pub(crate) static OPEN_FLOWS: HashMap<u64, OpenFlow> = HashMap::with_max_entries(131_072, NO_PREALLOC);
 
 /// Written by connect and sendmsg, read by recvmsg and getpeername, deleted by `sock_release`: two entries a service that
 /// a socket talks to.
 #[map]
-pub(crate) static UDP_PEERS: HashMap<UdpPeerKey, UdpPeer> = HashMap::with_max_entries(262_144, NO_PREALLOC);
+pub(crate) static UDP_PEERS: HashMap<UdpPeerKey, UdpPeer> = HashMap::with_max_entries(131_072, NO_PREALLOC);
 
 /// Written by connect and sendmsg, read and deleted by `sock_release`: what `UDP_PEERS` holds of a socket.
 #[map]
-pub(crate) static UDP_SOCKETS: HashMap<u64, UdpSocket> = HashMap::with_max_entries(131_072, NO_PREALLOC);
+pub(crate) static UDP_SOCKETS: HashMap<u64, UdpSocket> = HashMap::with_max_entries(65_536, NO_PREALLOC);
+
+/// Length of `EVENTS` in bytes.
+pub(crate) const EVENTS_SIZE: u64 = 1 << 20;
 
 /// Written by `sock_ops`, read by the agent.
 #[map]
-pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_SIZE as u32, 0);
 
 /// Written by every hook, read by the agent.
 #[map]

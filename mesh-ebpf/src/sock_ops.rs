@@ -3,8 +3,8 @@
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
-    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-    BPF_SOCK_OPS_TCP_CONNECT_CB,
+    BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB,
+    BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
 };
 use aya_ebpf::helpers::{
     bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_skc_to_mptcp_sock,
@@ -12,13 +12,14 @@ use aya_ebpf::helpers::{
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use mesh_common::abi::{
-    ADMITTED_NODE, Address, Client, Counter, FLOW_ABORTED, FLOW_ESTABLISHED, FLOW_GRACEFUL, FLOW_RELEASED,
-    FLOW_SERVICE, FlowEvent, LAYOUT_VERSION, OpenFlow, PodKey, PresentedKey, TCP, Tuple, mapped,
+    ADMITTED_NODE, Address, Client, Counter, FLOW_ABORTED, FLOW_ADMITTED, FLOW_ESTABLISHED, FLOW_GRACEFUL,
+    FLOW_RELEASED, FLOW_SERVICE, FLOW_SHOWN, FlowEvent, LAYOUT_VERSION, OpenFlow, PodKey, PresentedKey, TCP,
+    Tuple, mapped,
 };
 use mesh_common::flow::{carried, state};
 
 use crate::count::count;
-use crate::maps::{ADMITTED, CLIENTS, EVENTS, INBOUND_MODES, OPEN_FLOWS, PRESENTED, STATE};
+use crate::maps::{ADMITTED, CLIENTS, EVENTS, EVENTS_SIZE, INBOUND_MODES, OPEN_FLOWS, PRESENTED, STATE};
 
 const AF_INET: u32 = 2;
 
@@ -27,8 +28,8 @@ fn mesh_sock_ops(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => {
             // A socket that stands in for a client from outside is none of the node's own.
-            let noted = present(&ctx) || admit(&ctx);
-            if begin(&ctx) || noted {
+            let noted = is_in_node(&ctx) && (present(&ctx) || admit(&ctx));
+            if begin(&ctx, noted) || noted {
                 // Refused only for a socket that is no full one, which a connecting socket always is.
                 let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG).cast_signed());
             }
@@ -56,7 +57,7 @@ fn flow(ctx: &SockOpsContext) -> Option<&'static mut OpenFlow> {
 /// Whether the connection that begins is noted. A note of an earlier connect of the socket, which failed before it sent
 /// anything, goes.
 #[inline(always)]
-fn begin(ctx: &SockOpsContext) -> bool {
+fn begin(ctx: &SockOpsContext, admitted: bool) -> bool {
     let Some(flow) = flow(ctx) else { return false };
     let (own, peer) = addresses(ctx);
     if flow.backend != peer || flow.backend_port != peer_port(ctx) {
@@ -64,7 +65,11 @@ fn begin(ctx: &SockOpsContext) -> bool {
         let _ = OPEN_FLOWS.remove(cookie(ctx));
         return false;
     }
+    if admitted {
+        flow.flags |= FLOW_ADMITTED;
+    }
     if flow.flags & FLOW_SERVICE != 0 && is_mptcp(ctx) {
+        flow.flags |= FLOW_SHOWN;
         // getpeername is asked of the MPTCP socket, which has another cookie than its subflow.
         let asked = Client { receiver: 0, address: flow.asked.address, port: flow.asked.port, pad: [0; 3] };
         show(ctx, peer, own, &asked, Shown::Peer);
@@ -91,10 +96,7 @@ fn admit(ctx: &SockOpsContext) -> bool {
     // SAFETY: not preallocated; the value is not used.
     let is_pod = |address| unsafe { INBOUND_MODES.get(PodKey { address, selector: 0 }) }.is_some();
     let (client, server) = addresses(ctx);
-    let Some(state) = STATE.get(0) else { return false };
-    // SAFETY: reads the context that the kernel gave.
-    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    if netns != state.node_netns_cookie || !is_pod(server) {
+    if !is_pod(server) {
         return false;
     }
     let admitted = ADMITTED.insert(tuple(ctx, client, server), ADMITTED_NODE, 0).is_ok();
@@ -102,6 +104,14 @@ fn admit(ctx: &SockOpsContext) -> bool {
         count(Counter::AdmittedMapFull);
     }
     admitted
+}
+
+/// Whether the socket belongs to the node's own namespace.
+#[inline(always)]
+fn is_in_node(ctx: &SockOpsContext) -> bool {
+    // SAFETY: reads the context that the kernel gave.
+    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    STATE.get(0).is_some_and(|state| state.node_netns_cookie == netns)
 }
 
 /// The agent connects for a client from outside: the application will be shown that client. Fails open: with a full map
@@ -167,11 +177,18 @@ fn established(ctx: &SockOpsContext) {
 #[inline(always)]
 fn closed(ctx: &SockOpsContext) {
     let (source, peer) = addresses(ctx);
-    // Most connections were not admitted by name, and are nobody else's.
-    let _ = ADMITTED.remove(tuple(ctx, source, peer));
-    let _ = PRESENTED.remove(presented_key(ctx, source, peer, Shown::Own));
-    let _ = PRESENTED.remove(presented_key(ctx, peer, source, Shown::Peer));
-    let Some(flow) = flow(ctx) else { return };
+    let Some(flow) = flow(ctx) else {
+        // One of the node's own that was admitted, or one of the agent's that stood in for a client.
+        let _ = ADMITTED.remove(tuple(ctx, source, peer));
+        let _ = PRESENTED.remove(presented_key(ctx, source, peer, Shown::Own));
+        return;
+    };
+    if flow.flags & FLOW_ADMITTED != 0 {
+        let _ = ADMITTED.remove(tuple(ctx, source, peer));
+    }
+    if flow.flags & FLOW_SHOWN != 0 {
+        let _ = PRESENTED.remove(presented_key(ctx, peer, source, Shown::Peer));
+    }
     // SAFETY: a valid context.
     let (acked, received) = unsafe { ((*ctx.ops).bytes_acked, (*ctx.ops).bytes_received) };
     // SAFETY: a valid context.
@@ -204,7 +221,9 @@ fn closed(ctx: &SockOpsContext) {
     match EVENTS.reserve::<FlowEvent>(0) {
         Some(mut entry) => {
             entry.write(event);
-            entry.submit(0);
+            // Waking the agent for each event would cost the client an interrupt; it looks by itself ten times a second.
+            let filling = EVENTS.query(u64::from(BPF_RB_AVAIL_DATA)) > EVENTS_SIZE / 2;
+            entry.submit(u64::from(if filling { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP }));
         }
         None => count(Counter::EventLost),
     }

@@ -9,6 +9,7 @@ use mesh_common::abi::{
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::time::{Interval, MissedTickBehavior};
 
 use super::ip_of;
 
@@ -44,9 +45,13 @@ pub struct DirectFlow {
     pub retransmits: u32,
 }
 
+/// How often the ring is looked at: the kernel wakes nobody before it is half full.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// The reading end of the ring buffer.
 pub struct FlowEvents {
     ring: AsyncFd<RingBuf<MapData>>,
+    look: Interval,
 }
 
 impl FlowEvents {
@@ -54,19 +59,23 @@ impl FlowEvents {
     pub(super) fn new(ring: RingBuf<MapData>) -> std::io::Result<Self> {
         // SAFETY: the ring keeps one descriptor open for as long as it lives.
         let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?;
-        Ok(Self { ring })
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Ok(Self { ring, look })
     }
 
     /// The flows that have ended since the last call, at least one. Cancel-safe: nothing is lost.
     pub async fn next(&mut self) -> std::io::Result<Vec<DirectFlow>> {
         loop {
-            let mut guard = self.ring.readable_mut().await?;
-            let ring = guard.get_inner_mut();
+            tokio::select! {
+                guard = self.ring.readable() => guard?.clear_ready(),
+                _ = self.look.tick() => {}
+            }
+            let ring = self.ring.get_mut();
             let mut flows = Vec::new();
             while let Some(entry) = ring.next() {
                 flows.extend(decode(&entry));
             }
-            guard.clear_ready();
             if !flows.is_empty() {
                 return Ok(flows);
             }

@@ -14,7 +14,8 @@ use super::{DatapathError, object};
 pub struct MapSizes {
     /// (address, port, protocol) of services, and their addresses.
     pub services: u32,
-    /// Backends of all services and families; a service that changes needs room for its old and new ones at once.
+    /// Backends of all services and families; a service that changes needs room for its old and new ones at once. Half as
+    /// many may be those of services with affinity and of UDP ports.
     pub backends: u32,
     /// Clients of services with session affinity.
     pub affinity: u32,
@@ -22,7 +23,7 @@ pub struct MapSizes {
 
 impl Default for MapSizes {
     fn default() -> Self {
-        Self { services: 131_072, backends: 524_288, affinity: 131_072 }
+        Self { services: 65_536, backends: 262_144, affinity: 65_536 }
     }
 }
 
@@ -33,7 +34,7 @@ impl MapSizes {
             (map::SERVICES, self.services),
             (map::ADDRESSES, self.services),
             (map::SLOTS, self.backends),
-            (map::MEMBERS, self.backends),
+            (map::MEMBERS, self.backends / 2),
             (map::AFFINITY, self.affinity),
         ]
     }
