@@ -16,6 +16,7 @@ mod liveness;
 pub mod maps;
 mod object;
 mod pins;
+mod presented;
 mod services;
 mod sets;
 mod sizes;
@@ -41,6 +42,7 @@ pub use self::deliveries::{Admitted, Deliveries};
 pub use self::error::DatapathError;
 pub use self::events::{DirectFlow, FlowEvents};
 pub use self::liveness::Lifeline;
+pub use self::presented::{Affinities, Connecting, Presented, Stay};
 pub use self::sets::BackendCount;
 pub use self::sizes::MapSizes;
 
