@@ -3,6 +3,7 @@
 mod carry;
 mod certificates;
 mod choice;
+mod external;
 mod hostile;
 mod observe;
 mod plane;
