@@ -74,4 +74,11 @@ impl Machine {
     pub fn udp(&self, args: &[&str]) -> Result<Summary> {
         Summary::of(&self.peer("udp", args)?, CLIENT_DEADLINE)
     }
+
+    /// Starts `mesh-peer loop` and waits until its first exchange has succeeded. [`Summary::end`] ends it.
+    pub fn load(&self, args: &[&str]) -> Result<Process> {
+        let process = self.peer("loop", args)?;
+        process.wait_line("that it runs", |line| line.contains("\"running\""))?;
+        Ok(process)
+    }
 }

@@ -645,6 +645,26 @@ fn the_node_and_its_pods_use_every_address_too() -> Result<()> {
 }
 
 #[test]
+fn an_agent_that_stops_serves_clients_until_those_before_have_gone() -> Result<()> {
+    let outside = Outside::start_with(false, &[NEAR], &[("--drain", "60s")])?;
+    let world = &outside.world;
+    world.serve("echo")?;
+    let target = NEAR.targets(&world.a, "TCP")[0];
+    let args = [&*target.to_string(), "--mode", "echo", "--keep", "--concurrency", "3"];
+    let load = outside.machine.load(&args)?;
+    world.agent_a.process().signal(nix::sys::signal::Signal::SIGTERM)?;
+    eventually(SECONDS_10, "it is stopping", || world.agent_a.log().contains("stopping").then_some(()))?;
+    let summary = outside.connect(target, &["--mode", "echo", "--count", "5"])?;
+    assert_eq!((summary.ok, summary.failed), (5, 0), "{summary:?}");
+    assert!(world.agent_a.process().is_running());
+    let summary = Summary::end(&load)?;
+    assert!(summary.failed == 0 && summary.ok > 0, "{summary:?}");
+    let finished = world.agent_a.process().wait(SECONDS_10)?;
+    ensure!(finished.status.success(), "{finished:?}");
+    Ok(())
+}
+
+#[test]
 fn an_agent_takes_over_what_it_finds_and_uninstall_leaves_nothing() -> Result<()> {
     let outside = Outside::start(false, &[NEAR, FAR])?;
     let world = &outside.world;
