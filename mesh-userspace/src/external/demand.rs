@@ -16,7 +16,7 @@ pub(super) struct Demand {
     applied: Snapshot,
     /// External and load-balancer addresses, by how many services name them.
     external: BTreeMap<IpAddr, usize>,
-    /// Addresses of pods and, through host-network pods, of nodes.
+    /// Addresses of pods and of other nodes.
     taken: BTreeMap<IpAddr, usize>,
     /// `healthCheckNodePort`s.
     health: BTreeMap<u16, ServiceName>,
@@ -55,6 +55,15 @@ impl Demand {
             };
             add(&mut self.taken, new.into_iter().flat_map(|workload| workload.addresses.iter().copied()));
             remove(&mut self.taken, old.into_iter().flat_map(|workload| workload.addresses.iter().copied()));
+        }
+        for change in before.other_nodes.diff(&snapshot.other_nodes) {
+            let (old, new): (&[IpAddr], &[IpAddr]) = match change {
+                DiffItem::Add(_, new) => (&[], new),
+                DiffItem::Update { old: (_, old), new: (_, new) } => (old, new),
+                DiffItem::Remove(_, old) => (old, &[]),
+            };
+            add(&mut self.taken, new.iter().copied());
+            remove(&mut self.taken, old.iter().copied());
         }
     }
 
@@ -102,6 +111,7 @@ mod tests {
 
     use super::*;
     use crate::external::NodePortAddresses;
+    use crate::model::NodeName;
 
     fn service(name: &str, addresses: &[&str], health: Option<u16>) -> Arc<Service> {
         let name = ServiceName::new("default", name);
@@ -137,6 +147,14 @@ mod tests {
         assert_eq!(routes(&demand, &[]), ["203.0.113.1/32"]);
         assert_eq!(demand.health().get(&30900), Some(&other.name));
         assert_eq!(routes(&demand, &["10.96.0.7/16".parse().unwrap()]), ["10.96.0.0/16", "203.0.113.1/32"]);
+        // It turns out to be another node's, and then not to be.
+        let (node, address) = (NodeName::new("other"), "203.0.113.1".parse::<IpAddr>().unwrap());
+        snapshot.other_nodes.insert(node.clone(), Arc::new([address]));
+        demand.update(&snapshot);
+        assert_eq!(routes(&demand, &[]), Vec::<String>::new());
+        snapshot.other_nodes.remove(&node);
+        demand.update(&snapshot);
+        assert_eq!(routes(&demand, &[]), ["203.0.113.1/32"]);
         demand.update(&Snapshot::default());
         assert_eq!(routes(&demand, &[]), Vec::<String>::new());
         assert!(demand.health().is_empty());

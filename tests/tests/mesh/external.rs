@@ -645,6 +645,40 @@ fn the_node_and_its_pods_use_every_address_too() -> Result<()> {
 }
 
 #[test]
+fn another_nodes_address_is_left_to_that_node() -> Result<()> {
+    let outside = Outside::start(false, &[NEAR])?;
+    let world = &outside.world;
+    world.serve("http")?;
+    // As K3s has it: the load balancer's addresses are the nodes' own.
+    let (a, b) = (world.a.v4, world.b.v4);
+    let node = |name: &str, address| {
+        format!(
+            "apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nstatus:\n  addresses:\n  \
+             - {{type: InternalIP, address: {address}}}\n"
+        )
+    };
+    world.lab.manifests().apply("nodes.yaml", &[node("node-a", a), node("node-b", b)].join("---\n"))?;
+    let balancer =
+        NEAR.manifest().replace("- {ip: 203.0.113.1}", &format!("- {{ip: {a}}}\n    - {{ip: {b}}}"));
+    world.lab.manifests().apply("fronts.yaml", &balancer)?;
+    eventually(SECONDS_10, "both nodes serve it", || {
+        let served = |address: std::net::Ipv4Addr| {
+            let summary = outside.connect(SocketAddr::new(address.into(), PORT), &[]).ok()?;
+            (summary.by_name.get("near") == Some(&1)).then_some(())
+        };
+        served(a).and_then(|()| served(b))
+    })?;
+    let held = routes(&world.a)?;
+    assert!(!held.contains(&b.to_string()) && !held.contains(&a.to_string()), "{held:?}");
+    // The other node's own ports are reached as before.
+    let server =
+        world.b.spawn(&[&binary("mesh-peer")?.to_string_lossy(), "serve", "--listen", "[::]:7000"])?;
+    server.wait_line("that it listens", |line| line.contains("listening"))?;
+    assert_eq!(world.a.connect(&[&format!("{b}:7000"), "--count", "3"])?.ok, 3);
+    Ok(())
+}
+
+#[test]
 fn an_agent_that_stops_serves_clients_until_those_before_have_gone() -> Result<()> {
     let outside = Outside::start_with(false, &[NEAR], &[("--drain", "60s")])?;
     let world = &outside.world;
