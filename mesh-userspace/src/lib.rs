@@ -29,5 +29,6 @@ pub mod policy;
 pub mod proxy;
 pub mod resources;
 mod socket;
+pub mod sockets;
 pub mod source;
 pub mod telemetry;

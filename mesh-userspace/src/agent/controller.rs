@@ -16,6 +16,7 @@ use crate::external::External;
 use crate::model::{NodeName, ServiceName, Snapshot, Workload, WorkloadUid};
 use crate::node::{EnrolError, Enroller, Enrolment, probe};
 use crate::proxy::{Canary, Pod, Shared, Stop, Workers};
+use crate::sockets::Reaper;
 
 /// How often pods that could not be enrolled, or were replaced, are looked at again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -90,7 +91,6 @@ struct Failed {
 
 /// What a controller is made of.
 pub(super) struct Parts {
-    pub(super) node: NodeName,
     pub(super) drain: Duration,
     pub(super) datapath: Datapath,
     pub(super) enroller: Enroller,
@@ -98,6 +98,7 @@ pub(super) struct Parts {
     pub(super) shared: Arc<Shared>,
     /// Where services are served in kube-proxy's place.
     pub(super) external: Option<External>,
+    pub(super) reaper: Reaper,
 }
 
 /// See the module.
@@ -109,6 +110,7 @@ pub(super) struct Controller {
     workers: Workers,
     shared: Arc<Shared>,
     external: Option<External>,
+    reaper: Reaper,
     pods: BTreeMap<WorkloadUid, Enrolled>,
     leaving: Vec<Leaving>,
     failed: BTreeMap<WorkloadUid, Failed>,
@@ -119,15 +121,16 @@ pub(super) struct Controller {
 impl Controller {
     /// Brings the kernel and the pods in line with the first snapshot, and only then puts the programs in force.
     pub(super) fn start(parts: Parts, snapshot: &Snapshot) -> Result<Self, AgentError> {
-        let Parts { node, drain, datapath, enroller, workers, shared, external } = parts;
+        let Parts { drain, datapath, enroller, workers, shared, external, reaper } = parts;
         let mut controller = Self {
-            node,
+            node: shared.node.clone(),
             drain,
             datapath,
             enroller,
             workers,
             shared,
             external,
+            reaper,
             pods: BTreeMap::new(),
             leaving: Vec::new(),
             failed: BTreeMap::new(),
@@ -227,6 +230,8 @@ impl Controller {
         for error in &self.sync_errors {
             tracing::error!(error, "the kernel does not hold what it should");
         }
+        // Whatever could not be written: an endpoint that is gone is gone.
+        self.reaper.follow(snapshot);
         self.reconcile_pods(snapshot);
         self.generation = snapshot.generation;
     }

@@ -8,16 +8,22 @@ use arc_swap::ArcSwap;
 use crate::datapath::{DirectFlow, FlowEvents};
 use crate::model::{Protocol, Snapshot};
 use crate::proxy::record::{party, service_at};
+use crate::sockets::Ended;
 use crate::telemetry::{Direction, FlowRecord, Outcome, Reporter, Security, Telemetry};
 
 /// Records direct flows until the ring buffer fails.
-pub(super) async fn record(mut events: FlowEvents, snapshot: Arc<ArcSwap<Snapshot>>, telemetry: Telemetry) {
+pub(super) async fn record(
+    mut events: FlowEvents,
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    ended: Arc<Ended>,
+    telemetry: Telemetry,
+) {
     loop {
         match events.next().await {
             Ok(flows) => {
                 let snapshot = snapshot.load();
                 for flow in flows {
-                    telemetry.record_direct(flow_record(&snapshot, &flow));
+                    telemetry.record_direct(flow_record(&snapshot, &ended, &flow));
                 }
             }
             Err(error) => return tracing::error!(%error, "flows of the kernel can no longer be read"),
@@ -25,11 +31,12 @@ pub(super) async fn record(mut events: FlowEvents, snapshot: Arc<ArcSwap<Snapsho
     }
 }
 
-fn flow_record(snapshot: &Snapshot, flow: &DirectFlow) -> FlowRecord {
+fn flow_record(snapshot: &Snapshot, ended: &Ended, flow: &DirectFlow) -> FlowRecord {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let milliseconds =
         |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let outcome = match (flow.established, flow.graceful, flow.aborted) {
+        (_, false, _) if ended.take(flow.netns_cookie, flow.source, flow.peer) => Outcome::Withdrawn,
         (false, _, _) => Outcome::ConnectFailed,
         (true, true, _) => Outcome::Closed,
         (true, false, true) => Outcome::ResetByClient,

@@ -1,7 +1,7 @@
 //! The agent as a whole: its parts made, joined and taken down in order. Everything else is below it.
 //!
-//! Threads: the main one (API, source, certificates), `controller` (kernel and pods), `heartbeat`, and the workers that
-//! carry connections.
+//! Threads: the main one (API, source, certificates), `controller` (kernel and pods), `sockets` (ends those whose endpoint
+//! went), `heartbeat`, and the workers that carry connections.
 
 mod claims;
 mod config;
@@ -47,6 +47,7 @@ use crate::identity::{Authority, AuthorityError, CertificateStore};
 use crate::model::{IdentityError, MeshConfig, NodeName, Snapshot};
 use crate::node::{self, EnrolError, Enroller};
 use crate::proxy::{Handles, Shared, Workers};
+use crate::sockets::{Ended, Reaper};
 use crate::source::{self, Feed, SourceError};
 use crate::telemetry::{FlowLog, Metrics, Telemetry};
 
@@ -341,7 +342,8 @@ async fn start_controller(
         };
         runtime.block_on(async {
             let snapshot = Arc::clone(&snapshots.borrow());
-            match controller(&config, &datapath, lifeline, &shared, &snapshot, snapshots.clone()) {
+            let ended = Arc::default();
+            match controller(&config, &datapath, lifeline, &shared, &ended, &snapshot, snapshots.clone()) {
                 Err(error) => drop(ready.send(Err(error))),
                 Ok((controller, events, counters)) => {
                     shared.telemetry.metrics().on_scrape(move |metrics| {
@@ -349,7 +351,7 @@ async fn start_controller(
                             metrics.set_kernel_events(counter.name(), value);
                         }
                     });
-                    tokio::spawn(direct::record(events, current, shared.telemetry.clone()));
+                    tokio::spawn(direct::record(events, current, ended, shared.telemetry.clone()));
                     let maps = controller.maps();
                     tokio::spawn(fill::follow(maps.clone(), shared.telemetry.clone()));
                     drop(ready.send(Ok(maps)));
@@ -368,6 +370,7 @@ fn controller(
     datapath: &DatapathConfig,
     lifeline: Lifeline,
     shared: &Arc<Shared>,
+    ended: &Arc<Ended>,
     snapshot: &Snapshot,
     snapshots: watch::Receiver<Arc<Snapshot>>,
 ) -> Result<(Controller, FlowEvents, CounterReader), AgentError> {
@@ -394,14 +397,22 @@ fn controller(
         external::uninstall().map_err(AgentError::External)?;
         None
     };
+    let reaper = Reaper::start(
+        datapath.open_sockets().map_err(AgentError::Datapath)?,
+        shared.node.clone(),
+        Arc::clone(shared.telemetry.metrics()),
+        Arc::clone(ended),
+        Box::new(workers.end_gone()),
+    );
+    let reaper = reaper.map_err(starting("the thread that ends sockets"))?;
     let parts = Parts {
-        node: NodeName::new(config.node.as_str()),
         drain: config.drain,
         datapath,
         enroller,
         workers,
         shared: Arc::clone(shared),
         external,
+        reaper,
     };
     let controller = Controller::start(parts, snapshot)?;
     Ok((controller, events, counters))

@@ -92,7 +92,7 @@ impl LinkInfo {
     }
 }
 
-/// One `bpf(2)` call.
+/// One call; what the kernel answers into the attribute is there after an error as well.
 pub(super) fn call<T>(command: libc::c_long, attribute: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: the attribute is a live structure of the size that is passed.
     let result =

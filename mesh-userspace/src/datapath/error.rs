@@ -59,6 +59,15 @@ pub enum DatapathError {
         #[source]
         source: io::Error,
     },
+    /// A map could not be read in whole.
+    #[error("cannot read the kernel map {map} in batches")]
+    Batch {
+        /// Which map.
+        map: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// A program could not be attached or swapped.
     #[error("cannot attach {program} to {}", target.display())]
     Attach {

@@ -7,6 +7,7 @@
 mod addresses;
 mod affinity;
 mod attach;
+mod batch;
 mod bpf;
 pub mod check;
 mod deliveries;
@@ -15,6 +16,7 @@ mod events;
 mod liveness;
 pub mod maps;
 mod object;
+mod open_sockets;
 mod pins;
 mod presented;
 mod services;
@@ -42,6 +44,7 @@ pub use self::deliveries::{Admitted, Deliveries};
 pub use self::error::DatapathError;
 pub use self::events::{DirectFlow, FlowEvents};
 pub use self::liveness::Lifeline;
+pub use self::open_sockets::{OpenSocket, OpenSockets};
 pub use self::presented::{Affinities, Connecting, Presented, Stay};
 pub use self::sets::BackendCount;
 pub use self::sizes::MapSizes;
@@ -430,6 +433,11 @@ impl Datapath {
     /// A reader of the maps as they are, for other threads.
     pub fn maps(&self) -> maps::MapReader {
         maps::MapReader::new(self.pins.clone())
+    }
+
+    /// A handle on the sockets that came to a backend through a service, for a reader in another thread.
+    pub fn open_sockets(&self) -> Result<OpenSockets, DatapathError> {
+        OpenSockets::open(&self.pins)
     }
 
     /// A handle for a worker that delivers to applications.

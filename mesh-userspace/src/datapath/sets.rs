@@ -435,7 +435,7 @@ fn range_of(key: &Key<RangeKey>) -> Option<IpNet> {
 
 /// Returns when every program that was running has ended: programs on cgroups run inside an RCU read section, and
 /// `MEMBARRIER_CMD_GLOBAL` waits for one grace period (membarrier(2), kernel/sched/membarrier.c).
-fn wait_for_programs() {
+pub(super) fn wait_for_programs() {
     const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
     // SAFETY: takes two integers. It cannot fail on a kernel with CONFIG_MEMBARRIER; where it does, the worst is a
     // connect that finds its slot gone and is refused.

@@ -89,9 +89,11 @@ async fn serve(worker: &Worker, entry: &Entry, client: TcpStream) {
     };
     // A connection may last for days; the state of the mesh that it was routed by need not.
     drop(snapshot);
-    let Some((upstream, record)) = connected else { return reset_on_close(&client) };
+    let Some((upstream, record, endpoint)) = connected else { return reset_on_close(&client) };
+    let carried = worker.carried.enter(asked, endpoint);
+    let gone = carried.gone(&worker.shared.snapshot.load());
     tokio::select! {
-        outcome = carry(&client, upstream, &record) => record.finish(outcome),
+        outcome = carry(&client, upstream, &record, gone) => record.finish(outcome),
         () = entry.cut() => reset_on_close(&client),
     }
 }
@@ -109,7 +111,7 @@ struct Attempt<'a> {
 impl<'a> Attempt<'a> {
     /// Connects to an endpoint, to another where one fails and nothing of the client's has been sent. One record, whatever
     /// the number of tries; `None` where all have failed.
-    async fn connect_any(&self) -> Option<(Upstream, ConnectionRecord)> {
+    async fn connect_any(&self) -> Option<(Upstream, ConnectionRecord, SocketAddr)> {
         let affinity = self.ask.service.affinity_seconds;
         let stay = affinity.and_then(|_| self.worker.handles.affinities.of(self.ask.frontend, self.source));
         let kept = stay.as_ref().and_then(crate::datapath::Stay::backend);
@@ -128,7 +130,8 @@ impl<'a> Attempt<'a> {
                     }
                     let tunnelled = matches!(upstream, Upstream::Tunnel(..));
                     let security = if tunnelled { Security::MutualTls } else { Security::None };
-                    return Some((upstream, self.open(endpoint.address, workload, security)));
+                    let record = self.open(endpoint.address, workload, security);
+                    return Some((upstream, record, endpoint.address));
                 }
                 Err(error) => error,
             };

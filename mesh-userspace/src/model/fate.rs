@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use super::{BackendSet, Endpoint, Frontend, Route, ServicePort, Snapshot};
+use super::{BackendSet, Endpoint, Frontend, Protocol, Route, ServicePort, Snapshot};
 
 /// How a backend stands with the service that led to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +17,14 @@ pub enum Fate {
 }
 
 impl Snapshot {
+    /// What a client asked for that connected to `asked`: a service's own port, else the node port of that number.
+    pub fn frontend_of(&self, asked: SocketAddr, protocol: Protocol) -> Frontend {
+        let own = Frontend { address: Some(asked.ip()), port: asked.port(), protocol };
+        let node_port = Frontend { address: None, ..own };
+        let is_own = self.frontends.contains_key(&own) || !self.frontends.contains_key(&node_port);
+        if is_own { own } else { node_port }
+    }
+
     /// The fate of `backend`, to which a client was sent that had asked for `asked`. Both as the model has them: an IPv4
     /// address is one, not mapped into IPv6. Costs what the service has in endpoints.
     pub fn fate(&self, asked: Frontend, backend: SocketAddr) -> Fate {
@@ -59,7 +67,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::model::{External, Protocol, RouteTarget, Service, ServiceName, TrafficPolicy};
+    use crate::model::{External, RouteTarget, Service, ServiceName, TrafficPolicy};
 
     fn endpoints(last: &[u8]) -> Arc<[Endpoint]> {
         last.iter().map(|&last| Endpoint::at(at(last))).collect()
@@ -126,6 +134,9 @@ mod tests {
             for (address, port) in [(Some([10, 96, 0, 1].into()), 80), (None, 30080)] {
                 let asked = Frontend { address, port, protocol: Protocol::Udp };
                 assert_eq!(snapshot.fate(asked, backend), wanted, "{name}: {asked}");
+                let called = SocketAddr::new(address.unwrap_or([172, 30, 0, 1].into()), port);
+                let there = !snapshot.frontends.is_empty();
+                assert_eq!(snapshot.frontend_of(called, Protocol::Udp) == asked, there || address.is_some());
                 let tcp = Frontend { protocol: Protocol::Tcp, ..asked };
                 assert_eq!(snapshot.fate(tcp, backend), Fate::Gone, "{name}: another protocol");
             }

@@ -5,6 +5,7 @@
 //! enrolled is `node`'s business, what the mesh is the model's.
 
 mod canary;
+pub(crate) mod carried;
 pub(crate) mod copy;
 pub(crate) mod hbone;
 pub(crate) mod inbound;

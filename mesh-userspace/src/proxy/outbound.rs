@@ -115,9 +115,17 @@ pub(super) async fn serve(worker: &Worker, pod: &Arc<Pod>, client: TcpStream) {
     };
     // A connection may last for days; the state of the mesh that it was routed by need not.
     drop(snapshot);
-    let Some((upstream, record)) = connected else { return reset_on_close(&client) };
+    let Some((upstream, record, endpoint)) = connected else { return reset_on_close(&client) };
+    let entry = endpoint.map(|endpoint| worker.carried.enter(asked, endpoint));
+    let gone = entry.as_ref().map(|entry| entry.gone(&worker.shared.snapshot.load()));
+    let gone = async {
+        match gone {
+            Some(gone) => gone.await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
-        outcome = carry(&client, upstream, &record) => record.finish(outcome),
+        outcome = carry(&client, upstream, &record, gone) => record.finish(outcome),
         () = pod.cut() => reset_on_close(&client),
     }
 }
@@ -135,7 +143,8 @@ struct Attempt<'a> {
 impl Attempt<'_> {
     /// Connects to an endpoint, to another where one fails and nothing of the client's has been sent. One record, whatever
     /// the number of tries; `None` where all have failed.
-    async fn connect_any(&self) -> Option<(Upstream, ConnectionRecord)> {
+    /// The endpoint's address is there where a service led to it.
+    async fn connect_any(&self) -> Option<(Upstream, ConnectionRecord, Option<SocketAddr>)> {
         let mut failed = Vec::new();
         loop {
             let destination = match route::pick(self.snapshot, self.asked, fastrand::u64(..), &failed) {
@@ -148,7 +157,8 @@ impl Attempt<'_> {
             let error = match self.connect(&destination).await {
                 Ok(upstream) => {
                     let record = self.open(&destination, upstream.security());
-                    return Some((upstream, record));
+                    let endpoint = destination.service.is_some().then_some(destination.address);
+                    return Some((upstream, record, endpoint));
                 }
                 Err(error) => error,
             };
@@ -269,22 +279,36 @@ impl Attempt<'_> {
     }
 }
 
-/// Carries the connection to its end.
-pub(crate) async fn carry(client: &TcpStream, upstream: Upstream, record: &ConnectionRecord) -> Outcome {
-    match upstream {
-        Upstream::Socket(server) => tcp_to_tcp(client, &server, record.bytes()).await,
-        Upstream::Local(server, at_destination) => {
-            let outcome = tcp_to_tcp(client, &server, record.bytes()).await;
-            let (to_server, to_client) = record.bytes().totals();
-            at_destination.bytes().add_to_server(to_server);
-            at_destination.bytes().add_to_client(to_client);
-            at_destination.finish(outcome);
-            outcome
+/// Carries the connection to its end, or until its endpoint is gone.
+pub(crate) async fn carry(
+    client: &TcpStream,
+    upstream: Upstream,
+    record: &ConnectionRecord,
+    gone: impl Future<Output = ()>,
+) -> Outcome {
+    let (upstream, at_destination) = match upstream {
+        Upstream::Local(server, at_destination) => (Upstream::Socket(server), Some(at_destination)),
+        upstream => (upstream, None),
+    };
+    let bytes = record.bytes();
+    let carried = async {
+        match upstream {
+            Upstream::Socket(server) | Upstream::Local(server, _) => tcp_to_tcp(client, &server, bytes).await,
+            Upstream::Tunnel(tunnel, _lease) => tcp_to_tunnel(client, tunnel, SocketIs::Client, bytes).await,
         }
-        Upstream::Tunnel(tunnel, _lease) => {
-            tcp_to_tunnel(client, tunnel, SocketIs::Client, record.bytes()).await
-        }
+    };
+    // What is dropped while it carries is reset on both sides.
+    let outcome = tokio::select! {
+        outcome = carried => outcome,
+        () = gone => Outcome::Withdrawn,
+    };
+    if let Some(at_destination) = at_destination {
+        let (to_server, to_client) = bytes.totals();
+        at_destination.bytes().add_to_server(to_server);
+        at_destination.bytes().add_to_client(to_client);
+        at_destination.finish(outcome);
     }
+    outcome
 }
 
 /// An IPv4 address that an IPv6 socket shows mapped, as IPv4.

@@ -14,9 +14,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
+use super::carried::Carried;
 use super::hbone::Pool;
 use super::{Pod, Shared, Stop, inbound, outbound};
 use crate::datapath::{Affinities, Deliveries, Presented, Role};
+use crate::model::Snapshot;
 use crate::socket::prepare;
 
 /// How often a worker tidies up.
@@ -29,6 +31,7 @@ enum Command {
     Listen(Arc<Pod>, Role, StdListener),
     Serve(Arc<Pod>, Role, std::net::TcpStream),
     Forget(u64),
+    EndGone(Arc<Snapshot>),
     Run(Job),
 }
 
@@ -58,6 +61,7 @@ pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) pool: Rc<Pool>,
     pub(crate) handles: Rc<Handles>,
+    pub(crate) carried: Rc<Carried>,
     index: usize,
     peers: Arc<[Handle]>,
 }
@@ -89,7 +93,8 @@ impl Workers {
             let (shared, peers, mut stopped) = (Arc::clone(shared), Arc::clone(&handles), stopped.clone());
             let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
                 let tasks = LocalSet::new();
-                let worker = Worker { shared, pool: Rc::default(), handles: Rc::new(maps), index, peers };
+                let (pool, carried, handles) = (Rc::default(), Rc::default(), Rc::new(maps));
+                let worker = Worker { shared, pool, handles, carried, index, peers };
                 runtime.block_on(tasks.run_until(async move {
                     tokio::select! {
                         () = worker.run(queue) => {}
@@ -123,6 +128,16 @@ impl Workers {
         work: impl FnOnce(Worker) -> LocalBoxFuture<'static, ()> + Send + 'static,
     ) {
         self.handles[turn % self.handles.len()].send(Command::Run(Box::new(work)));
+    }
+
+    /// For whoever learns that endpoints went: ends the connections to those.
+    pub fn end_gone(&self) -> impl Fn(&Arc<Snapshot>) + Send + use<> {
+        let handles = Arc::clone(&self.handles);
+        move |snapshot| {
+            for handle in handles.iter() {
+                handle.send(Command::EndGone(Arc::clone(snapshot)));
+            }
+        }
     }
 
     /// Connections that are being carried.
@@ -164,6 +179,7 @@ impl Worker {
                         }
                     },
                     Some(Command::Forget(cookie)) => self.pool.forget(cookie),
+                    Some(Command::EndGone(snapshot)) => self.carried.end_gone(&snapshot),
                     Some(Command::Run(job)) => drop(tokio::task::spawn_local(job(self.clone()))),
                     None => return,
                 },

@@ -50,6 +50,12 @@ metrics! {
     "mesh_kernel_events"
     /// Events in the eBPF programs, by the reason that the program gave
     kernel_events: Family<Labels<1>, Counter>;
+    "mesh_sockets_ended"
+    /// Sockets that were ended because their endpoint went, by protocol and reason
+    sockets_ended: Family<Labels<2>, Counter>;
+    "mesh_sockets_not_ended"
+    /// Sockets that should have been ended and could not, by reason, each time that it was tried
+    sockets_not_ended: Family<Labels<1>, Counter>;
     "mesh_kernel_plane_attached"
     /// Whether an eBPF program is attached (1) or not (0)
     programs: Family<Labels<1>, Gauge>;
@@ -181,6 +187,18 @@ impl Metrics {
     pub fn set_kernel_events(&self, reason: &'static str, value: u64) {
         let counter = self.families.kernel_events.get_or_create_owned(&[("reason", reason.to_owned())]);
         counter.inner().store(value, Ordering::Relaxed);
+    }
+
+    /// Sockets were ended because their endpoint went.
+    pub fn sockets_ended(&self, protocol: &'static str, reason: &'static str, count: u64) {
+        let labels = [("protocol", protocol.to_owned()), ("reason", reason.to_owned())];
+        self.families.sockets_ended.get_or_create_owned(&labels).inc_by(count);
+    }
+
+    /// Sockets should have been ended and could not.
+    pub fn sockets_not_ended(&self, reason: &'static str, count: u64) {
+        let labels = [("reason", reason.to_owned())];
+        self.families.sockets_not_ended.get_or_create_owned(&labels).inc_by(count);
     }
 
     /// Whether a program is attached.

@@ -438,3 +438,38 @@ fn policies_and_affinity_are_explained() -> Result<()> {
     assert!(step(&report, "affinity").contains("no entry yet"), "{report:#}");
     Ok(())
 }
+
+#[test]
+fn rules_that_kube_proxy_left_are_found() -> Result<()> {
+    let (_lab, node) = bare()?;
+    let run = |program: &str, args: &[&str]| -> Result<()> {
+        let netns = format!("--net={}", node.netns().path().display());
+        let status = Command::new("nsenter").arg(netns).arg(program).args(args).status()?;
+        ensure!(status.success(), "{program} {args:?}");
+        Ok(())
+    };
+    for (program, add, remove, evidence) in [
+        (
+            "nft",
+            &["add", "table", "ip", "kube-proxy"][..],
+            &["delete", "table", "ip", "kube-proxy"][..],
+            "the nftables table kube-proxy is there",
+        ),
+        (
+            "iptables-nft",
+            &["-t", "nat", "-N", "KUBE-SERVICES"],
+            &["-t", "nat", "-X", "KUBE-SERVICES"],
+            "the iptables chain KUBE-SERVICES is there",
+        ),
+    ] {
+        run(program, add)?;
+        let agent = node.agent().start()?;
+        assert!(!translates(&agent)?);
+        assert!(agent.log().contains(evidence), "{}", agent.log());
+        agent.terminate(mesh_tests::SECONDS_30)?;
+        run(program, remove)?;
+    }
+    let agent = node.agent().start()?;
+    assert!(translates(&agent)?, "{}", agent.log());
+    Ok(())
+}

@@ -1,6 +1,7 @@
 //! CPU time and memory of processes, from /proc.
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -18,6 +19,28 @@ impl Cpu {
     pub(super) fn since(&self, earlier: &Self) -> f64 {
         self.0 - earlier.0
     }
+}
+
+/// CPU seconds that the threads of a process which still run have used, by the scheduler's own account.
+pub(super) fn scheduled(pid: u32) -> Result<f64> {
+    let tasks = format!("/proc/{pid}/task");
+    let mut nanoseconds = 0_u64;
+    for task in fs::read_dir(&tasks).with_context(|| format!("process {pid} has ended"))? {
+        // A thread may end meanwhile.
+        let Ok(schedstat) = fs::read_to_string(task?.path().join("schedstat")) else { continue };
+        nanoseconds += schedstat.split(' ').next().context("read schedstat")?.parse::<u64>()?;
+    }
+    Ok(Duration::from_nanos(nanoseconds).as_secs_f64())
+}
+
+/// CPU seconds that the whole machine has been busy.
+pub(super) fn machine_busy() -> Result<f64> {
+    let stat = fs::read_to_string("/proc/stat").context("read /proc/stat")?;
+    let line = stat.lines().next().and_then(|line| line.strip_prefix("cpu ")).context("read /proc/stat")?;
+    let fields: Vec<u32> = line.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+    // user, nice, system, then idle and iowait, then irq and softirq.
+    let busy = [0, 1, 2, 5, 6].into_iter().filter_map(|index| fields.get(index)).copied();
+    Ok(busy.map(f64::from).sum::<f64>() / 100.0)
 }
 
 fn ticks(pid: u64) -> Result<u64> {

@@ -1,4 +1,4 @@
-//! Programs that the tests and the demo run.
+//! Programs that the tests, the bench and the demo run.
 
 use anyhow::{Context, Result};
 
@@ -9,40 +9,30 @@ struct Program {
     name: &'static str,
     package: &'static str,
     why: &'static str,
-    required: bool,
 }
 
-const PROGRAMS: [Program; 3] = [
+const PROGRAMS: [Program; 4] = [
     Program {
         name: "ip",
         package: "iproute2",
         why: "makes the network namespaces of the tests and the demo",
-        required: true,
     },
-    Program {
-        name: "iptables",
-        package: "iptables",
-        why: "lets the demo count iptables rules",
-        required: false,
-    },
-    Program { name: "nft", package: "nftables", why: "lets the demo count nftables rules", required: false },
+    Program { name: "iptables-nft", package: "iptables", why: RULES },
+    Program { name: "iptables-legacy", package: "iptables", why: RULES },
+    Program { name: "nft", package: "nftables", why: RULES },
 ];
 
+const RULES: &str = "loads kube-proxy's rules in the bench and its tests, and lets the demo count rules";
+
 pub(super) fn find_or_install(apt: &mut Apt) -> Result<()> {
-    for program in PROGRAMS {
-        let Program { name, package, why, required } = program;
+    for Program { name, package, why } in PROGRAMS {
         if let Some(path) = repo::find_program(name) {
             say(name, &format!("{} ({why})", path.display()));
             continue;
         }
-        match apt.install(&[package.to_owned()]) {
-            Ok(()) => say(name, &format!("installed from the Debian package {package} ({why})")),
-            Err(error) if required => {
-                return Err(error)
-                    .with_context(|| format!("`{name}` is not on the PATH; install {package}, it {why}"));
-            }
-            Err(error) => say(name, &format!("not found, and it only {why}: {error:#}")),
-        }
+        apt.install(&[package.to_owned()])
+            .with_context(|| format!("`{name}` is not on the PATH; install {package}, it {why}"))?;
+        say(name, &format!("installed from the Debian package {package} ({why})"));
     }
     Ok(())
 }

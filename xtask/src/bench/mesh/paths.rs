@@ -7,8 +7,8 @@ use anyhow::{Context, Result, bail};
 use mesh_tests::{Agent, Lab, Node, Pod, PodSpec, Process, SECONDS_10, SECONDS_30, binary, eventually};
 use serde_json::Value;
 
-use super::Options;
-use super::usage::{Cpu, resident};
+use super::{LAB, Options};
+use crate::bench::usage::{Cpu, resident};
 
 /// Port of the server in its pod, of the service, and of the relays.
 const PORT: u16 = 8080;
@@ -135,7 +135,7 @@ pub(super) fn measure(options: &Options) -> Result<Results> {
 
 impl Bench {
     fn set_up() -> Result<Self> {
-        let lab = Lab::new("mesh-bench")?;
+        let lab = Lab::new(LAB)?;
         let (a, b) = (lab.node("node-a")?, lab.node("node-b")?);
         let client = a.pod(PodSpec::new("client"))?;
         let neighbour = a.pod(PodSpec::new("neighbour"))?;

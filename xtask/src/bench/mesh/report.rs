@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::Options;
 use super::paths::{Figure, Path, Results};
+use crate::bench::machine;
 
 const COLUMNS: [(&str, Figure, usize); 17] = [
     ("Gbit/s, 1 stream", Figure::Throughput(1), 2),
@@ -34,7 +35,7 @@ pub(super) fn markdown(options: &Options, results: &Results) -> String {
          nodes, and after the slash to the floor.\n\n|",
         options.seconds,
         options.rounds,
-        machine()
+        machine::describe()
     );
     for path in Path::ALL {
         let _ = write!(text, " | {}", path.name());
@@ -101,19 +102,10 @@ pub(super) fn json(options: &Options, results: &Results) -> Value {
         .collect();
     let memory: Vec<Value> =
         results.memory.iter().map(|(when, bytes)| json!({"when": when, "bytes": bytes})).collect();
-    json!({"machine": machine(), "seconds": options.seconds, "rounds": options.rounds, "idle": options.idle,
+    json!({"machine": machine::describe(), "seconds": options.seconds, "rounds": options.rounds, "idle": options.idle,
            "figures": samples, "memory": memory})
 }
 
 fn mebibytes(bytes: u64) -> f64 {
     f64::from(u32::try_from(bytes / 1024).unwrap_or(u32::MAX)) / 1024.0
-}
-
-fn machine() -> String {
-    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model =
-        cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name));
-    let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    format!("{cores} cores of {}, Linux {}", model.unwrap_or("an unnamed CPU"), kernel.trim())
 }
