@@ -21,6 +21,7 @@ pub mod admin;
 pub mod agent;
 pub mod cli;
 pub mod datapath;
+pub mod external;
 pub mod identity;
 pub mod model;
 pub mod node;

@@ -47,6 +47,15 @@ pub(crate) fn set_transparent(socket: &Socket, domain: Domain) -> io::Result<()>
     }
 }
 
+/// Has a UDP socket tell what each datagram was sent to (`IP_RECVORIGDSTADDR`, `IPV6_RECVORIGDSTADDR`).
+pub(crate) fn set_original_destination(socket: &Socket, domain: Domain) -> io::Result<()> {
+    if domain == Domain::IPV6 {
+        set_option(socket.as_raw_fd(), libc::IPPROTO_IPV6, libc::IPV6_RECVORIGDSTADDR, 1)
+    } else {
+        set_option(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_RECVORIGDSTADDR, 1)
+    }
+}
+
 /// A TCP socket for an address's family, non-blocking, closed on exec.
 pub(crate) fn tcp(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::capture::Capture;
+use crate::machine::Machine;
 use crate::manifests::Manifests;
 use crate::netns::{NetNs, ip};
 use crate::node::Node;
@@ -27,6 +28,7 @@ pub struct Lab {
     fabric: NetNs,
     manifests: Manifests,
     nodes: AtomicU32,
+    machines: AtomicU32,
 }
 
 /// What the nodes and pods of a lab need of it.
@@ -69,7 +71,10 @@ impl Lab {
             Ok(fabric)
         });
         match made {
-            Ok(fabric) => Ok(Self { registry, fabric, manifests, nodes: AtomicU32::new(1) }),
+            Ok(fabric) => {
+                let (nodes, machines) = (AtomicU32::new(1), AtomicU32::new(101));
+                Ok(Self { registry, fabric, manifests, nodes, machines })
+            }
             Err(error) => {
                 remove(&registry);
                 Err(error)
@@ -102,6 +107,12 @@ impl Lab {
     pub fn node(&self, name: &str) -> Result<Node> {
         let number = self.nodes.fetch_add(1, Ordering::Relaxed);
         Node::create(&self.registry, &self.fabric, &self.manifests, name, u8::try_from(number)?)
+    }
+
+    /// Adds a machine that is no node, beside them.
+    pub fn machine(&self, name: &str) -> Result<Machine> {
+        let number = self.machines.fetch_add(1, Ordering::Relaxed);
+        Machine::create(&self.registry, &self.fabric, name, u8::try_from(number)?)
     }
 
     /// Begins to record what passes between the nodes.

@@ -24,6 +24,7 @@
 mod agent;
 mod capture;
 mod lab;
+mod machine;
 mod manifests;
 mod netns;
 mod node;
@@ -34,6 +35,7 @@ mod wait;
 pub use self::agent::{Agent, AgentBuilder};
 pub use self::capture::Capture;
 pub use self::lab::Lab;
+pub use self::machine::Machine;
 pub use self::manifests::Manifests;
 pub use self::netns::NetNs;
 pub use self::node::{Node, Pod, PodSpec};

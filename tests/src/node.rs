@@ -21,7 +21,7 @@ use crate::peer::Summary;
 use crate::process::{Process, binary};
 
 /// How long a client may take, whatever it does.
-const CLIENT_DEADLINE: Duration = Duration::from_secs(90);
+pub(crate) const CLIENT_DEADLINE: Duration = Duration::from_secs(90);
 /// Nodes that know the way to each other.
 const NODES: u8 = 4;
 

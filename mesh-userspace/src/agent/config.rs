@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use super::KubeProxyConfig;
+use super::{KubeProxyConfig, OutsideConfig};
 use crate::model::TrustDomain;
 
 /// The node agent of the mesh.
@@ -86,6 +86,9 @@ pub struct AgentConfig {
     /// Services.
     #[command(flatten)]
     pub kube_proxy: KubeProxyConfig,
+    /// Clients from outside.
+    #[command(flatten)]
+    pub outside: OutsideConfig,
 }
 
 impl AgentConfig {

@@ -9,8 +9,10 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use super::AgentError;
 use crate::datapath::maps::MapReader;
 use crate::datapath::{Attachment, BackendCount, Datapath, Role};
+use crate::external::External;
 use crate::model::{NodeName, ServiceName, Snapshot, Workload, WorkloadUid};
 use crate::node::{EnrolError, Enroller, Enrolment, probe};
 use crate::proxy::{Canary, Pod, Shared, Stop, Workers};
@@ -87,6 +89,18 @@ struct Failed {
     netns: String,
 }
 
+/// What a controller is made of.
+pub(super) struct Parts {
+    pub(super) drain: Duration,
+    pub(super) datapath: Datapath,
+    pub(super) enroller: Enroller,
+    pub(super) workers: Workers,
+    pub(super) shared: Arc<Shared>,
+    /// Where services are served in kube-proxy's place.
+    pub(super) external: Option<External>,
+    pub(super) reaper: Reaper,
+}
+
 /// See the module.
 pub(super) struct Controller {
     node: NodeName,
@@ -95,6 +109,7 @@ pub(super) struct Controller {
     enroller: Enroller,
     workers: Workers,
     shared: Arc<Shared>,
+    external: Option<External>,
     reaper: Reaper,
     pods: BTreeMap<WorkloadUid, Enrolled>,
     leaving: Vec<Leaving>,
@@ -105,15 +120,8 @@ pub(super) struct Controller {
 
 impl Controller {
     /// Brings the kernel and the pods in line with the first snapshot, and only then puts the programs in force.
-    pub(super) fn start(
-        drain: Duration,
-        datapath: Datapath,
-        enroller: Enroller,
-        workers: Workers,
-        shared: Arc<Shared>,
-        reaper: Reaper,
-        snapshot: &Snapshot,
-    ) -> Result<Self, crate::datapath::DatapathError> {
+    pub(super) fn start(parts: Parts, snapshot: &Snapshot) -> Result<Self, AgentError> {
+        let Parts { drain, datapath, enroller, workers, shared, external, reaper } = parts;
         let mut controller = Self {
             node: shared.node.clone(),
             drain,
@@ -121,6 +129,7 @@ impl Controller {
             enroller,
             workers,
             shared,
+            external,
             reaper,
             pods: BTreeMap::new(),
             leaving: Vec::new(),
@@ -134,7 +143,12 @@ impl Controller {
         for error in controller.enroller.release_strays(&mut controller.datapath, enrolled) {
             tracing::warn!(error = %chain(&error), "a pod of an earlier agent could not be released");
         }
-        controller.datapath.attach()?;
+        controller.tell_addresses();
+        if let Some(external) = &mut controller.external {
+            let started = external.start(&mut controller.datapath, &controller.workers);
+            started.map_err(AgentError::External)?;
+        }
+        controller.datapath.attach().map_err(AgentError::Datapath)?;
         controller.test_pods(|_| true);
         Ok(controller)
     }
@@ -176,6 +190,7 @@ impl Controller {
                     }
                     None => return,
                 },
+                () = changed(&mut self.external) => self.tell_addresses(),
                 _ = tick.tick(), if busy => {
                     self.datapath.sweep();
                     self.finish_leaving();
@@ -219,6 +234,14 @@ impl Controller {
         self.reaper.follow(snapshot);
         self.reconcile_pods(snapshot);
         self.generation = snapshot.generation;
+    }
+
+    /// The kernel hears which addresses the node has.
+    fn tell_addresses(&mut self) {
+        let Some(external) = &mut self.external else { return };
+        for error in self.datapath.set_node_addresses(&external.addresses()) {
+            tracing::error!(error = %chain(&error), "the kernel does not know the node's addresses");
+        }
     }
 
     fn reconcile_pods(&mut self, snapshot: &Snapshot) {
@@ -392,7 +415,8 @@ impl Controller {
         let leaving = self.leaving.iter().map(|leaving| &leaving.enrolled);
         let identities: BTreeSet<_> =
             self.pods.values().chain(leaving).map(|pod| pod.workload.identity.clone()).collect();
-        self.shared.certificates.retain(&identities);
+        let own = self.external.iter().map(|_| self.shared.agent.clone());
+        self.shared.certificates.retain(&identities.into_iter().chain(own).collect());
     }
 
     /// A test connection through these pods, and a look at all that should be there. What is missing is told, not mended.
@@ -425,11 +449,12 @@ impl Controller {
         for pod in self.pods.values() {
             pod.stop.send_replace(Stop::Draining);
         }
+        if let Some(external) = &self.external {
+            external.stop(Stop::Draining);
+        }
         let deadline = Instant::now() + self.drain;
         let mut tick = tokio::time::interval(TICK);
-        let open =
-            |pods: &BTreeMap<_, Enrolled>| pods.values().map(|pod| connections(&pod.pod)).sum::<usize>();
-        while open(&self.pods) > 0 && Instant::now() < deadline {
+        while self.open() > 0 && Instant::now() < deadline {
             tokio::select! {
                 _ = tick.tick() => self.finish_leaving(),
                 request = requests.recv() => match request {
@@ -444,6 +469,9 @@ impl Controller {
         for pod in self.pods.values() {
             pod.stop.send_replace(Stop::Cut);
         }
+        if let Some(external) = &self.external {
+            external.stop(Stop::Cut);
+        }
         // What is cut is reset by its own task.
         let deadline = Instant::now() + CUT;
         while self.workers.connections() > 0 && Instant::now() < deadline {
@@ -452,6 +480,12 @@ impl Controller {
         for leaving in std::mem::take(&mut self.leaving) {
             self.leave(leaving.enrolled);
         }
+    }
+
+    /// Connections that are worth waiting for.
+    fn open(&self) -> usize {
+        let pods: usize = self.pods.values().map(|pod| connections(&pod.pod)).sum();
+        pods + self.external.as_ref().map_or(0, External::connections)
     }
 
     fn status(&self) -> NodeStatus {
@@ -470,11 +504,23 @@ impl Controller {
         NodeStatus {
             attachments: self.datapath.attachments(),
             pods: enrolled.chain(leaving).chain(failed).collect(),
-            sync_errors: self.sync_errors.clone(),
+            sync_errors: [self.sync_errors.clone(), external_problems(self.external.as_ref())].concat(),
             generation: self.generation,
             sees_agent: self.datapath.sees_agent(),
             heartbeat_age: self.datapath.heartbeat_age(),
         }
+    }
+}
+
+fn external_problems(external: Option<&External>) -> Vec<String> {
+    external.map(External::problems).unwrap_or_default()
+}
+
+/// Returns when the node's addresses have changed.
+async fn changed(external: &mut Option<External>) {
+    match external {
+        Some(external) => external.changed().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -10,6 +10,7 @@ mod direct;
 mod explain;
 mod fill;
 mod kube_proxy;
+mod outside;
 mod report;
 mod service_report;
 
@@ -27,12 +28,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use self::claims::ClaimError;
 pub use self::config::{AgentConfig, Cli, Command, Places};
 pub use self::kube_proxy::{Bind, KubeProxyConfig, NodePortAddresses, Replacement};
+pub use self::outside::OutsideConfig;
 pub use self::report::needs;
 
 pub use self::controller::chain;
 
 use self::claims::Claims;
-use self::controller::{Controller, Request};
+use self::controller::{Controller, Parts, Request};
 use self::kube_proxy::ProxyPorts;
 use self::report::AgentData;
 use crate::admin::{AdminSocket, SocketError, serve_metrics, serve_socket};
@@ -40,10 +42,11 @@ use crate::datapath::maps::MapReader;
 use crate::datapath::{
     self, CounterReader, Datapath, DatapathConfig, DatapathError, FlowEvents, Lifeline, check,
 };
+use crate::external::{self, ExternalError};
 use crate::identity::{Authority, AuthorityError, CertificateStore};
-use crate::model::{MeshConfig, NodeName, Snapshot};
+use crate::model::{IdentityError, MeshConfig, NodeName, Snapshot};
 use crate::node::{self, EnrolError, Enroller};
-use crate::proxy::{Shared, Workers};
+use crate::proxy::{Handles, Shared, Workers};
 use crate::sockets::{Ended, Reaper};
 use crate::source::{self, Feed, SourceError};
 use crate::telemetry::{FlowLog, Metrics, Telemetry};
@@ -89,6 +92,12 @@ pub enum AgentError {
     /// The pods.
     #[error("cannot release the pods")]
     Enrol(#[source] EnrolError),
+    /// Clients from outside.
+    #[error("cannot serve clients from outside")]
+    External(#[source] ExternalError),
+    /// The agents' own service account.
+    #[error("cannot name the node agents")]
+    Identity(#[source] IdentityError),
     /// Threads or signals.
     #[error("cannot start {what}")]
     Start {
@@ -160,6 +169,7 @@ pub fn uninstall(places: &Places) -> Result<(), AgentError> {
     }
     let _claims = Claims::of_uninstall(places)?;
     datapath::uninstall(&places.bpffs).map_err(AgentError::Datapath)?;
+    external::uninstall().map_err(AgentError::External)?;
     for pod in node::uninstall(&places.state_dir).map_err(AgentError::Enrol)? {
         tracing::info!(%pod, "released");
     }
@@ -201,6 +211,7 @@ async fn serve(
     let telemetry = telemetry(&config.cluster, &certificates, &feed, replaces);
     let shared = Arc::new(Shared::new(
         NodeName::new(config.node.as_str()),
+        config.outside.agent_identity(&config.trust_domain)?,
         Arc::clone(&feed.current),
         certificates.clone(),
         telemetry.clone(),
@@ -332,7 +343,7 @@ async fn start_controller(
         runtime.block_on(async {
             let snapshot = Arc::clone(&snapshots.borrow());
             let ended = Arc::default();
-            match controller(&config, &datapath, lifeline, &shared, &ended, &snapshot) {
+            match controller(&config, &datapath, lifeline, &shared, &ended, &snapshot, snapshots.clone()) {
                 Err(error) => drop(ready.send(Err(error))),
                 Ok((controller, events, counters)) => {
                     shared.telemetry.metrics().on_scrape(move |metrics| {
@@ -361,15 +372,31 @@ fn controller(
     shared: &Arc<Shared>,
     ended: &Arc<Ended>,
     snapshot: &Snapshot,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
 ) -> Result<(Controller, FlowEvents, CounterReader), AgentError> {
+    let translates = datapath.translates;
     let (datapath, events) = Datapath::load(datapath, lifeline).map_err(AgentError::Datapath)?;
     let counters = datapath.counter_reader().map_err(AgentError::Datapath)?;
     let state_dir = &config.places.state_dir;
     let enroller = Enroller::open(state_dir)
         .map_err(|source| AgentError::StateDir { path: state_dir.clone(), source })?;
-    let deliveries = (0..config.workers()).map(|_| datapath.deliveries()).collect::<Result<_, _>>();
+    let handles = || {
+        Ok(Handles {
+            deliveries: datapath.deliveries()?,
+            presented: datapath.presented()?,
+            affinities: datapath.affinities()?,
+        })
+    };
+    let handles = (0..config.workers()).map(|_| handles()).collect::<Result<_, _>>();
     let workers =
-        Workers::start(deliveries.map_err(AgentError::Datapath)?, shared).map_err(starting("the workers"))?;
+        Workers::start(handles.map_err(AgentError::Datapath)?, shared).map_err(starting("the workers"))?;
+    let external = if translates {
+        Some(outside::open(config, shared, snapshots)?)
+    } else {
+        // Another proxy serves them: what an agent in its place has laid must not stand in its way.
+        external::uninstall().map_err(AgentError::External)?;
+        None
+    };
     let reaper = Reaper::start(
         datapath.open_sockets().map_err(AgentError::Datapath)?,
         shared.node.clone(),
@@ -378,9 +405,16 @@ fn controller(
         Box::new(workers.end_gone()),
     );
     let reaper = reaper.map_err(starting("the thread that ends sockets"))?;
-    let shared = Arc::clone(shared);
-    let controller = Controller::start(config.drain, datapath, enroller, workers, shared, reaper, snapshot)
-        .map_err(AgentError::Datapath)?;
+    let parts = Parts {
+        drain: config.drain,
+        datapath,
+        enroller,
+        workers,
+        shared: Arc::clone(shared),
+        external,
+        reaper,
+    };
+    let controller = Controller::start(parts, snapshot)?;
     Ok((controller, events, counters))
 }
 

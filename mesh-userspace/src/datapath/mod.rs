@@ -18,6 +18,7 @@ pub mod maps;
 mod object;
 mod open_sockets;
 mod pins;
+mod presented;
 mod services;
 mod sets;
 mod sizes;
@@ -44,6 +45,7 @@ pub use self::error::DatapathError;
 pub use self::events::{DirectFlow, FlowEvents};
 pub use self::liveness::Lifeline;
 pub use self::open_sockets::{OpenSocket, OpenSockets};
+pub use self::presented::{Affinities, Connecting, Presented, Stay};
 pub use self::sets::BackendCount;
 pub use self::sizes::MapSizes;
 

@@ -81,6 +81,8 @@ pub struct Snapshot {
     pub frontends: HashMap<Frontend, Arc<Service>>,
     /// What is known of this node.
     pub node: Arc<LocalNode>,
+    /// Addresses of the other nodes.
+    pub other_nodes: OrdMap<NodeName, Arc<[IpAddr]>>,
 }
 
 impl Snapshot {

@@ -17,18 +17,18 @@ type Way = (SocketAddr, SocketAddr);
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Carried(RefCell<HashMap<Way, Rc<Notify>>>);
+pub(crate) struct Carried(RefCell<HashMap<Way, Rc<Notify>>>);
 
 impl Carried {
     /// Notes a connection for as long as what is returned lives.
-    pub(super) fn enter(self: &Rc<Self>, asked: SocketAddr, endpoint: SocketAddr) -> Entry {
+    pub(crate) fn enter(self: &Rc<Self>, asked: SocketAddr, endpoint: SocketAddr) -> Entry {
         let way = (asked, endpoint);
         let notify = Rc::clone(self.0.borrow_mut().entry(way).or_default());
         Entry { carried: Rc::clone(self), way, notify }
     }
 
     /// Ends all whose endpoint is gone.
-    pub(super) fn end_gone(&self, snapshot: &Snapshot) {
+    pub(crate) fn end_gone(&self, snapshot: &Snapshot) {
         self.0.borrow_mut().retain(|way, notify| {
             let stays = !is_gone(snapshot, way);
             if !stays {
@@ -41,7 +41,7 @@ impl Carried {
 
 /// A connection that is being carried.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     carried: Rc<Carried>,
     way: Way,
     notify: Rc<Notify>,
@@ -49,7 +49,7 @@ pub(super) struct Entry {
 
 impl Entry {
     /// Returns once the endpoint is gone. `now` is the snapshot in force: the connection was routed by an earlier one.
-    pub(super) fn gone(&self, now: &Snapshot) -> impl Future<Output = ()> + use<'_> {
+    pub(crate) fn gone(&self, now: &Snapshot) -> impl Future<Output = ()> + use<'_> {
         let told = (!is_gone(now, &self.way)).then(|| self.notify.notified());
         async {
             if let Some(told) = told {

@@ -25,7 +25,7 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Why an application was not reached.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum DeliveryError {
+pub(crate) enum DeliveryError {
     /// The port takes mTLS only.
     #[error("plaintext to {0}, which takes mutual TLS only")]
     Strict(SocketAddr),
@@ -44,7 +44,7 @@ pub(super) enum DeliveryError {
 }
 
 impl DeliveryError {
-    pub(super) const fn outcome(&self) -> Outcome {
+    pub(crate) const fn outcome(&self) -> Outcome {
         match self {
             Self::Strict(_) => Outcome::RefusedPolicy,
             Self::Connect { .. } => Outcome::ConnectFailed,
@@ -52,7 +52,7 @@ impl DeliveryError {
         }
     }
 
-    pub(super) const fn is_retryable(&self) -> bool {
+    pub(crate) const fn is_retryable(&self) -> bool {
         !matches!(self, Self::Strict(_))
     }
 
@@ -66,29 +66,29 @@ impl DeliveryError {
 }
 
 /// A connection that is to reach an application.
-pub(super) struct Delivery<'a> {
+pub(crate) struct Delivery<'a> {
     /// Who carries it.
-    pub(super) worker: &'a Worker,
+    pub(crate) worker: &'a Worker,
     /// The pod that it is for.
-    pub(super) pod: &'a Pod,
+    pub(crate) pod: &'a Pod,
     /// Its workload.
-    pub(super) workload: &'a Workload,
+    pub(crate) workload: &'a Workload,
     /// Who it is from, authenticated; `None` for plaintext.
-    pub(super) source: Option<&'a Identity>,
+    pub(crate) source: Option<&'a Identity>,
     /// The true client; port 0 where the port is not known or not free.
-    pub(super) client: SocketAddr,
+    pub(crate) client: SocketAddr,
     /// Address and port of the application.
-    pub(super) destination: SocketAddr,
+    pub(crate) destination: SocketAddr,
 }
 
 impl Delivery<'_> {
     /// Decides, and connects to the application.
-    pub(super) async fn connect(&self) -> Result<TcpStream, DeliveryError> {
+    pub(crate) async fn connect(&self) -> Result<TcpStream, DeliveryError> {
         let mode = self.workload.mtls.at(self.destination.port());
         if self.source.is_none() && !takes_plaintext(mode) {
             return Err(DeliveryError::Strict(self.destination));
         }
-        let admit = &self.worker.deliveries;
+        let admit = &self.worker.handles.deliveries;
         let connect = upstream::deliver(&self.pod.netns, self.client, self.destination, admit);
         let socket = timeout(CONNECT_DEADLINE, connect)
             .await
@@ -199,12 +199,15 @@ fn refused(worker: &Worker, pod: &Arc<Pod>, peer: Option<SocketAddr>, error: &Se
 async fn tunnel(worker: &Worker, pod: &Arc<Pod>, request: TunnelRequest) {
     let snapshot = worker.shared.snapshot.load();
     let workload = pod.workload(&snapshot);
-    let client = SocketAddr::new(request.peer.ip(), request.client_port);
     let destination = request.destination;
     let source = request.source.clone();
+    // A node agent vouches for the address of a client that came to its node from outside, and for nobody's identity.
+    let forwarded = request.forwarded.filter(|_| source == worker.shared.agent);
+    let own = SocketAddr::new(request.peer.ip(), request.client_port);
+    let (client, authenticated) = forwarded.map_or((own, Some(&source)), |client| (client, None));
     let record = open(worker, &workload, client, destination, Some(&source), Instant::now());
     drop(snapshot);
-    let delivery = Delivery { worker, pod, workload: &workload, source: Some(&source), client, destination };
+    let delivery = Delivery { worker, pod, workload: &workload, source: authenticated, client, destination };
     let served = async {
         let server = match delivery.connect().await {
             Ok(server) => server,
@@ -231,7 +234,7 @@ async fn tunnel(worker: &Worker, pod: &Arc<Pod>, request: TunnelRequest) {
 }
 
 /// A connection to a pod of this node, as it is seen there.
-pub(super) fn open(
+pub(crate) fn open(
     worker: &Worker,
     workload: &Workload,
     source: SocketAddr,

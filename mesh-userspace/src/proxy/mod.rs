@@ -5,16 +5,16 @@
 //! enrolled is `node`'s business, what the mesh is the model's.
 
 mod canary;
-mod carried;
-mod copy;
-mod hbone;
-mod inbound;
-mod outbound;
-mod pod;
+pub(crate) mod carried;
+pub(crate) mod copy;
+pub(crate) mod hbone;
+pub(crate) mod inbound;
+pub(crate) mod outbound;
+pub(crate) mod pod;
 pub(crate) mod record;
-mod route;
+pub(crate) mod route;
 mod upstream;
-mod worker;
+pub(crate) mod worker;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,16 +23,18 @@ use arc_swap::ArcSwap;
 
 pub use self::canary::Canary;
 pub use self::pod::{Pod, Stop};
-pub use self::worker::Workers;
+pub use self::worker::{Handles, Workers};
 
 use crate::identity::CertificateStore;
-use crate::model::{NodeName, Snapshot, WorkloadUid};
+use crate::model::{Identity, NodeName, Snapshot, WorkloadUid};
 use crate::telemetry::Telemetry;
 
 /// What all workers share; read on every connection, written when the mesh changes.
 pub struct Shared {
     /// The node that this agent serves.
     pub node: NodeName,
+    /// Who the node agents of this mesh are: what they say of a client from outside is believed.
+    pub agent: Identity,
     /// The mesh as it is now.
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     /// Certificates of this node's accounts.
@@ -49,12 +51,14 @@ impl Shared {
     /// Shared state around the snapshot in force.
     pub fn new(
         node: NodeName,
+        agent: Identity,
         snapshot: Arc<ArcSwap<Snapshot>>,
         certificates: CertificateStore,
         telemetry: Telemetry,
     ) -> Self {
         Self {
             node,
+            agent,
             snapshot,
             certificates,
             telemetry,

@@ -21,12 +21,12 @@ use crate::socket::reset_on_close;
 use crate::telemetry::{ConnectionRecord, Direction, OpenedConnection, Outcome, Reporter, Security};
 
 /// How many endpoints are tried before a connection is given up; nothing of it has been sent until one answers.
-const TRIES: usize = 3;
-const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+pub(crate) const TRIES: usize = 3;
+pub(crate) const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Why the upstream could not be had.
 #[derive(Debug, thiserror::Error)]
-enum UpstreamError {
+pub(crate) enum UpstreamError {
     #[error("connect to {address}")]
     Connect {
         address: SocketAddr,
@@ -48,7 +48,7 @@ enum UpstreamError {
 }
 
 impl UpstreamError {
-    fn outcome(&self) -> Outcome {
+    pub(crate) fn outcome(&self) -> Outcome {
         match self {
             Self::Connect { .. } => Outcome::ConnectFailed,
             Self::Timeout(_) => Outcome::ConnectTimeout,
@@ -68,7 +68,7 @@ impl UpstreamError {
     }
 
     /// Whether another endpoint may do better.
-    fn is_retryable(&self) -> bool {
+    pub(crate) fn is_retryable(&self) -> bool {
         match self {
             Self::Connect { .. } | Self::Timeout(_) => true,
             Self::Tunnel { source, .. } => source.is_retryable(),
@@ -78,14 +78,14 @@ impl UpstreamError {
     }
 }
 
-enum Upstream {
+pub(crate) enum Upstream {
     Socket(TcpStream),
     /// A pod of this node; the record is the one that the destination's agent would write.
     Local(TcpStream, Box<ConnectionRecord>),
     Tunnel(super::copy::Tunnel, Lease),
 }
 
-type Lease = hbone::Lease;
+pub(crate) type Lease = hbone::Lease;
 
 impl Upstream {
     const fn security(&self) -> Security {
@@ -280,7 +280,7 @@ impl Attempt<'_> {
 }
 
 /// Carries the connection to its end, or until its endpoint is gone.
-async fn carry(
+pub(crate) async fn carry(
     client: &TcpStream,
     upstream: Upstream,
     record: &ConnectionRecord,
@@ -312,12 +312,12 @@ async fn carry(
 }
 
 /// An IPv4 address that an IPv6 socket shows mapped, as IPv4.
-pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     let ip: IpAddr = address.ip().to_canonical();
     SocketAddr::new(ip, address.port())
 }
 
 /// Whether plaintext may be taken at a mode.
-pub(super) const fn takes_plaintext(mode: Mode) -> bool {
+pub(crate) const fn takes_plaintext(mode: Mode) -> bool {
     !matches!(mode, Mode::Strict)
 }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::model::{Endpoint, Mode, Protocol, Service, Snapshot, Workload};
+use crate::model::{BackendSet, Endpoint, Mode, Protocol, Service, Snapshot, Workload};
 
 /// Where to.
 #[derive(Clone, Debug)]
@@ -55,21 +55,23 @@ pub(super) fn pick(
         let workload = snapshot.workload_at(asked.ip()).cloned();
         return Ok(Destination { address: asked, workload, service: None });
     };
-    let set = port.route.backends(asked.ip());
-    let picked = match set.pick(random).map(|backend| backend.endpoint.as_ref()) {
-        Some(Some(endpoint)) if avoid.contains(&endpoint.address) => {
-            let others = set.backends().iter().filter_map(|backend| backend.endpoint.as_ref());
-            let others: Vec<&Endpoint> = others.filter(|other| !avoid.contains(&other.address)).collect();
-            let slots = u32::try_from(others.len()).unwrap_or(u32::MAX);
-            // Equal chances: this is the second choice of one connection, not a share of the traffic.
-            others.get(mesh_common::pick::slot(random.rotate_left(17), slots.max(1)) as usize).copied()
-        }
-        Some(endpoint) => endpoint,
-        None => None,
-    };
+    let picked = draw(port.route.backends(asked.ip()), random, avoid);
     let Some(endpoint) = picked else { return Err(NoEndpoint { service: Arc::clone(service) }) };
     let workload = endpoint.workload.as_ref().and_then(|uid| snapshot.workloads.get(uid)).cloned();
     Ok(Destination { address: endpoint.address, workload, service: Some(Arc::clone(service)) })
+}
+
+/// An endpoint of the set, by weight; another of those that are not to be avoided where it is one of these.
+pub(crate) fn draw<'a>(set: &'a BackendSet, random: u64, avoid: &[SocketAddr]) -> Option<&'a Endpoint> {
+    let picked = set.pick(random)?.endpoint.as_ref()?;
+    if !avoid.contains(&picked.address) {
+        return Some(picked);
+    }
+    let others = set.backends().iter().filter_map(|backend| backend.endpoint.as_ref());
+    let others: Vec<&Endpoint> = others.filter(|other| !avoid.contains(&other.address)).collect();
+    let slots = u32::try_from(others.len()).unwrap_or(u32::MAX);
+    // Equal chances: this is the second choice of one connection, not a share of the traffic.
+    others.get(mesh_common::pick::slot(random.rotate_left(17), slots.max(1)) as usize).copied()
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use futures_util::future::LocalBoxFuture;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
@@ -16,14 +17,14 @@ use tokio::task::LocalSet;
 use super::carried::Carried;
 use super::hbone::Pool;
 use super::{Pod, Shared, Stop, inbound, outbound};
-use crate::datapath::{Deliveries, Role};
+use crate::datapath::{Affinities, Deliveries, Presented, Role};
 use crate::model::Snapshot;
 use crate::socket::prepare;
 
 /// How often a worker tidies up.
 const SWEEP: Duration = Duration::from_secs(5);
 /// Pause after an accept that failed for want of descriptors or memory.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What a worker is told.
 enum Command {
@@ -31,6 +32,20 @@ enum Command {
     Serve(Arc<Pod>, Role, std::net::TcpStream),
     Forget(u64),
     EndGone(Arc<Snapshot>),
+    Run(Job),
+}
+
+/// What a worker is given to do, on its own thread.
+type Job = Box<dyn FnOnce(Worker) -> LocalBoxFuture<'static, ()> + Send>;
+
+/// One worker's handles on the kernel's maps.
+pub struct Handles {
+    /// What it delivers to applications of enrolled pods.
+    pub deliveries: Deliveries,
+    /// Whom it stands in for.
+    pub presented: Presented,
+    /// Where clients from outside stay.
+    pub affinities: Affinities,
 }
 
 /// A worker as others see it.
@@ -42,11 +57,11 @@ struct Handle {
 
 /// A worker as its own tasks see it.
 #[derive(Clone)]
-pub(super) struct Worker {
-    pub(super) shared: Arc<Shared>,
-    pub(super) pool: Rc<Pool>,
-    pub(super) deliveries: Rc<Deliveries>,
-    pub(super) carried: Rc<Carried>,
+pub(crate) struct Worker {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) pool: Rc<Pool>,
+    pub(crate) handles: Rc<Handles>,
+    pub(crate) carried: Rc<Carried>,
     index: usize,
     peers: Arc<[Handle]>,
 }
@@ -60,10 +75,10 @@ pub struct Workers {
 
 impl Workers {
     /// Starts a thread for each of these handles.
-    pub fn start(deliveries: Vec<Deliveries>, shared: &Arc<Shared>) -> io::Result<Self> {
+    pub fn start(maps: Vec<Handles>, shared: &Arc<Shared>) -> io::Result<Self> {
         let (stop, stopped) = tokio::sync::watch::channel(false);
         let mut queues = Vec::new();
-        let handles: Arc<[Handle]> = deliveries
+        let handles: Arc<[Handle]> = maps
             .iter()
             .map(|_| {
                 let (commands, queue) = mpsc::unbounded_channel();
@@ -72,14 +87,14 @@ impl Workers {
             })
             .collect();
         let mut threads = Vec::new();
-        for (index, (queue, deliveries)) in queues.into_iter().zip(deliveries).enumerate() {
+        for (index, (queue, maps)) in queues.into_iter().zip(maps).enumerate() {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().event_interval(31).build()?;
             let (shared, peers, mut stopped) = (Arc::clone(shared), Arc::clone(&handles), stopped.clone());
             let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
                 let tasks = LocalSet::new();
-                let (pool, carried, deliveries) = (Rc::default(), Rc::default(), Rc::new(deliveries));
-                let worker = Worker { shared, pool, deliveries, carried, index, peers };
+                let (pool, carried, handles) = (Rc::default(), Rc::default(), Rc::new(maps));
+                let worker = Worker { shared, pool, handles, carried, index, peers };
                 runtime.block_on(tasks.run_until(async move {
                     tokio::select! {
                         () = worker.run(queue) => {}
@@ -104,6 +119,15 @@ impl Workers {
         for handle in self.handles.iter() {
             handle.send(Command::Forget(netns_cookie));
         }
+    }
+
+    /// Gives a task to one of the workers; `turn` says which.
+    pub(crate) fn run(
+        &self,
+        turn: usize,
+        work: impl FnOnce(Worker) -> LocalBoxFuture<'static, ()> + Send + 'static,
+    ) {
+        self.handles[turn % self.handles.len()].send(Command::Run(Box::new(work)));
     }
 
     /// For whoever learns that endpoints went: ends the connections to those.
@@ -156,6 +180,7 @@ impl Worker {
                     },
                     Some(Command::Forget(cookie)) => self.pool.forget(cookie),
                     Some(Command::EndGone(snapshot)) => self.carried.end_gone(&snapshot),
+                    Some(Command::Run(job)) => drop(tokio::task::spawn_local(job(self.clone()))),
                     None => return,
                 },
                 _ = sweep.tick() => {
@@ -196,12 +221,28 @@ impl Worker {
         }
     }
 
-    /// Gives a connection to the worker that carries the fewest, to this one if that is as good.
-    fn place(&self, pod: Arc<Pod>, role: Role, socket: TcpStream) {
+    /// The worker that carries the fewest connections; `None` if this one is as good.
+    fn less_busy(&self) -> Option<&Handle> {
         let load = |handle: &Handle| handle.connections.load(Ordering::Relaxed);
         let own = load(&self.peers[self.index]);
-        let least = self.peers.iter().min_by_key(|handle| load(handle)).filter(|handle| load(handle) < own);
-        let Some(other) = least else {
+        self.peers.iter().min_by_key(|handle| load(handle)).filter(|handle| load(handle) < own)
+    }
+
+    /// Gives a task that is a connection to the worker that carries the fewest.
+    pub(crate) fn hand_over(&self, work: impl FnOnce(Self) -> LocalBoxFuture<'static, ()> + Send + 'static) {
+        let handle = self.less_busy().unwrap_or(&self.peers[self.index]);
+        let placed = Placed::new(&handle.connections);
+        handle.send(Command::Run(Box::new(move |worker| {
+            Box::pin(async move {
+                let _placed = placed;
+                work(worker).await;
+            })
+        })));
+    }
+
+    /// Gives a connection to the worker that carries the fewest, to this one if that is as good.
+    fn place(&self, pod: Arc<Pod>, role: Role, socket: TcpStream) {
+        let Some(other) = self.less_busy() else {
             self.connections().fetch_add(1, Ordering::Relaxed);
             return self.serve(pod, role, socket);
         };
@@ -231,6 +272,22 @@ impl Worker {
     }
 }
 
+/// A task that counts as a connection of its worker until it is dropped.
+struct Placed(Arc<AtomicUsize>);
+
+impl Placed {
+    fn new(connections: &Arc<AtomicUsize>) -> Self {
+        connections.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(connections))
+    }
+}
+
+impl Drop for Placed {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// A connection that is being carried.
 struct Counted<'a>(&'a AtomicUsize, &'a Pod);
 
@@ -249,7 +306,7 @@ impl Drop for Counted<'_> {
 }
 
 /// Errors of one connection that was waiting to be accepted (accept(2)); the next one is not concerned.
-fn is_of_the_connection(error: &io::Error) -> bool {
+pub(crate) fn is_of_the_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::ConnectionAborted

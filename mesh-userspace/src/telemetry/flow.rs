@@ -47,6 +47,8 @@ pub enum Direction {
     Outbound,
     /// Into a local pod, through the agent.
     Inbound,
+    /// From outside to a service, through the agent of the node that it came to.
+    External,
     /// Past the agent.
     Direct,
 }
@@ -57,6 +59,7 @@ impl Direction {
         match self {
             Self::Outbound => "outbound",
             Self::Inbound => "inbound",
+            Self::External => "external",
             Self::Direct => "direct",
         }
     }

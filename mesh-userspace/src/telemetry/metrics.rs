@@ -44,6 +44,9 @@ metrics! {
     "mesh_tls_handshake_failures"
     /// TLS handshakes that failed, by the side that this agent was and the reason
     handshake_failures: Family<Labels<2>, Counter>;
+    "mesh_external_refused"
+    /// Connections and datagrams from outside that the agent refused, by reason
+    external_refused: Family<Labels<1>, Counter>;
     "mesh_kernel_events"
     /// Events in the eBPF programs, by the reason that the program gave
     kernel_events: Family<Labels<1>, Counter>;
@@ -172,6 +175,12 @@ impl Metrics {
     pub fn handshake_failed(&self, side: &'static str, reason: &'static str) {
         let labels = [("side", side.to_owned()), ("reason", reason.to_owned())];
         self.families.handshake_failures.get_or_create_owned(&labels).inc();
+    }
+
+    /// A connection or datagram from outside was refused by the agent; reasons are `external`'s own.
+    pub fn external_refused(&self, reason: &'static str) {
+        let labels = [("reason", reason.to_owned())];
+        self.families.external_refused.get_or_create_owned(&labels).inc();
     }
 
     /// Sets a counter of the kernel plane to the value that the kernel has.

@@ -21,7 +21,7 @@ use crate::world::{PORT, World, namespace, v4};
 const HBONE: u16 = 15008;
 
 /// A certificate and its key.
-struct Leaf {
+pub(crate) struct Leaf {
     chain: Vec<CertificateDer<'static>>,
     key: Vec<u8>,
 }
@@ -33,7 +33,7 @@ impl Leaf {
 }
 
 /// A proper workload certificate for a SPIFFE ID, spoilt by `spoil`; signed by the lab's authority, or by itself.
-fn leaf(
+pub(crate) fn leaf(
     node: &Node,
     uri: Option<&str>,
     authority: bool,
@@ -101,8 +101,8 @@ impl ServerCertVerifier for AnyServer {
     }
 }
 
-/// Whether the HBONE server at `to` takes a client with this certificate: it then sends its HTTP/2 settings.
-fn is_taken(netns: &NetNs, to: IpAddr, leaf: Option<Leaf>) -> Result<bool> {
+/// A client's configuration with this certificate, which takes every server.
+pub(crate) fn client_config(leaf: Option<Leaf>) -> Result<ClientConfig> {
     let provider = aws_lc_rs::default_provider();
     let builder = ClientConfig::builder_with_provider(Arc::new(provider.clone()))
         .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -113,6 +113,12 @@ fn is_taken(netns: &NetNs, to: IpAddr, leaf: Option<Leaf>) -> Result<bool> {
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(config)
+}
+
+/// Whether the HBONE server at `to` takes a client with this certificate: it then sends its HTTP/2 settings.
+fn is_taken(netns: &NetNs, to: IpAddr, leaf: Option<Leaf>) -> Result<bool> {
+    let config = client_config(leaf)?;
     netns.run(move || -> Result<bool> {
         let mut socket = TcpStream::connect_timeout(&SocketAddr::new(to, HBONE), SECONDS_10)?;
         socket.set_read_timeout(Some(SECONDS_10))?;

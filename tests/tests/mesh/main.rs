@@ -4,6 +4,7 @@ mod carry;
 mod certificates;
 mod choice;
 mod ending;
+mod external;
 mod hostile;
 mod observe;
 mod plane;

@@ -30,7 +30,7 @@ thread_local! {
 }
 
 /// Lends the worker's buffer for a few system calls.
-fn with_scratch<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
+pub(crate) fn with_scratch<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
     BUFFER.with_borrow_mut(|buffer| work(buffer))
 }
 

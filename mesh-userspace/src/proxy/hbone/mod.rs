@@ -2,15 +2,15 @@
 //!
 //! [`client`] opens tunnels over pooled connections, [`server`] takes them. Neither knows what is carried.
 
-pub(super) mod client;
+pub(crate) mod client;
 mod headers;
 mod io;
 mod keepalive;
 mod pool;
 pub(super) mod server;
 
-pub(super) use headers::Baggage;
-pub(super) use pool::{Lease, Peer, Pool};
+pub(crate) use headers::Baggage;
+pub(crate) use pool::{Lease, Peer, Pool};
 
 /// Stream window, bytes.
 const STREAM_WINDOW: u32 = 4 * 1024 * 1024;

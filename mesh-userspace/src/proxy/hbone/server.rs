@@ -52,6 +52,8 @@ pub(crate) struct TunnelRequest {
     pub(crate) peer: SocketAddr,
     /// The original client's port, where the source named it and it is the peer's own.
     pub(crate) client_port: u16,
+    /// Whom the source names as its client, be it who it may: to be believed of node agents alone.
+    pub(crate) forwarded: Option<SocketAddr>,
     /// What it asks for; the address is the connection's own destination.
     pub(crate) destination: SocketAddr,
     respond: SendResponse<Bytes>,
@@ -135,11 +137,13 @@ pub(crate) async fn serve<Handled: Future<Output = ()> + 'static>(
         match destination(&request, local) {
             Err(status) => refuse(&mut respond, status),
             Ok(destination) => {
-                let named = headers::client(request.headers()).filter(|client| client.ip() == peer.ip());
+                let forwarded = headers::client(request.headers());
+                let named = forwarded.filter(|client| client.ip() == peer.ip());
                 let tunnel = TunnelRequest {
                     source: source.clone(),
                     peer,
                     client_port: named.map_or(0, |client| client.port()),
+                    forwarded,
                     destination,
                     respond,
                     receive: request.into_body(),

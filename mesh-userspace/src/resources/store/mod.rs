@@ -282,13 +282,20 @@ impl Translator {
                     Some(zone) => self.zones.insert(name.clone(), zone),
                     None => self.zones.remove(&name),
                 };
-                dirty.dependencies.insert(Dependency::Zone(name));
+                dirty.dependencies.insert(Dependency::Zone(name.clone()));
                 if is_local {
                     dirty.destinations.extend(self.zonal.iter().cloned());
                 }
             }
             if let Some(local) = local.filter(|local| *local != *self.snapshot.node) {
                 self.snapshot.node = Arc::new(local);
+            }
+            let other = node.filter(|_| !is_local).map(|node| local_node(node).addresses);
+            if self.snapshot.other_nodes.get(&name).map(|held| &**held) != other.as_deref() {
+                match other {
+                    Some(addresses) => self.snapshot.other_nodes.insert(name, addresses.into()),
+                    None => self.snapshot.other_nodes.remove(&name),
+                };
             }
         }
     }

@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::JoinSet;
 
-use crate::address::text;
+use crate::address::{plain, text};
 use crate::mode::Mode;
 use crate::print;
 use crate::stream::{CHUNK, read_head, send, take};
@@ -173,6 +173,7 @@ async fn answer(
 
 pub(crate) async fn serve_udp(args: Serve) -> io::Result<()> {
     let mut serving = JoinSet::new();
+    let report = args.report;
     for address in &args.listen {
         let socket = bound(*address, Type::DGRAM, None, args.reuse_port)?;
         let socket = UdpSocket::from_std(socket.into())?;
@@ -182,6 +183,9 @@ pub(crate) async fn serve_udp(args: Serve) -> io::Result<()> {
             loop {
                 // An ICMP error of an earlier answer comes out here.
                 let Ok((length, from)) = socket.recv_from(&mut datagram).await else { continue };
+                if report {
+                    print(&json!({ "from": plain(from), "bytes": length }));
+                }
                 let answer = [name.as_bytes(), b" ", &datagram[..length]].concat();
                 let _unreachable = socket.send_to(&answer, from).await;
             }

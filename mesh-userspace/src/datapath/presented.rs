@@ -1,0 +1,159 @@
+//! Clients from outside, as the applications of this node are to see them; and the backends that such clients stay with.
+//!
+//! Written by the agent, read by the hooks: a connection of the agent's to an application of this node carries the name of
+//! the client that it stands in for. TCP is named by the socket's cookie while it connects, and the kernel keeps the name
+//! for as long as the connection lasts; a UDP flow is named by the agent's socket for as long as the agent says.
+
+use std::cell::RefCell;
+use std::net::{IpAddr, SocketAddr};
+
+use aya::maps::{HashMap as KernelMap, MapData};
+use mesh_common::abi::{
+    ANY_V4, ANY_V6, Client, PresentedKey, Reply, ReplyKey, SCOPE_ADDRESS, SCOPE_NODE_PORT, Service,
+    ServiceKey, UDP,
+};
+use mesh_common::names::map;
+
+use super::{AffinityHandle, Datapath, DatapathError, address_of, object};
+use crate::model::Frontend;
+
+/// One thread's handle on `CLIENTS`, `PRESENTED` and `REPLIES`.
+pub struct Presented {
+    clients: RefCell<KernelMap<MapData, u64, Client>>,
+    shown: RefCell<KernelMap<MapData, PresentedKey, Client>>,
+    replies: RefCell<KernelMap<MapData, ReplyKey, Reply>>,
+}
+
+impl Datapath {
+    /// A handle for a thread that stands in for clients from outside.
+    pub fn presented(&self) -> Result<Presented, DatapathError> {
+        Ok(Presented {
+            clients: RefCell::new(object::reopen(&self.pins, map::CLIENTS)?),
+            shown: RefCell::new(object::reopen(&self.pins, map::PRESENTED)?),
+            replies: RefCell::new(object::reopen(&self.pins, map::REPLIES)?),
+        })
+    }
+
+    /// A handle for a thread that asks where clients from outside are to stay.
+    pub fn affinities(&self) -> Result<Affinities, DatapathError> {
+        Ok(Affinities { services: object::reopen(&self.pins, map::SERVICES)?, kept: self.affinity()? })
+    }
+}
+
+impl Presented {
+    /// Forgets what an earlier agent's sockets stood for: they are gone. TCP's entries are the kernel's to delete.
+    pub fn clear(&self) -> Result<(), DatapathError> {
+        let mut clients = self.clients.borrow_mut();
+        let cookies: Vec<u64> = clients.keys().filter_map(Result::ok).collect();
+        for cookie in cookies {
+            clients.remove(&cookie).map_err(DatapathError::map("delete from", map::CLIENTS))?;
+        }
+        let mut shown = self.shown.borrow_mut();
+        let flows: Vec<PresentedKey> =
+            shown.keys().filter_map(Result::ok).filter(|key| key.protocol == UDP).collect();
+        for key in flows {
+            shown.remove(&key).map_err(DatapathError::map("delete from", map::PRESENTED))?;
+        }
+        let mut replies = self.replies.borrow_mut();
+        let keys: Vec<ReplyKey> = replies.keys().filter_map(Result::ok).collect();
+        for key in keys {
+            replies.remove(&key).map_err(DatapathError::map("delete from", map::REPLIES))?;
+        }
+        Ok(())
+    }
+
+    /// Names the client for whom the socket with this cookie is about to connect. To be held until it has.
+    pub fn connecting(&self, cookie: u64, client: SocketAddr) -> Result<Connecting<'_>, DatapathError> {
+        let insert = self.clients.borrow_mut().insert(cookie, named(client), 0);
+        insert.map_err(DatapathError::map("write to", map::CLIENTS))?;
+        Ok(Connecting { presented: self, cookie })
+    }
+
+    /// Names the client whose datagrams come from the agent's socket `source`, until [`Self::withdraw`].
+    pub fn present(&self, source: SocketAddr, client: SocketAddr) -> Result<(), DatapathError> {
+        let insert = self.shown.borrow_mut().insert(flow(source), named(client), 0);
+        insert.map_err(DatapathError::map("write to", map::PRESENTED))
+    }
+
+    /// Ends what [`Self::present`] began, and the way back that the kernel noted.
+    pub fn withdraw(&self, source: SocketAddr) {
+        let key = flow(source);
+        let mut shown = self.shown.borrow_mut();
+        let held = shown.get(&key, 0).ok();
+        // One that is gone already is what was wanted, here and below.
+        let _ = shown.remove(&key);
+        if let Some(client) = held.filter(|client| client.receiver != 0) {
+            let reply =
+                ReplyKey { cookie: client.receiver, address: client.address, port: client.port, pad: [0; 3] };
+            let _ = self.replies.borrow_mut().remove(&reply);
+        }
+    }
+}
+
+/// A connection that is being made for a client.
+pub struct Connecting<'a> {
+    presented: &'a Presented,
+    cookie: u64,
+}
+
+impl Drop for Connecting<'_> {
+    fn drop(&mut self) {
+        // The kernel takes it out where the connection went far enough.
+        let _ = self.presented.clients.borrow_mut().remove(&self.cookie);
+    }
+}
+
+fn named(client: SocketAddr) -> Client {
+    Client { receiver: 0, address: address_of(client.ip()), port: client.port(), pad: [0; 3] }
+}
+
+fn flow(source: SocketAddr) -> PresentedKey {
+    PresentedKey {
+        peer: address_of(source.ip()),
+        own: [0; 16],
+        peer_port: source.port(),
+        own_port: 0,
+        protocol: UDP,
+        pad: [0; 3],
+    }
+}
+
+/// A thread's handle on the clients that stay with a backend, and on `SERVICES`, which says under which number.
+pub struct Affinities {
+    services: KernelMap<MapData, ServiceKey, Service>,
+    kept: AffinityHandle,
+}
+
+impl Affinities {
+    /// The place of a client that asked for `frontend`; `None` where nobody is kept.
+    pub fn of(&self, frontend: Frontend, client: SocketAddr) -> Option<Stay<'_>> {
+        // A node port's clients are kept by family.
+        let any = if client.is_ipv4() { ANY_V4 } else { ANY_V6 };
+        let (address, scope) = match frontend.address {
+            Some(address) => (address_of(address), SCOPE_ADDRESS),
+            None => (any, SCOPE_NODE_PORT),
+        };
+        let key = ServiceKey { address, port: frontend.port, protocol: frontend.protocol.number(), scope };
+        let service = self.services.get(&key, 0).ok().filter(|service| service.affinity_seconds > 0)?;
+        Some(Stay { kept: &self.kept, service, client: client.ip() })
+    }
+}
+
+/// One client's place with one service.
+pub struct Stay<'a> {
+    kept: &'a AffinityHandle,
+    service: Service,
+    client: IpAddr,
+}
+
+impl Stay<'_> {
+    /// The backend that it was last sent to, unless that is too long ago.
+    pub fn backend(&self) -> Option<SocketAddr> {
+        self.kept.kept(&self.service, self.client)
+    }
+
+    /// It is sent to this one, now.
+    pub fn keep(&self, backend: SocketAddr) -> Result<(), DatapathError> {
+        self.kept.keep(&self.service, self.client, backend)
+    }
+}

@@ -1,0 +1,280 @@
+//! Connections from outside: accepted once for all services, carried to an endpoint.
+//!
+//! Who is outside is plaintext: an endpoint that takes mutual TLS only refuses it, here or at its own agent. The application
+//! sees the client's address where the endpoint is on this node or enrolled; otherwise it sees this node's, as with
+//! kube-proxy.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+
+use tokio::io::Interest;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::{Instant, timeout};
+
+use super::ask::Ask;
+use super::entry::Entry;
+use super::listeners::watch;
+use crate::model::{Endpoint, Protocol, Snapshot, Workload};
+use crate::proxy::Pod;
+use crate::proxy::hbone::Peer;
+use crate::proxy::inbound::{self, Delivery, DeliveryError};
+use crate::proxy::outbound::{
+    CONNECT_DEADLINE, TRIES, Upstream, UpstreamError, canonical, carry, takes_plaintext,
+};
+use crate::proxy::record::{party, service_at};
+use crate::proxy::worker::{ACCEPT_PAUSE, Worker, is_of_the_connection};
+use crate::socket::{cookie, prepare, reset_on_close, tcp};
+use crate::telemetry::{ConnectionRecord, Direction, OpenedConnection, Outcome, Reporter, Security};
+
+/// Accepts until everything is cut. While the agent waits for connections to end it goes on: the next agent cannot take
+/// them yet.
+pub(super) async fn accept(worker: Worker, entry: Arc<Entry>, listener: TcpListener) {
+    let listener = match watch(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "listener for clients from outside cannot be served"),
+    };
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.async_io(Interest::READABLE, TcpListener::accept) => accepted,
+            () = entry.cut() => return,
+        };
+        match accepted {
+            Ok((socket, _)) => place(&worker, &entry, socket),
+            Err(error) if is_of_the_connection(&error) => {}
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept from outside");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn place(worker: &Worker, entry: &Arc<Entry>, socket: std::net::TcpStream) {
+    let Some(admitted) = entry.admit() else {
+        worker.shared.telemetry.metrics().external_refused("too_many_connections");
+        return reset_on_close(&socket);
+    };
+    let entry = Arc::clone(entry);
+    worker.hand_over(move |worker| {
+        Box::pin(async move {
+            let _admitted = admitted;
+            match socket.set_nonblocking(true).and_then(|()| TcpStream::from_std(socket)) {
+                Ok(socket) => serve(&worker, &entry, socket).await,
+                Err(error) => tracing::warn!(%error, "connection from outside lost"),
+            }
+        })
+    });
+}
+
+/// Serves one connection to its end.
+async fn serve(worker: &Worker, entry: &Entry, client: TcpStream) {
+    let addresses = client.local_addr().and_then(|local| Ok((local, client.peer_addr()?)));
+    // A connection that was reset before it was accepted has no peer any more.
+    let Ok((asked, source)) = addresses else { return };
+    let (asked, source) = (canonical(asked), canonical(source));
+    if let Err(error) = prepare(&client) {
+        tracing::debug!(%error, "socket options");
+    }
+    let snapshot = worker.shared.snapshot.load_full();
+    let is_local = entry.is_local(&snapshot, source);
+    let Some(ask) = Ask::resolve(&snapshot, asked, Protocol::Tcp, is_local) else {
+        // The service went while the connection came.
+        return reset_on_close(&client);
+    };
+    let attempt = Attempt { worker, entry, snapshot: &snapshot, ask, asked, source, started: Instant::now() };
+    let connected = tokio::select! {
+        connected = attempt.connect_any() => connected,
+        () = entry.cut() => None,
+    };
+    // A connection may last for days; the state of the mesh that it was routed by need not.
+    drop(snapshot);
+    let Some((upstream, record, endpoint)) = connected else { return reset_on_close(&client) };
+    let carried = worker.carried.enter(asked, endpoint);
+    let gone = carried.gone(&worker.shared.snapshot.load());
+    tokio::select! {
+        outcome = carry(&client, upstream, &record, gone) => record.finish(outcome),
+        () = entry.cut() => reset_on_close(&client),
+    }
+}
+
+struct Attempt<'a> {
+    worker: &'a Worker,
+    entry: &'a Entry,
+    snapshot: &'a Snapshot,
+    ask: Ask<'a>,
+    asked: SocketAddr,
+    source: SocketAddr,
+    started: Instant,
+}
+
+impl<'a> Attempt<'a> {
+    /// Connects to an endpoint, to another where one fails and nothing of the client's has been sent. One record, whatever
+    /// the number of tries; `None` where all have failed.
+    async fn connect_any(&self) -> Option<(Upstream, ConnectionRecord, SocketAddr)> {
+        let affinity = self.ask.service.affinity_seconds;
+        let stay = affinity.and_then(|_| self.worker.handles.affinities.of(self.ask.frontend, self.source));
+        let kept = stay.as_ref().and_then(crate::datapath::Stay::backend);
+        let mut failed = Vec::new();
+        loop {
+            let Some(endpoint) = self.ask.endpoint(kept, fastrand::u64(..), &failed) else {
+                let error = UpstreamError::NoEndpoint(self.ask.service.name.to_string());
+                self.open(self.asked, None, Security::Unknown).fail(Outcome::NoEndpoint, &error);
+                return None;
+            };
+            let workload = self.workload(endpoint);
+            let error = match self.connect(endpoint, workload).await {
+                Ok(upstream) => {
+                    if let Some(Err(error)) = stay.map(|stay| stay.keep(endpoint.address)) {
+                        tracing::debug!(%error, src.addr = %self.source, "client's affinity not kept");
+                    }
+                    let tunnelled = matches!(upstream, Upstream::Tunnel(..));
+                    let security = if tunnelled { Security::MutualTls } else { Security::None };
+                    let record = self.open(endpoint.address, workload, security);
+                    return Some((upstream, record, endpoint.address));
+                }
+                Err(error) => error,
+            };
+            if let UpstreamError::Tunnel { source, .. } = &error
+                && let Some(reason) = source.handshake_reason()
+            {
+                self.worker.shared.telemetry.metrics().handshake_failed("client", reason);
+            }
+            failed.push(endpoint.address);
+            let again =
+                error.is_retryable() && failed.len() < TRIES && self.ask.endpoint(None, 0, &failed).is_some();
+            tracing::debug!(%error, orig_dst = %self.asked, dst.addr = %endpoint.address, again, "upstream failed");
+            if !again {
+                self.open(endpoint.address, workload, Security::Unknown).fail(error.outcome(), &error);
+                return None;
+            }
+        }
+    }
+
+    fn workload(&self, endpoint: &Endpoint) -> Option<&'a Arc<Workload>> {
+        endpoint.workload.as_ref().and_then(|uid| self.snapshot.workloads.get(uid))
+    }
+
+    /// The record of the connection as this node sees it.
+    fn open(
+        &self,
+        destination: SocketAddr,
+        workload: Option<&Arc<Workload>>,
+        security: Security,
+    ) -> ConnectionRecord {
+        // What the client's address suggests is named; nobody has proved to be that.
+        let known = self.snapshot.workload_at(self.source.ip());
+        let mut client = party(self.source, known.map(|workload| &**workload), None);
+        client.identity = (security == Security::MutualTls).then(|| self.worker.shared.agent.clone());
+        let mut server = party(destination, workload.map(|workload| &**workload), None);
+        if security != Security::MutualTls {
+            server.identity = None;
+        }
+        self.worker.shared.telemetry.open(OpenedConnection {
+            started: self.started,
+            reporter: Reporter::Source,
+            direction: Direction::External,
+            source: client,
+            destination: server,
+            original_destination: Some(self.asked),
+            service: Some(service_at(self.ask.service, self.ask.port.port)),
+            security,
+        })
+    }
+
+    async fn connect(
+        &self,
+        endpoint: &Endpoint,
+        workload: Option<&Arc<Workload>>,
+    ) -> Result<Upstream, UpstreamError> {
+        let address = endpoint.address;
+        let Some(workload) = workload.filter(|workload| workload.enrolled && !workload.host_network) else {
+            return self.dial(endpoint, workload).await;
+        };
+        if let Some(pod) = self.worker.shared.pod(&workload.uid) {
+            return self.deliver(&pod, workload, address).await;
+        }
+        if !takes_plaintext(workload.mtls.at(address.port())) {
+            return Err(DeliveryError::Strict(address).into());
+        }
+        // A pod of this node that is not enrolled yet: nobody takes HBONE for it.
+        if !endpoint.in_mesh() || self.entry.is_here(endpoint, Some(workload)) {
+            return self.dial(endpoint, Some(workload)).await;
+        }
+        self.tunnel(workload, address).await
+    }
+
+    /// In plaintext from the node's own namespace. An application of this node is told whom the connection is for.
+    async fn dial(
+        &self,
+        endpoint: &Endpoint,
+        workload: Option<&Arc<Workload>>,
+    ) -> Result<Upstream, UpstreamError> {
+        let address = endpoint.address;
+        let here = self.entry.is_here(endpoint, workload.map(|workload| &**workload));
+        let client = here.then_some(self.source);
+        let connect = timeout(CONNECT_DEADLINE, dial(self.worker, address, client)).await;
+        let socket = connect.map_err(|_elapsed| UpstreamError::Timeout(address))?;
+        socket.map(Upstream::Socket).map_err(|source| UpstreamError::Connect { address, source })
+    }
+
+    /// To an enrolled pod of this node, inside its namespace.
+    async fn deliver(
+        &self,
+        pod: &Arc<Pod>,
+        workload: &Arc<Workload>,
+        address: SocketAddr,
+    ) -> Result<Upstream, UpstreamError> {
+        let record = inbound::open(self.worker, workload, self.source, address, None, self.started);
+        let delivery = Delivery {
+            worker: self.worker,
+            pod,
+            workload,
+            source: None,
+            client: self.source,
+            destination: address,
+        };
+        match delivery.connect().await {
+            Ok(socket) => Ok(Upstream::Local(socket, Box::new(record))),
+            Err(error) => {
+                record.fail(error.outcome(), &error);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// To an enrolled pod of another node: its agent believes this one who the client is.
+    async fn tunnel(&self, workload: &Workload, address: SocketAddr) -> Result<Upstream, UpstreamError> {
+        let shared = &self.worker.shared;
+        let peer = Peer {
+            netns_cookie: self.entry.netns.cookie(),
+            source: shared.agent.clone(),
+            address: SocketAddr::new(address.ip(), mesh_common::abi::HBONE_PORT),
+            destination: workload.identity.clone(),
+        };
+        let tunnel = self.worker.pool.tunnel(
+            &peer,
+            &self.entry.netns,
+            &shared.certificates,
+            address,
+            self.source,
+            None,
+        );
+        let tunnel =
+            timeout(CONNECT_DEADLINE, tunnel).await.map_err(|_elapsed| UpstreamError::Timeout(address))?;
+        let (tunnel, lease) = tunnel.map_err(|source| UpstreamError::Tunnel { address, source })?;
+        Ok(Upstream::Tunnel(tunnel, lease))
+    }
+}
+
+/// Connects from the node's own namespace, as `client` where one is given: the application's `getpeername` says so.
+async fn dial(worker: &Worker, to: SocketAddr, client: Option<SocketAddr>) -> io::Result<TcpStream> {
+    let socket = tcp(to)?;
+    prepare(&socket)?;
+    let name = |client| {
+        let cookie = cookie(&socket)?;
+        worker.handles.presented.connecting(cookie, client).map_err(io::Error::other)
+    };
+    let _named = client.map(name).transpose()?;
+    TcpSocket::from_std_stream(socket.into()).connect(to).await
+}
