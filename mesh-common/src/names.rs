@@ -36,6 +36,8 @@ pub mod map {
     pub const STATE: &str = "STATE";
     /// Socket cookie → [`crate::abi::OpenFlow`].
     pub const OPEN_FLOWS: &str = "OPEN_FLOWS";
+    /// Socket cookie → [`crate::abi::OpenFlow`] of an MPTCP subflow that is about to connect.
+    pub const PENDING: &str = "PENDING";
     /// [`crate::abi::UdpPeerKey`] → [`crate::abi::UdpPeer`].
     pub const UDP_PEERS: &str = "UDP_PEERS";
     /// Socket cookie → [`crate::abi::UdpSocket`].
@@ -46,7 +48,7 @@ pub mod map {
     pub const COUNTERS: &str = "COUNTERS";
 
     /// Every map, in the order of the object.
-    pub const ALL: [&str; 20] = [
+    pub const ALL: [&str; 21] = [
         SERVICES,
         SLOTS,
         MEMBERS,
@@ -63,6 +65,7 @@ pub mod map {
         ADMITTED,
         STATE,
         OPEN_FLOWS,
+        PENDING,
         UDP_PEERS,
         UDP_SOCKETS,
         EVENTS,

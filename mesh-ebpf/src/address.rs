@@ -1,5 +1,7 @@
 //! Reading and writing the destination of a socket-address context.
 
+use aya_ebpf::bindings::bpf_sock;
+use aya_ebpf::helpers::bpf_skc_to_mptcp_sock;
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::abi::{Address, mapped};
 
@@ -122,4 +124,15 @@ pub(crate) const fn transport(kind: u32, protocol: u32) -> Option<u8> {
         (DGRAM, PROTO_UDP) => Some(mesh_common::abi::UDP),
         _ => None,
     }
+}
+
+/// Whether a socket is a subflow of an MPTCP connection: a socket that the kernel made, with a cookie of its own.
+#[inline(always)]
+pub(crate) fn is_mptcp(socket: *mut bpf_sock) -> bool {
+    if socket.is_null() {
+        return false;
+    }
+    // SAFETY: a socket of a context, not null.
+    let mptcp = unsafe { bpf_skc_to_mptcp_sock(socket.cast()) };
+    !mptcp.is_null()
 }

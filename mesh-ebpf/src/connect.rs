@@ -18,7 +18,7 @@ use mesh_common::pick;
 
 use crate::address::{self, Family, V4, V6};
 use crate::count::count;
-use crate::maps::{DESTINATIONS, OPEN_FLOWS, PODS, STATE};
+use crate::maps::{DESTINATIONS, OPEN_FLOWS, PENDING, PODS, STATE};
 use crate::service::{self, Found, now};
 use crate::udp;
 use crate::udp_peers::Peers;
@@ -156,7 +156,7 @@ fn to_service<F: Family>(
     F::set_address(ctx, choice.address);
     address::set_port(ctx, choice.port);
     if tcp {
-        watch(socket, asked, choice.address, choice.port, FLOW_SERVICE);
+        watch(ctx, socket, asked, choice.address, choice.port, FLOW_SERVICE);
     } else {
         Peers { cookie: socket.cookie, netns: socket.netns }.remember(asked, &choice);
     }
@@ -171,7 +171,7 @@ fn to_workload(ctx: &SockAddrContext, asked: &ServiceKey, state: &State, socket:
     match verdict {
         Verdict::Capture => return capture(ctx),
         Verdict::Refuse => count(Counter::StrictWithoutAgent),
-        _ => watch(socket, asked, &asked.address, asked.port, 0),
+        _ => watch(ctx, socket, asked, &asked.address, asked.port, 0),
     }
     verdict
 }
@@ -213,7 +213,14 @@ fn set_mark(ctx: &SockAddrContext, mut mark: u32) -> bool {
 /// Notes a direct connection, so that `sock_ops` reports it when it closes and the agent ends it when its backend goes.
 /// Fails open: a full map loses the record.
 #[inline(always)]
-fn watch(socket: Socket, asked: &ServiceKey, backend: &Address, port: u16, flags: u32) {
+fn watch(
+    ctx: &SockAddrContext,
+    socket: Socket,
+    asked: &ServiceKey,
+    backend: &Address,
+    port: u16,
+    flags: u32,
+) {
     let flow = OpenFlow {
         start_ns: now(),
         netns_cookie: socket.netns,
@@ -224,7 +231,14 @@ fn watch(socket: Socket, asked: &ServiceKey, backend: &Address, port: u16, flags
         pad: 0,
         backend: *backend,
     };
-    if OPEN_FLOWS.insert(&socket.cookie, &flow, 0).is_err() {
+    // SAFETY: sk is the full socket in these hooks.
+    let is_subflow = address::is_mptcp(unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk });
+    let noted = if is_subflow {
+        PENDING.insert(&socket.cookie, &flow, 0)
+    } else {
+        OPEN_FLOWS.insert(&socket.cookie, &flow, 0)
+    };
+    if noted.is_err() {
         count(Counter::FlowMapFull);
     }
 }

@@ -4,7 +4,7 @@
 //! table costs its buckets alone.
 
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SockHash};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockHash};
 use mesh_common::abi::{
     Address, Affinity, AffinityKey, COUNTERS as COUNTER_COUNT, Client, Destination, InboundMode, Member,
     MemberKey, OpenFlow, Pod, PodKey, PresentedKey, RangeKey, Reply, ReplyKey, Service, ServiceKey, Slot,
@@ -83,6 +83,11 @@ pub(crate) static STATE: Array<State> = Array::with_max_entries(1, 0);
 /// Written by connect, completed and deleted by `sock_ops` and `sock_release`: direct TCP connections that are open.
 #[map]
 pub(crate) static OPEN_FLOWS: HashMap<u64, OpenFlow> = HashMap::with_max_entries(131_072, NO_PREALLOC);
+
+/// Written by connect, moved to `OPEN_FLOWS` by `sock_ops` within the same system call: MPTCP subflows. One whose connect
+/// fails in between has no hook that would delete it; it gives way to newer ones.
+#[map]
+pub(crate) static PENDING: LruHashMap<u64, OpenFlow> = LruHashMap::with_max_entries(4_096, 0);
 
 /// Written by connect and sendmsg, read by recvmsg and getpeername, deleted by `sock_release`: two entries a service that
 /// a socket talks to.

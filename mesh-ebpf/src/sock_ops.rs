@@ -6,9 +6,7 @@ use aya_ebpf::bindings::{
     BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB,
     BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
 };
-use aya_ebpf::helpers::{
-    bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_skc_to_mptcp_sock,
-};
+use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use mesh_common::abi::{
@@ -18,8 +16,11 @@ use mesh_common::abi::{
 };
 use mesh_common::flow::{carried, state};
 
+use crate::address;
 use crate::count::count;
-use crate::maps::{ADMITTED, CLIENTS, EVENTS, EVENTS_SIZE, INBOUND_MODES, OPEN_FLOWS, PRESENTED, STATE};
+use crate::maps::{
+    ADMITTED, CLIENTS, EVENTS, EVENTS_SIZE, INBOUND_MODES, OPEN_FLOWS, PENDING, PRESENTED, STATE,
+};
 
 const AF_INET: u32 = 2;
 
@@ -58,6 +59,10 @@ fn flow(ctx: &SockOpsContext) -> Option<&'static mut OpenFlow> {
 /// anything, goes.
 #[inline(always)]
 fn begin(ctx: &SockOpsContext, admitted: bool) -> bool {
+    let mptcp = is_mptcp(ctx);
+    if mptcp {
+        take_up(ctx);
+    }
     let Some(flow) = flow(ctx) else { return false };
     let (own, peer) = addresses(ctx);
     if flow.backend != peer || flow.backend_port != peer_port(ctx) {
@@ -68,7 +73,7 @@ fn begin(ctx: &SockOpsContext, admitted: bool) -> bool {
     if admitted {
         flow.flags |= FLOW_ADMITTED;
     }
-    if flow.flags & FLOW_SERVICE != 0 && is_mptcp(ctx) {
+    if flow.flags & FLOW_SERVICE != 0 && mptcp {
         flow.flags |= FLOW_SHOWN;
         // getpeername is asked of the MPTCP socket, which has another cookie than its subflow.
         let asked = Client { receiver: 0, address: flow.asked.address, port: flow.asked.port, pad: [0; 3] };
@@ -79,14 +84,22 @@ fn begin(ctx: &SockOpsContext, admitted: bool) -> bool {
 
 #[inline(always)]
 fn is_mptcp(ctx: &SockOpsContext) -> bool {
-    // SAFETY: a valid context.
-    let socket = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
-    if socket.is_null() {
-        return false;
+    // SAFETY: a valid context; the field may be null.
+    address::is_mptcp(unsafe { (*ctx.ops).__bindgen_anon_2.sk })
+}
+
+/// Makes the note of an MPTCP subflow one like others, now that its SYN leaves.
+#[inline(always)]
+fn take_up(ctx: &SockOpsContext) {
+    let cookie = cookie(ctx);
+    // SAFETY: copied at once; nobody else has this socket's cookie.
+    if let Some(flow) = unsafe { PENDING.get(&cookie) }.copied() {
+        if OPEN_FLOWS.insert(&cookie, &flow, 0).is_err() {
+            count(Counter::FlowMapFull);
+        }
+        // It was there a moment ago.
+        let _ = PENDING.remove(&cookie);
     }
-    // SAFETY: a socket of the context, not null.
-    let mptcp = unsafe { bpf_skc_to_mptcp_sock(socket.cast()) };
-    !mptcp.is_null()
 }
 
 /// A process of the node itself connects to a pod of this node, before its SYN leaves: the pod's `sk_lookup` will let

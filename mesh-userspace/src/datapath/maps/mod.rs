@@ -150,7 +150,7 @@ impl MapReader {
             map::LISTENERS => self.listeners(limit),
             map::ADMITTED => self.with(name, limit, Tuple::fields, |by: &u32| decode::admitted(*by)),
             map::STATE => Ok(vec![(Fields::new(), self.state()?.fields())]),
-            map::OPEN_FLOWS => {
+            map::OPEN_FLOWS | map::PENDING => {
                 self.with(name, limit, |cookie: &u64| decode::cookie(*cookie), OpenFlow::fields)
             }
             map::UDP_PEERS => self.hash::<UdpPeerKey, UdpPeer>(name, limit),
