@@ -20,6 +20,8 @@ use crate::sockets::Reaper;
 
 /// How often pods that could not be enrolled, or were replaced, are looked at again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How often the affinities of clients that have not been seen for too long are deleted.
+const AFFINITY_SWEEP: Duration = Duration::from_secs(30);
 /// How often a pod is tested whose test connection did not arrive.
 const RETEST_FAILED: Duration = Duration::from_secs(10);
 /// How often one is tested whose did.
@@ -161,6 +163,7 @@ impl Controller {
     ) {
         let mut tick = tokio::time::interval(TICK);
         let mut retry = tokio::time::interval(RETRY);
+        let mut affinity = tokio::time::interval(AFFINITY_SWEEP);
         loop {
             let busy = !self.leaving.is_empty() || self.datapath.has_retired();
             tokio::select! {
@@ -194,6 +197,11 @@ impl Controller {
                 _ = tick.tick(), if busy => {
                     self.datapath.sweep();
                     self.finish_leaving();
+                }
+                _ = affinity.tick() => {
+                    if let Err(error) = self.datapath.sweep_affinity() {
+                        tracing::warn!(error = %chain(&error), "clients' affinities cannot be swept");
+                    }
                 }
                 _ = retry.tick() => {
                     self.end_replaced();

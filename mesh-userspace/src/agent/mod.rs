@@ -27,7 +27,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::claims::ClaimError;
 pub use self::config::{AgentConfig, Cli, Command, Places};
-pub use self::kube_proxy::{Bind, KubeProxyConfig, NodePortAddresses, Replacement};
+pub use self::kube_proxy::{Bind, KubeProxyConfig, Replacement};
 pub use self::outside::OutsideConfig;
 pub use self::report::needs;
 
@@ -169,7 +169,9 @@ pub fn uninstall(places: &Places) -> Result<(), AgentError> {
     }
     let _claims = Claims::of_uninstall(places)?;
     datapath::uninstall(&places.bpffs).map_err(AgentError::Datapath)?;
-    external::uninstall().map_err(AgentError::External)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(starting("the runtime"))?;
+    runtime.block_on(external::uninstall()).map_err(AgentError::External)?;
     for pod in node::uninstall(&places.state_dir).map_err(AgentError::Enrol)? {
         tracing::info!(%pod, "released");
     }
@@ -343,7 +345,9 @@ async fn start_controller(
         runtime.block_on(async {
             let snapshot = Arc::clone(&snapshots.borrow());
             let ended = Arc::default();
-            match controller(&config, &datapath, lifeline, &shared, &ended, &snapshot, snapshots.clone()) {
+            let controller =
+                controller(&config, &datapath, lifeline, &shared, &ended, &snapshot, snapshots.clone());
+            match Box::pin(controller).await {
                 Err(error) => drop(ready.send(Err(error))),
                 Ok((controller, events, counters)) => {
                     shared.telemetry.metrics().on_scrape(move |metrics| {
@@ -365,7 +369,7 @@ async fn start_controller(
     Ok((requests, maps))
 }
 
-fn controller(
+async fn controller(
     config: &AgentConfig,
     datapath: &DatapathConfig,
     lifeline: Lifeline,
@@ -394,7 +398,7 @@ fn controller(
         Some(outside::open(config, shared, snapshots)?)
     } else {
         // Another proxy serves them: what an agent in its place has laid must not stand in its way.
-        external::uninstall().map_err(AgentError::External)?;
+        external::uninstall().await.map_err(AgentError::External)?;
         None
     };
     let reaper = Reaper::start(

@@ -6,8 +6,8 @@ use clap::Args;
 use ipnet::IpNet;
 use tokio::sync::watch;
 
-use super::{AgentConfig, AgentError, NodePortAddresses};
-use crate::external::{self, External, ExternalConfig};
+use super::{AgentConfig, AgentError};
+use crate::external::{External, ExternalConfig};
 use crate::model::{Identity, NodeName, Snapshot, TrustDomain};
 use crate::proxy::Shared;
 
@@ -49,11 +49,7 @@ pub(super) fn open(
     let metrics = Arc::clone(shared.telemetry.metrics());
     let config = ExternalConfig {
         node: NodeName::new(config.node.as_str()),
-        node_ports: match &config.kube_proxy.nodeport_addresses {
-            NodePortAddresses::All => external::NodePortAddresses::All,
-            NodePortAddresses::Primary => external::NodePortAddresses::Primary,
-            NodePortAddresses::In(networks) => external::NodePortAddresses::In(networks.clone()),
-        },
+        node_ports: config.kube_proxy.nodeport_addresses.clone(),
         service_cidrs: config.outside.service_cidr.clone(),
         healthy: Arc::new(move || metrics.sync().health().in_time),
     };

@@ -37,7 +37,7 @@ use imbl::ordmap::DiffItem;
 use mesh_common::abi::{Address, Counter, InboundMode, LAYOUT_VERSION, Pod, PodKey, ServiceKey, mapped};
 use mesh_common::names::{map, program};
 
-pub use self::affinity::AffinityHandle;
+pub use self::affinity::{Affinities, Stay, Stayer};
 pub use self::attach::Attachment;
 pub use self::bpf::LinkInfo;
 pub use self::deliveries::{Admitted, Deliveries};
@@ -45,7 +45,7 @@ pub use self::error::DatapathError;
 pub use self::events::{DirectFlow, FlowEvents};
 pub use self::liveness::Lifeline;
 pub use self::open_sockets::{OpenSocket, OpenSockets};
-pub use self::presented::{Affinities, Connecting, Presented, Stay};
+pub use self::presented::{Connecting, Presented};
 pub use self::sets::BackendCount;
 pub use self::sizes::MapSizes;
 
@@ -265,17 +265,6 @@ impl Datapath {
     /// Entries of the maps that the agent alone writes.
     pub fn entries(&self) -> Vec<(&'static str, usize)> {
         self.services.entries()
-    }
-
-    /// Deletes the affinity entries that have timed out or whose service is gone; walks the whole map.
-    pub fn sweep_affinity(&self) -> Result<(), DatapathError> {
-        affinity::sweep(object::reopen(&self.pins, map::AFFINITY)?, &self.services.affinity_timeouts());
-        Ok(())
-    }
-
-    /// A handle on the clients that stay with a backend.
-    pub fn affinity(&self) -> Result<AffinityHandle, DatapathError> {
-        object::reopen(&self.pins, map::AFFINITY).map(AffinityHandle::new)
     }
 
     /// Whether [`Self::sweep`] has work.

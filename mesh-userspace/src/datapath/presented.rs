@@ -1,21 +1,17 @@
-//! Clients from outside, as the applications of this node are to see them; and the backends that such clients stay with.
+//! Clients from outside, as the applications of this node are to see them.
 //!
 //! Written by the agent, read by the hooks: a connection of the agent's to an application of this node carries the name of
 //! the client that it stands in for. TCP is named by the socket's cookie while it connects, and the kernel keeps the name
 //! for as long as the connection lasts; a UDP flow is named by the agent's socket for as long as the agent says.
 
 use std::cell::RefCell;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use aya::maps::{HashMap as KernelMap, MapData};
-use mesh_common::abi::{
-    ANY_V4, ANY_V6, Client, PresentedKey, Reply, ReplyKey, SCOPE_ADDRESS, SCOPE_NODE_PORT, Service,
-    ServiceKey, UDP,
-};
+use mesh_common::abi::{Client, PresentedKey, Reply, ReplyKey, UDP};
 use mesh_common::names::map;
 
-use super::{AffinityHandle, Datapath, DatapathError, address_of, object};
-use crate::model::Frontend;
+use super::{Datapath, DatapathError, address_of, object};
 
 /// One thread's handle on `CLIENTS`, `PRESENTED` and `REPLIES`.
 pub struct Presented {
@@ -32,11 +28,6 @@ impl Datapath {
             shown: RefCell::new(object::reopen(&self.pins, map::PRESENTED)?),
             replies: RefCell::new(object::reopen(&self.pins, map::REPLIES)?),
         })
-    }
-
-    /// A handle for a thread that asks where clients from outside are to stay.
-    pub fn affinities(&self) -> Result<Affinities, DatapathError> {
-        Ok(Affinities { services: object::reopen(&self.pins, map::SERVICES)?, kept: self.affinity()? })
     }
 }
 
@@ -115,45 +106,5 @@ fn flow(source: SocketAddr) -> PresentedKey {
         own_port: 0,
         protocol: UDP,
         pad: [0; 3],
-    }
-}
-
-/// A thread's handle on the clients that stay with a backend, and on `SERVICES`, which says under which number.
-pub struct Affinities {
-    services: KernelMap<MapData, ServiceKey, Service>,
-    kept: AffinityHandle,
-}
-
-impl Affinities {
-    /// The place of a client that asked for `frontend`; `None` where nobody is kept.
-    pub fn of(&self, frontend: Frontend, client: SocketAddr) -> Option<Stay<'_>> {
-        // A node port's clients are kept by family.
-        let any = if client.is_ipv4() { ANY_V4 } else { ANY_V6 };
-        let (address, scope) = match frontend.address {
-            Some(address) => (address_of(address), SCOPE_ADDRESS),
-            None => (any, SCOPE_NODE_PORT),
-        };
-        let key = ServiceKey { address, port: frontend.port, protocol: frontend.protocol.number(), scope };
-        let service = self.services.get(&key, 0).ok().filter(|service| service.affinity_seconds > 0)?;
-        Some(Stay { kept: &self.kept, service, client: client.ip() })
-    }
-}
-
-/// One client's place with one service.
-pub struct Stay<'a> {
-    kept: &'a AffinityHandle,
-    service: Service,
-    client: IpAddr,
-}
-
-impl Stay<'_> {
-    /// The backend that it was last sent to, unless that is too long ago.
-    pub fn backend(&self) -> Option<SocketAddr> {
-        self.kept.kept(&self.service, self.client)
-    }
-
-    /// It is sent to this one, now.
-    pub fn keep(&self, backend: SocketAddr) -> Result<(), DatapathError> {
-        self.kept.keep(&self.service, self.client, backend)
     }
 }

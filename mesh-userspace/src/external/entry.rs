@@ -10,7 +10,6 @@ use nix::sys::resource::{Resource, getrlimit};
 use tokio::sync::watch;
 
 use super::addresses::NodeAddresses;
-use super::ask::is_pod_of;
 use super::udp::Flow;
 use crate::model::{Endpoint, NodeName, Snapshot, Workload};
 use crate::node::NetNs;
@@ -99,4 +98,9 @@ impl Drop for Admitted {
     fn drop(&mut self) {
         self.0.connections.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// Whether a client is a pod of this node.
+pub(crate) fn is_pod_of(snapshot: &Snapshot, node: &NodeName, client: SocketAddr) -> bool {
+    snapshot.workload_at(client.ip()).is_some_and(|workload| workload.is_on(node))
 }

@@ -12,7 +12,6 @@
 //! [`uninstall`].
 
 mod addresses;
-mod ask;
 mod demand;
 mod entry;
 mod follow;
@@ -177,6 +176,6 @@ impl Drop for External {
 }
 
 /// Leaves nothing of an agent in the node's namespace: for `meshd uninstall`.
-pub fn uninstall() -> Result<(), ExternalError> {
-    routes::remove_all().map_err(failed("remove routes"))
+pub async fn uninstall() -> Result<(), ExternalError> {
+    routes::remove_all().await.map_err(failed("remove routes"))
 }

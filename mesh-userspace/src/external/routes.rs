@@ -72,16 +72,13 @@ impl LocalRoutes {
 }
 
 /// Removes every route that an agent has left in this thread's namespace: for `meshd uninstall`.
-pub(super) fn remove_all() -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let (connection, handle, _) = rtnetlink::new_connection()?;
-        let connection = tokio::spawn(connection);
-        let mut routes = LocalRoutes::open(handle).await?;
-        let errors = routes.set(&BTreeSet::new()).await;
-        connection.abort();
-        errors.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
-    })
+pub(super) async fn remove_all() -> io::Result<()> {
+    let (connection, handle, _) = rtnetlink::new_connection()?;
+    let connection = tokio::spawn(connection);
+    let mut routes = LocalRoutes::open(handle).await?;
+    let errors = routes.set(&BTreeSet::new()).await;
+    connection.abort();
+    errors.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
 }
 
 fn route(network: IpNet) -> RouteMessage {

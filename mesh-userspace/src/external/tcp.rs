@@ -12,11 +12,12 @@ use tokio::io::Interest;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout};
 
-use super::ask::Ask;
 use super::entry::Entry;
 use super::listeners::watch;
+use crate::datapath::{Stay, Stayer};
 use crate::model::{Endpoint, Protocol, Snapshot, Workload};
 use crate::proxy::Pod;
+use crate::proxy::ask::Ask;
 use crate::proxy::hbone::Peer;
 use crate::proxy::inbound::{self, Delivery, DeliveryError};
 use crate::proxy::outbound::{
@@ -113,8 +114,11 @@ impl<'a> Attempt<'a> {
     /// the number of tries; `None` where all have failed.
     async fn connect_any(&self) -> Option<(Upstream, ConnectionRecord, SocketAddr)> {
         let affinity = self.ask.service.affinity_seconds;
-        let stay = affinity.and_then(|_| self.worker.handles.affinities.of(self.ask.frontend, self.source));
-        let kept = stay.as_ref().and_then(crate::datapath::Stay::backend);
+        let stay = affinity.and_then(|_| {
+            let stayer = Stayer::Address(self.source.ip());
+            self.worker.handles.affinities.of(self.ask.frontend, self.asked.is_ipv4(), stayer)
+        });
+        let kept = stay.as_ref().and_then(Stay::backend);
         let mut failed = Vec::new();
         loop {
             let Some(endpoint) = self.ask.endpoint(kept, fastrand::u64(..), &failed) else {

@@ -22,11 +22,12 @@ use socket2::{Domain, Protocol as SocketProtocol, Socket, Type};
 use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, sleep_until};
 
-use super::ask::Ask;
 use super::entry::{Entry, FlowKey};
 use super::listeners::watch;
 use crate::datapath::Stay;
+use crate::datapath::Stayer;
 use crate::model::{Protocol, Snapshot};
+use crate::proxy::ask::Ask;
 use crate::proxy::copy::with_scratch;
 use crate::proxy::outbound::canonical;
 use crate::proxy::worker::{Handles, Worker};
@@ -183,7 +184,10 @@ fn open(worker: &Worker, entry: &Entry, key: FlowKey) -> Result<Flow, FlowError>
     let snapshot = worker.shared.snapshot.load();
     let ask = resolve(entry, &snapshot, key).ok_or(FlowError::NoService(asked))?;
     let kept = ask.service.affinity_seconds;
-    let stay = kept.and_then(|_| worker.handles.affinities.of(ask.frontend, canonical(client)));
+    let stay = kept.and_then(|_| {
+        let client = canonical(client);
+        worker.handles.affinities.of(ask.frontend, client.is_ipv4(), Stayer::Address(client.ip()))
+    });
     let endpoint = ask.endpoint(stay.as_ref().and_then(Stay::backend), fastrand::u64(..), &[]);
     let endpoint = endpoint.ok_or_else(|| FlowError::NoEndpoint(ask.service.name.to_string()))?;
     let failed = |operation| move |source| FlowError::Socket { operation, source };

@@ -4,6 +4,7 @@
 //! strict is never answered with plaintext; every wait has a deadline; nothing that a peer sends ends the agent. Who is
 //! enrolled is `node`'s business, what the mesh is the model's.
 
+pub(crate) mod ask;
 mod canary;
 pub(crate) mod carried;
 pub(crate) mod copy;

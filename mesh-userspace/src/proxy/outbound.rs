@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
+use super::ask::Ask;
 use super::copy::{SocketIs, tcp_to_tcp, tcp_to_tunnel};
 use super::hbone::Peer;
 use super::hbone::client::ClientError;
@@ -16,7 +17,8 @@ use super::record::{party, service_at};
 use super::route::{self, Destination, Transport};
 use super::worker::Worker;
 use super::{Pod, hbone, upstream};
-use crate::model::{Mode, Snapshot, Workload};
+use crate::datapath::{Stay, Stayer};
+use crate::model::{Mode, Service, Snapshot, Workload};
 use crate::socket::reset_on_close;
 use crate::telemetry::{ConnectionRecord, Direction, OpenedConnection, Outcome, Reporter, Security};
 
@@ -45,6 +47,8 @@ pub(crate) enum UpstreamError {
     Delivery(#[from] inbound::DeliveryError),
     #[error("{0} has no endpoint")]
     NoEndpoint(String),
+    #[error("the client is in none of the source ranges of {0}")]
+    OutOfRange(String),
 }
 
 impl UpstreamError {
@@ -53,6 +57,7 @@ impl UpstreamError {
             Self::Connect { .. } => Outcome::ConnectFailed,
             Self::Timeout(_) => Outcome::ConnectTimeout,
             Self::NoEndpoint(_) => Outcome::NoEndpoint,
+            Self::OutOfRange(_) => Outcome::RefusedPolicy,
             Self::Delivery(error) => error.outcome(),
             Self::Tunnel { source, .. } => match source {
                 ClientError::Tls(_) => Outcome::TlsFailed,
@@ -73,7 +78,7 @@ impl UpstreamError {
             Self::Connect { .. } | Self::Timeout(_) => true,
             Self::Tunnel { source, .. } => source.is_retryable(),
             Self::Delivery(error) => error.is_retryable(),
-            Self::NoEndpoint(_) => false,
+            Self::NoEndpoint(_) | Self::OutOfRange(_) => false,
         }
     }
 }
@@ -140,22 +145,35 @@ struct Attempt<'a> {
     started: Instant,
 }
 
-impl Attempt<'_> {
+impl<'a> Attempt<'a> {
     /// Connects to an endpoint, to another where one fails and nothing of the client's has been sent. One record, whatever
     /// the number of tries; `None` where all have failed.
     /// The endpoint's address is there where a service led to it.
     async fn connect_any(&self) -> Option<(Upstream, ConnectionRecord, Option<SocketAddr>)> {
+        let ask = route::ask(self.snapshot, self.asked);
+        if let Some(ask) = ask.as_ref().filter(|ask| !ask.admits(self.source.ip())) {
+            self.fail_service(ask.service, &UpstreamError::OutOfRange(ask.service.name.to_string()));
+            return None;
+        }
+        let stay = ask.as_ref().and_then(|ask| self.stay(ask));
+        let stays = stay.as_ref().and_then(Stay::backend);
         let mut failed = Vec::new();
         loop {
-            let destination = match route::pick(self.snapshot, self.asked, fastrand::u64(..), &failed) {
+            let random = fastrand::u64(..);
+            let picked = route::pick(self.snapshot, ask.as_ref(), self.asked, stays, random, &failed);
+            let destination = match picked {
                 Ok(destination) => destination,
                 Err(none) => {
-                    self.no_endpoint(&none);
+                    let error = UpstreamError::NoEndpoint(none.service.name.to_string());
+                    self.fail_service(&none.service, &error);
                     return None;
                 }
             };
             let error = match self.connect(&destination).await {
                 Ok(upstream) => {
+                    if let Some(Err(error)) = stay.map(|stay| stay.keep(destination.address)) {
+                        tracing::debug!(%error, src.addr = %self.source, "client's affinity not kept");
+                    }
                     let record = self.open(&destination, upstream.security());
                     let endpoint = destination.service.is_some().then_some(destination.address);
                     return Some((upstream, record, endpoint));
@@ -170,7 +188,7 @@ impl Attempt<'_> {
             let again = error.is_retryable()
                 && destination.service.is_some()
                 && failed.len() + 1 < TRIES
-                && self.has_other(&failed, destination.address);
+                && self.has_other(ask.as_ref(), &failed, destination.address);
             tracing::debug!(%error, orig_dst = %self.asked, dst.addr = %destination.address, again, "upstream failed");
             if !again {
                 self.open(&destination, Security::Unknown).fail(error.outcome(), &error);
@@ -180,17 +198,23 @@ impl Attempt<'_> {
         }
     }
 
-    fn has_other(&self, failed: &[SocketAddr], last: SocketAddr) -> bool {
-        let mut avoid = failed.to_vec();
-        avoid.push(last);
-        route::pick(self.snapshot, self.asked, 0, &avoid).is_ok()
+    /// Where the pod stays with an endpoint of the service (`sessionAffinity`), as the kernel keeps it too.
+    fn stay(&self, ask: &Ask<'_>) -> Option<Stay<'a>> {
+        ask.service.affinity_seconds?;
+        let stayer = Stayer::Netns(self.pod.netns().cookie());
+        self.worker.handles.affinities.of(ask.frontend, self.asked.is_ipv4(), stayer)
     }
 
-    fn no_endpoint(&self, none: &route::NoEndpoint) {
+    fn has_other(&self, ask: Option<&Ask<'_>>, failed: &[SocketAddr], last: SocketAddr) -> bool {
+        let mut avoid = failed.to_vec();
+        avoid.push(last);
+        route::pick(self.snapshot, ask, self.asked, None, 0, &avoid).is_ok()
+    }
+
+    fn fail_service(&self, service: &Arc<Service>, error: &UpstreamError) {
         let destination =
-            Destination { address: self.asked, workload: None, service: Some(Arc::clone(&none.service)) };
-        let error = UpstreamError::NoEndpoint(none.service.name.to_string());
-        self.open(&destination, Security::Unknown).fail(Outcome::NoEndpoint, &error);
+            Destination { address: self.asked, workload: None, service: Some(Arc::clone(service)) };
+        self.open(&destination, Security::Unknown).fail(error.outcome(), error);
     }
 
     fn open(&self, destination: &Destination, security: Security) -> ConnectionRecord {

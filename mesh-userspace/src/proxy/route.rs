@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::ask::Ask;
 use crate::model::{BackendSet, Endpoint, Mode, Protocol, Service, Snapshot, Workload};
 
 /// Where to.
@@ -44,21 +45,31 @@ pub(super) struct NoEndpoint {
     pub(super) service: Arc<Service>,
 }
 
-/// Picks where a connection to `asked` goes; `avoid` are endpoints that have just failed.
+/// What a pod of this node asked for, where that is a service. An address of a workload is nobody's node port.
+pub(super) fn ask(snapshot: &Snapshot, asked: SocketAddr) -> Option<Ask<'_>> {
+    let ask = Ask::resolve(snapshot, asked, Protocol::Tcp, true)?;
+    (ask.frontend.address.is_some() || snapshot.workload_at(asked.ip()).is_none()).then_some(ask)
+}
+
+/// Picks where a connection to `asked` goes; `avoid` are endpoints that have just failed, `stays` is the one that the
+/// client is to be sent to while it serves.
 pub(super) fn pick(
     snapshot: &Snapshot,
+    ask: Option<&Ask<'_>>,
     asked: SocketAddr,
+    stays: Option<SocketAddr>,
     random: u64,
     avoid: &[SocketAddr],
 ) -> Result<Destination, NoEndpoint> {
-    let Some((service, port)) = snapshot.service_at(asked, Protocol::Tcp) else {
+    let Some(ask) = ask else {
         let workload = snapshot.workload_at(asked.ip()).cloned();
         return Ok(Destination { address: asked, workload, service: None });
     };
-    let picked = draw(port.route.backends(asked.ip()), random, avoid);
-    let Some(endpoint) = picked else { return Err(NoEndpoint { service: Arc::clone(service) }) };
+    let Some(endpoint) = ask.endpoint(stays, random, avoid) else {
+        return Err(NoEndpoint { service: Arc::clone(ask.service) });
+    };
     let workload = endpoint.workload.as_ref().and_then(|uid| snapshot.workloads.get(uid)).cloned();
-    Ok(Destination { address: endpoint.address, workload, service: Some(Arc::clone(service)) })
+    Ok(Destination { address: endpoint.address, workload, service: Some(Arc::clone(ask.service)) })
 }
 
 /// An endpoint of the set, by weight; another of those that are not to be avoided where it is one of these.
@@ -90,6 +101,15 @@ mod tests {
         snapshot
     }
 
+    fn picked(
+        snapshot: &Snapshot,
+        asked: SocketAddr,
+        random: u64,
+        avoid: &[SocketAddr],
+    ) -> Result<Destination, NoEndpoint> {
+        pick(snapshot, ask(snapshot, asked).as_ref(), asked, None, random, avoid)
+    }
+
     fn asked() -> SocketAddr {
         "10.96.0.1:9080".parse().unwrap()
     }
@@ -99,21 +119,24 @@ mod tests {
         let snapshot = snapshot(&["10.0.0.1:80", "10.0.0.2:80"]);
         let failed = ["10.0.0.1:80".parse().unwrap()];
         for random in (0..64).map(|n: u64| n << 58) {
-            assert_eq!(pick(&snapshot, asked(), random, &failed).unwrap().address.to_string(), "10.0.0.2:80");
+            assert_eq!(
+                picked(&snapshot, asked(), random, &failed).unwrap().address.to_string(),
+                "10.0.0.2:80"
+            );
         }
     }
 
     #[test]
     fn nothing_left_is_no_endpoint() {
         let failed = ["10.0.0.1:80".parse().unwrap()];
-        assert!(pick(&snapshot(&["10.0.0.1:80"]), asked(), 1, &failed).is_err());
-        assert!(pick(&snapshot(&[]), asked(), 1, &[]).is_err());
+        assert!(picked(&snapshot(&["10.0.0.1:80"]), asked(), 1, &failed).is_err());
+        assert!(picked(&snapshot(&[]), asked(), 1, &[]).is_err());
     }
 
     #[test]
     fn what_is_no_service_goes_where_it_was_sent() {
-        let elsewhere = "10.9.9.9:80".parse().unwrap();
-        let destination = pick(&snapshot(&["10.0.0.1:80"]), elsewhere, 1, &[]).unwrap();
+        let elsewhere: SocketAddr = "10.9.9.9:80".parse().unwrap();
+        let destination = picked(&snapshot(&["10.0.0.1:80"]), elsewhere, 1, &[]).unwrap();
         assert_eq!((destination.address, destination.transport()), (elsewhere, Transport::Plain));
     }
 }

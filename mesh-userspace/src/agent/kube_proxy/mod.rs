@@ -9,11 +9,11 @@ use std::net::SocketAddr;
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
-use ipnet::IpNet;
 
 pub(super) use self::ports::ProxyPorts;
 
 use crate::datapath::MapSizes;
+use crate::external::NodePortAddresses;
 
 /// Whether services are this agent's business.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -95,18 +95,6 @@ impl KubeProxyConfig {
             }
         }
     }
-}
-
-/// The node's addresses that node ports are served on.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum NodePortAddresses {
-    /// All of them.
-    #[default]
-    All,
-    /// Those that the Node object names.
-    Primary,
-    /// Those in one of these networks.
-    In(Vec<IpNet>),
 }
 
 impl FromStr for NodePortAddresses {

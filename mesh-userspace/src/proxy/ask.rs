@@ -1,29 +1,28 @@
-//! What a client from outside asked for, and which endpoint it is given: pure functions of the snapshot.
+//! What a client asked for by a service's address or a node port, and which endpoint it is given: pure functions of the
+//! snapshot, for enrolled pods and for clients from outside.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crate::model::{
-    BackendSet, Endpoint, Frontend, NodeName, Protocol, Service, ServicePort, Snapshot, TrafficPolicy,
-};
-use crate::proxy::route;
+use super::route;
+use crate::model::{BackendSet, Endpoint, Frontend, Protocol, Service, ServicePort, Snapshot, TrafficPolicy};
 
 /// What was asked for.
-pub(super) struct Ask<'a> {
+pub(crate) struct Ask<'a> {
     /// What the kernel and the model know it by.
-    pub(super) frontend: Frontend,
+    pub(crate) frontend: Frontend,
     /// The service.
-    pub(super) service: &'a Arc<Service>,
+    pub(crate) service: &'a Arc<Service>,
     /// Its port.
-    pub(super) port: &'a ServicePort,
+    pub(crate) port: &'a ServicePort,
     /// The endpoints that may be given.
-    pub(super) set: &'a BackendSet,
+    pub(crate) set: &'a BackendSet,
 }
 
 impl<'a> Ask<'a> {
     /// What `asked` belongs to. `is_local` says that the client is on this node: for those `externalTrafficPolicy` is
     /// Cluster, as with kube-proxy.
-    pub(super) fn resolve(
+    pub(crate) fn resolve(
         snapshot: &'a Snapshot,
         asked: SocketAddr,
         protocol: Protocol,
@@ -41,9 +40,17 @@ impl<'a> Ask<'a> {
         Some(Self { frontend, service, port, set: port.route(policy).backends(asked.ip()) })
     }
 
+    /// Whether a client with this address may come to what was asked for (`loadBalancerSourceRanges`).
+    pub(crate) fn admits(&self, client: IpAddr) -> bool {
+        let external = &self.service.external;
+        let is_balancer = self.frontend.address.is_some_and(|asked| external.load_balancer.contains(&asked));
+        let ranges = &external.source_ranges;
+        !is_balancer || ranges.is_empty() || ranges.iter().any(|range| range.contains(&client))
+    }
+
     /// The endpoint that a client is given: the one that it stays with, otherwise by weight; none of `avoid`, which have
     /// just failed.
-    pub(super) fn endpoint(
+    pub(crate) fn endpoint(
         &self,
         stays: Option<SocketAddr>,
         random: u64,
@@ -54,15 +61,10 @@ impl<'a> Ask<'a> {
     }
 
     /// The endpoint with this address, if it may be given.
-    pub(super) fn member(&self, address: SocketAddr) -> Option<&'a Endpoint> {
+    pub(crate) fn member(&self, address: SocketAddr) -> Option<&'a Endpoint> {
         let mut endpoints = self.set.backends().iter().filter_map(|backend| backend.endpoint.as_ref());
         endpoints.find(|endpoint| endpoint.address == address)
     }
-}
-
-/// Whether a client is a pod of this node.
-pub(super) fn is_pod_of(snapshot: &Snapshot, node: &NodeName, client: SocketAddr) -> bool {
-    snapshot.workload_at(client.ip()).is_some_and(|workload| workload.is_on(node))
 }
 
 #[cfg(test)]
@@ -130,6 +132,24 @@ mod tests {
             ("172.30.0.1:30080", false, 2),
         ] {
             assert_eq!(members(&snapshot_inside, asked, is_local), Some(count), "{asked} {is_local}");
+        }
+    }
+
+    #[test]
+    fn source_ranges_are_for_the_load_balancers_addresses() {
+        let mut snapshot = snapshot(TrafficPolicy::Cluster, TrafficPolicy::Cluster);
+        let mut service = Service::clone(snapshot.frontends.values().next().unwrap());
+        service.external.source_ranges = vec!["192.0.2.0/24".parse().unwrap()];
+        let service = Arc::new(service);
+        snapshot.frontends.extend(service.frontends().map(|frontend| (frontend, Arc::clone(&service))));
+        for (asked, client, admitted) in [
+            ("203.0.113.1:80", "192.0.2.7", true),
+            ("203.0.113.1:80", "10.0.0.9", false),
+            ("198.51.100.1:80", "10.0.0.9", true),
+            ("10.96.0.1:80", "10.0.0.9", true),
+        ] {
+            let ask = Ask::resolve(&snapshot, asked.parse().unwrap(), Protocol::Tcp, true).unwrap();
+            assert_eq!(ask.admits(client.parse().unwrap()), admitted, "{asked} {client}");
         }
     }
 
