@@ -105,8 +105,62 @@ pub struct Service {
     pub affinity_id: u32,
     /// How long a client stays with its backend after it was last seen, in seconds; 0: no affinity.
     pub affinity_seconds: u32,
+    /// Ties the value to its key ([`Service::sealed`]).
+    pub seal: u32,
 }
-abi!(Service, 24);
+abi!(Service, 28);
+
+/// A [`Service`] as words.
+pub const SERVICE_WORDS: usize = size_of::<Service>() / 4;
+
+impl Service {
+    /// The value with its seal for a key.
+    ///
+    /// Since Linux 6.1 a hash map without preallocation gives the memory of a replaced element to the next one at once: a
+    /// program that is reading it may see parts of another service. It copies the value and looks at the seal.
+    #[must_use]
+    #[inline(always)]
+    pub const fn sealed(mut self, key: &ServiceKey) -> Self {
+        self.seal = self.seal_for(key);
+        self
+    }
+
+    /// Whether this is, whole, a value that was written under the key.
+    #[inline(always)]
+    pub const fn is_of(&self, key: &ServiceKey) -> bool {
+        self.seal == self.seal_for(key)
+    }
+
+    #[inline(always)]
+    const fn seal_for(&self, key: &ServiceKey) -> u32 {
+        let (words, _) = key.address.as_chunks::<4>();
+        let rest = (key.port as u32) << 16 | (key.protocol as u32) << 8 | key.scope as u32;
+        let mut seal = mix(0x6d65_7368, u32::from_ne_bytes(words[0]));
+        seal = mix(seal, u32::from_ne_bytes(words[1]));
+        seal = mix(seal, u32::from_ne_bytes(words[2]));
+        seal = mix(seal, u32::from_ne_bytes(words[3]));
+        seal = mix(seal, rest);
+        seal = mix(seal, self.id);
+        seal = mix(seal, self.generation);
+        seal = mix(seal, self.slots);
+        seal = mix(seal, self.flags);
+        seal = mix(seal, self.affinity_id);
+        mix(seal, self.affinity_seconds)
+    }
+
+    /// From its words, in the order of the fields.
+    #[inline(always)]
+    pub const fn from_words(words: [u32; SERVICE_WORDS]) -> Self {
+        let [id, generation, slots, flags, affinity_id, affinity_seconds, seal] = words;
+        Self { id, generation, slots, flags, affinity_id, affinity_seconds, seal }
+    }
+}
+
+/// One step of a multiplicative hash (Fibonacci hashing).
+#[inline(always)]
+const fn mix(seal: u32, word: u32) -> u32 {
+    (seal ^ word).wrapping_mul(0x9e37_79b1).rotate_left(13)
+}
 
 /// Key of `SLOTS`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -722,6 +776,20 @@ mod tests {
         for (index, counter) in Counter::ALL.iter().enumerate() {
             assert_eq!(*counter as usize, index, "{}", counter.name());
         }
+    }
+
+    #[test]
+    fn a_value_is_told_from_parts_of_two() {
+        let key = |last| ServiceKey { address: mapped([10, 96, 0, last]), port: 80, protocol: TCP, scope: 0 };
+        let value = |id, generation| {
+            let rest = Service::from_words([id, generation, 2, 0, 7, 0, 0]);
+            rest.sealed(&key(1))
+        };
+        let (one, other) = (value(1, 5), value(2, 9));
+        assert!(one.is_of(&key(1)) && other.is_of(&key(1)));
+        assert!(!one.is_of(&key(2)));
+        assert!(!Service { generation: other.generation, ..one }.is_of(&key(1)));
+        assert!(!Service { slots: 3, ..one }.is_of(&key(1)));
     }
 
     #[test]

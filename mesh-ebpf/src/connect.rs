@@ -87,7 +87,7 @@ fn try_connect<F: Family>(ctx: &SockAddrContext) -> Verdict {
     }
     let socket = Socket { cookie, netns, enrolled };
     match service::find(ctx, &asked, state) {
-        Found::Service(service) => to_service::<F>(ctx, &asked, service, state, socket),
+        Found::Service(service) => to_service::<F>(ctx, &asked, &service, state, socket),
         Found::ClosedPort => {
             count(Counter::NoSuchPort);
             Verdict::Refuse

@@ -1,7 +1,9 @@
 //! The maps, and nothing else. All are pinned by the agent under the layout's folder.
 //!
-//! Hash maps are not preallocated: an element is replaced as a whole (readers see the old or the new one), and an empty
-//! table costs its buckets alone.
+//! Hash maps are not preallocated: an empty table costs its buckets alone. An element is replaced by another, and the memory
+//! of the one before may serve a new element at once (since Linux 6.1) while a program still reads it; it stays memory of
+//! the map. So what is read is copied at once, or it belongs to the socket whose hook it is, or its users are told by a
+//! grace period (`SLOTS`, `MEMBERS`), or it bears a seal (`SERVICES`).
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockHash};

@@ -15,7 +15,8 @@ use mesh_common::abi::{
 
 use crate::count::count;
 use crate::lookup::{DROP, PASS, addresses};
-use crate::maps::{ADDRESSES, LISTENERS, RANGES, SERVICES, STATE};
+use crate::maps::{ADDRESSES, LISTENERS, RANGES, STATE};
+use crate::service;
 
 /// Length of a [`RangeKey`] in bits.
 const WHOLE_KEY: u32 = RANGE_KEY_BITS + 128;
@@ -41,7 +42,7 @@ fn mesh_node_lookup(ctx: SkLookupContext) -> u32 {
         }
         return PASS;
     };
-    if service.flags & SERVICE_RANGES != 0 && !is_in_range(service, remote) {
+    if service.flags & SERVICE_RANGES != 0 && !is_in_range(&service, remote) {
         count(Counter::LookupOutOfRange);
         return DROP;
     }
@@ -53,16 +54,14 @@ fn mesh_node_lookup(ctx: SkLookupContext) -> u32 {
 }
 
 #[inline(always)]
-fn service(key: &ServiceKey, bits: u32) -> Option<&'static Service> {
-    // SAFETY: not preallocated: freed only after this program has run.
-    if let Some(service) = unsafe { SERVICES.get(key) } {
+fn service(key: &ServiceKey, bits: u32) -> Option<Service> {
+    if let Some(service) = service::read(key) {
         return Some(service);
     }
     if bits & ADDRESS_NODE_PORTS == 0 {
         return None;
     }
-    // SAFETY: as above.
-    unsafe { SERVICES.get(key.node_port()) }
+    service::read(&key.node_port())
 }
 
 #[inline(always)]

@@ -10,7 +10,7 @@ use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_ktime_get_ns};
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::abi::{
     ADDRESS_CLUSTER, ADDRESS_LOCAL, ADDRESS_LOOPBACK, ADDRESS_NODE_PORTS, Address, Affinity, AffinityKey,
-    BACKEND_NONE, Counter, Member, MemberKey, Service, ServiceKey, Slot, SlotKey, State,
+    BACKEND_NONE, Counter, Member, MemberKey, SERVICE_WORDS, Service, ServiceKey, Slot, SlotKey, State,
 };
 use mesh_common::{affinity, pick};
 
@@ -20,7 +20,7 @@ use crate::maps::{ADDRESSES, AFFINITY, MEMBERS, SERVICES, SLOTS};
 /// What a destination is.
 pub(crate) enum Found {
     /// A port of a service.
-    Service(&'static Service),
+    Service(Service),
     /// A port that no service has, of a cluster address.
     ClosedPort,
     /// None of ours.
@@ -40,19 +40,38 @@ pub(crate) struct Choice {
 /// The service behind a destination: its own port first, then the node port where the address takes those.
 #[inline(always)]
 pub(crate) fn find(ctx: &SockAddrContext, asked: &ServiceKey, state: &State) -> Found {
-    // SAFETY: not preallocated: freed only after this program has run.
-    if let Some(service) = unsafe { SERVICES.get(asked) } {
+    if let Some(service) = read(asked) {
         return Found::Service(service);
     }
     // SAFETY: not preallocated, copied at once.
     let Some(bits) = (unsafe { ADDRESSES.get(&asked.address) }).copied() else { return Found::Nothing };
-    if bits & ADDRESS_NODE_PORTS != 0 || (bits & ADDRESS_LOOPBACK != 0 && is_in_node(ctx, state)) {
-        // SAFETY: as above.
-        if let Some(service) = unsafe { SERVICES.get(&asked.node_port()) } {
-            return Found::Service(service);
-        }
+    let takes = bits & ADDRESS_NODE_PORTS != 0 || (bits & ADDRESS_LOOPBACK != 0 && is_in_node(ctx, state));
+    if takes && let Some(service) = read(&asked.node_port()) {
+        return Found::Service(service);
     }
     if bits & ADDRESS_CLUSTER != 0 && bits & ADDRESS_LOCAL == 0 { Found::ClosedPort } else { Found::Nothing }
+}
+
+/// The value under a key, whole: the element may be given to another service while it is read ([`Service::sealed`]).
+/// Twice in a row it is refused and counted.
+#[inline(always)]
+pub(crate) fn read(key: &ServiceKey) -> Option<Service> {
+    let mut torn = None;
+    for _ in 0..2 {
+        let held = SERVICES.get_ptr(key)?.cast::<u32>();
+        let mut words = [0; SERVICE_WORDS];
+        for (index, word) in words.iter_mut().enumerate() {
+            // SAFETY: within the value; volatile, so that nothing is read a second time after the seal was looked at.
+            *word = unsafe { held.add(index).read_volatile() };
+        }
+        let service = Service::from_words(words);
+        if service.is_of(key) {
+            return Some(service);
+        }
+        torn = Some(service);
+    }
+    count(Counter::SlotMissing);
+    torn.map(|service| Service { slots: 0, affinity_seconds: 0, flags: 0, ..service })
 }
 
 /// Whether the socket belongs to the node's own namespace.

@@ -53,7 +53,7 @@ fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
     };
     let Some(state) = STATE.get(0) else { return ALLOW };
     match service::find(ctx, &asked, state) {
-        Found::Service(service) => to_service::<F>(ctx, &asked, service, state),
+        Found::Service(service) => to_service::<F>(ctx, &asked, &service, state),
         Found::ClosedPort => {
             count(Counter::NoSuchPort);
             refuse()

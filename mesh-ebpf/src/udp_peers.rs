@@ -132,16 +132,17 @@ pub(crate) fn forget(cookie: u64) {
     };
     let mut entry = key(cookie, &last, last_port, PEER_SERVICE);
     for _ in 0..UDP_SOCKET_PEERS {
-        // SAFETY: as above: what is read before the entry is deleted stays until the program has run.
+        // SAFETY: as above; what follows is read before the entry is deleted, which gives its memory away.
         let Some(peer) = (unsafe { UDP_PEERS.get(entry) }) else { break };
+        let (previous, previous_port) = (peer.previous, peer.previous_port);
         // An entry that gave way already is no loss.
         let _ = UDP_PEERS.remove(key(cookie, &peer.address, peer.port, PEER_BACKEND));
         let _ = UDP_PEERS.remove(entry);
-        if peer.previous_port == 0 {
+        if previous_port == 0 {
             break;
         }
-        entry.address = peer.previous;
-        entry.port = peer.previous_port;
+        entry.address = previous;
+        entry.port = previous_port;
     }
     let _ = UDP_SOCKETS.remove(cookie);
 }

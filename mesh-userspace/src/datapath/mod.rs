@@ -13,6 +13,7 @@ pub mod check;
 mod deliveries;
 mod error;
 mod events;
+mod grace;
 mod liveness;
 pub mod maps;
 mod object;

@@ -7,8 +7,8 @@ use aya::maps::MapData;
 use mesh_common::abi::{FLOW_SERVICE, OpenFlow, PEER_BACKEND, UdpPeer, UdpPeerKey};
 use mesh_common::names::map;
 
+use super::grace::wait_for_programs;
 use super::pins::Pins;
-use super::sets::wait_for_programs;
 use super::{DatapathError, batch, ip_of};
 use crate::model::Protocol;
 
@@ -43,7 +43,7 @@ impl OpenSockets {
     /// Shows all that are there. Waits for an RCU grace period first: whoever was sent by what the maps of services held
     /// before this call is among them.
     pub fn for_each(&self, mut each: impl FnMut(&OpenSocket)) -> Result<(), DatapathError> {
-        wait_for_programs();
+        wait_for_programs().map_err(failed(map::OPEN_FLOWS))?;
         let flows = batch::for_each(self.flows.fd().as_fd(), |cookie: &u64, flow: &OpenFlow| {
             each_of(&mut each, flow_socket(*cookie, flow));
         });

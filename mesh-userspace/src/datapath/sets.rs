@@ -14,6 +14,7 @@ use mesh_common::abi::{
 };
 use mesh_common::names::map;
 
+use super::grace::wait_for_programs;
 use super::wanted::{SetName, WantedSet};
 use super::{DatapathError, address_of, ip_of};
 use crate::model::{Protocol, TrafficPolicy};
@@ -49,6 +50,8 @@ struct Set {
     generation: u32,
     holds: WantedSet,
     superseded: Vec<Retired>,
+    /// Ranges that hold no more once every frontend is written.
+    old_ranges: Vec<IpNet>,
     /// Connections that its backends got in earlier generations.
     earlier: HashMap<Backend, u64>,
 }
@@ -199,7 +202,8 @@ impl SetTable {
         let mut ranges = ranges;
         ranges.sort_unstable();
         let holds = WantedSet { slots: whole.unwrap_or_default(), members, ranges };
-        let set = Set { id, generation, holds, superseded, earlier: HashMap::new() };
+        let old_ranges = Vec::new();
+        let set = Set { id, generation, holds, superseded, old_ranges, earlier: HashMap::new() };
         self.sets.insert(name.clone(), set);
         self.used.insert(id);
         id
@@ -242,8 +246,13 @@ impl SetTable {
 
     /// Everything that points to the set points to what it holds now.
     pub(super) fn retire_superseded(&mut self, name: &SetName) {
-        if let Some(set) = self.sets.get_mut(name) {
-            self.retired.append(&mut set.superseded);
+        let Some(set) = self.sets.get_mut(name) else { return };
+        self.retired.append(&mut set.superseded);
+        for range in std::mem::take(&mut set.old_ranges) {
+            if !set.holds.ranges.contains(&range) {
+                // One that is gone already is what was wanted.
+                self.ranges -= usize::from(self.maps.ranges.remove(&range_key(set.id, &range)).is_ok());
+            }
         }
     }
 
@@ -255,9 +264,9 @@ impl SetTable {
         let members = set.holds.members.into_keys().collect();
         let slots = length(set.holds.slots.len());
         self.retired.push(Retired { set: None, id: set.id, generation: set.generation, slots, members });
-        for range in set.holds.ranges {
+        for range in set.holds.ranges.iter().chain(&set.old_ranges) {
             // One that is gone already is what was wanted.
-            self.ranges -= usize::from(self.maps.ranges.remove(&range_key(set.id, &range)).is_ok());
+            self.ranges -= usize::from(self.maps.ranges.remove(&range_key(set.id, range)).is_ok());
         }
     }
 
@@ -285,7 +294,9 @@ impl SetTable {
         if self.retired.is_empty() {
             return;
         }
-        wait_for_programs();
+        if let Err(error) = wait_for_programs() {
+            return tracing::error!(%error, "what is out of force stays in the maps: no grace period can be had");
+        }
         for old in std::mem::take(&mut self.retired) {
             self.delete(&old);
         }
@@ -401,7 +412,8 @@ fn write_members(
     Ok(())
 }
 
-/// New ranges before old ones go; both hold at once for new connections.
+/// Adds ranges; those that went are deleted once every frontend is written: a service that restricts nobody any more must
+/// not refuse everybody in between.
 fn write_ranges(
     map: &mut LpmTrie<MapData, RangeKey, u8>,
     count: &mut usize,
@@ -409,13 +421,13 @@ fn write_ranges(
     wanted: &[IpNet],
 ) -> Result<(), DatapathError> {
     for range in wanted.iter().filter(|range| !set.holds.ranges.contains(range)) {
+        let is_old = set.old_ranges.contains(range);
         map.insert(&range_key(set.id, range), 1, 0).map_err(DatapathError::map("write to", map::RANGES))?;
-        *count += 1;
+        *count += usize::from(!is_old);
+        set.old_ranges.retain(|old| old != range);
     }
-    for range in set.holds.ranges.iter().filter(|range| !wanted.contains(range)) {
-        map.remove(&range_key(set.id, range)).map_err(DatapathError::map("delete from", map::RANGES))?;
-        *count -= 1;
-    }
+    let gone = set.holds.ranges.iter().filter(|range| !wanted.contains(range));
+    set.old_ranges.extend(gone.copied().collect::<Vec<_>>());
     set.holds.ranges = wanted.to_vec();
     Ok(())
 }
@@ -431,15 +443,6 @@ fn range_of(key: &Key<RangeKey>) -> Option<IpNet> {
     let mapped_bits = if address.is_ipv4() { 96 } else { 0 };
     let bits = key.prefix_len().checked_sub(RANGE_KEY_BITS + mapped_bits)?;
     IpNet::new(address, u8::try_from(bits).ok()?).ok()
-}
-
-/// Returns when every program that was running has ended: programs on cgroups run inside an RCU read section, and
-/// `MEMBARRIER_CMD_GLOBAL` waits for one grace period (membarrier(2), kernel/sched/membarrier.c).
-pub(super) fn wait_for_programs() {
-    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
-    // SAFETY: takes two integers. It cannot fail on a kernel with CONFIG_MEMBARRIER; where it does, the worst is a
-    // connect that finds its slot gone and is refused.
-    unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0) };
 }
 
 #[cfg(test)]
