@@ -35,6 +35,10 @@ fn mesh_node_lookup(ctx: SkLookupContext) -> u32 {
     // SAFETY: not preallocated, copied at once.
     let bits = unsafe { ADDRESSES.get(&local) }.copied().unwrap_or(0);
     let Some(service) = service(&key, bits) else {
+        if protocol == UDP && is_own(remote) {
+            // The node talks to itself: the answer to a socket that sent from the very address that it asked.
+            return PASS;
+        }
         if bits & (ADDRESS_CLUSTER | ADDRESS_EXTERNAL) != 0 && bits & ADDRESS_LOCAL == 0 {
             // The address is routed here for its services' sake: what else listens on this node is not meant.
             count(Counter::LookupClosed);
@@ -62,6 +66,15 @@ fn service(key: &ServiceKey, bits: u32) -> Option<Service> {
         return None;
     }
     service::read(&key.node_port())
+}
+
+/// Whether an address is the node's own, or routed here for its services' sake: no packet with such a source comes from
+/// outside.
+#[inline(always)]
+fn is_own(address: Address) -> bool {
+    // SAFETY: not preallocated, copied at once.
+    let bits = unsafe { ADDRESSES.get(&address) }.copied().unwrap_or(0);
+    bits & (ADDRESS_EXTERNAL | ADDRESS_LOCAL) != 0
 }
 
 #[inline(always)]

@@ -329,3 +329,48 @@ fn the_kernel_converges_to_the_model_from_any_state() -> anyhow::Result<()> {
     assert_eq!(ip_of(address_of(vip(7))), vip(7));
     Ok(())
 }
+
+/// A full load, and a change that costs what changed: nothing of the others is touched.
+#[test]
+fn ten_thousand_services_and_a_change_of_one() -> anyhow::Result<()> {
+    let lab = Lab::unique()?;
+    let node = lab.node("node-a")?;
+    let config = DatapathConfig::new(node.bpffs(), node.cgroup().to_owned());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let _inside = runtime.enter();
+    let name = |number: u16| ServiceName::new("default", format!("s{number:05}"));
+    let service = |number: u16, hosts: std::ops::Range<u8>| {
+        let [high, low] = number.to_be_bytes();
+        let endpoint = |host| Endpoint::at(SocketAddr::from(([10, high, low, host], 8080)));
+        let port = ServicePort::plain(&name(number), 80, Protocol::Tcp, hosts.map(endpoint).collect());
+        let address = IpAddr::from([10, 96, high, low]);
+        Arc::new(Service::internal(name(number), "s".into(), vec![address], vec![port]))
+    };
+    let mut snapshot = Snapshot::default();
+    let put = |snapshot: &mut Snapshot, service: Arc<Service>| {
+        snapshot.frontends.extend(service.frontends().map(|frontend| (frontend, Arc::clone(&service))));
+        snapshot.services.insert(service.name.clone(), service);
+    };
+    for number in 0..10_000 {
+        put(&mut snapshot, service(number, 0..2));
+    }
+    let (mut datapath, _events) = Datapath::load(&config, Lifeline::open()?)?;
+    let errors = datapath.sync(&snapshot);
+    anyhow::ensure!(errors.is_empty(), "{errors:?}");
+    let held = || -> BTreeMap<ServiceKey, Held> {
+        open::<ServiceKey, Held>(&node.bpffs(), map::SERVICES).iter().collect::<Result<_, _>>().unwrap()
+    };
+    let slots = || open::<SlotKey, Slot>(&node.bpffs(), map::SLOTS).keys().count();
+    let before = held();
+    assert_eq!((before.len(), slots()), (10_000, 20_000));
+    put(&mut snapshot, service(7_777, 0..3));
+    snapshot.services.remove(&name(1));
+    snapshot.frontends.retain(|_, service| service.name != name(1));
+    let errors = datapath.sync(&snapshot);
+    anyhow::ensure!(errors.is_empty(), "{errors:?}");
+    datapath.sweep();
+    let after = held();
+    let changed = before.iter().filter(|(key, value)| after.get(*key) != Some(value)).count();
+    assert_eq!((after.len(), changed, slots()), (9_999, 2, 20_000 - 2 + 1));
+    Ok(())
+}

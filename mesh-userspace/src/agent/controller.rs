@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::AgentError;
 use crate::datapath::maps::MapReader;
-use crate::datapath::{Attachment, BackendCount, Datapath, Role};
+use crate::datapath::{Attachment, BackendCount, Datapath, Role, SyncProblem};
 use crate::external::External;
 use crate::model::{NodeName, ServiceName, Snapshot, Workload, WorkloadUid};
 use crate::node::{EnrolError, Enroller, Enrolment, probe};
@@ -231,13 +231,10 @@ impl Controller {
 
     fn apply(&mut self, snapshot: &Snapshot) {
         let began = Instant::now();
-        let errors = self.datapath.sync(snapshot);
+        let problems = self.datapath.sync(snapshot);
         let metrics = self.shared.telemetry.metrics();
-        metrics.sync().synced(snapshot.generation, began.elapsed(), errors.len());
-        self.sync_errors = errors.iter().map(|error| chain(error)).collect();
-        for error in &self.sync_errors {
-            tracing::error!(error, "the kernel does not hold what it should");
-        }
+        metrics.sync().synced(snapshot.generation, began.elapsed(), problems.len());
+        self.note(&problems);
         // Whatever could not be written: an endpoint that is gone is gone.
         self.reaper.follow(snapshot);
         self.reconcile_pods(snapshot);
@@ -247,8 +244,17 @@ impl Controller {
     /// The kernel hears which addresses the node has.
     fn tell_addresses(&mut self) {
         let Some(external) = &mut self.external else { return };
-        for error in self.datapath.set_node_addresses(&external.addresses()) {
-            tracing::error!(error = %chain(&error), "the kernel does not know the node's addresses");
+        self.datapath.set_node_addresses(&external.addresses());
+        let problems = self.datapath.problems();
+        self.note(&problems);
+    }
+
+    /// Keeps what is not in the kernel as it should be, to be told and tried again; logs what is new of it.
+    fn note(&mut self, problems: &[SyncProblem]) {
+        let before = std::mem::take(&mut self.sync_errors);
+        self.sync_errors = problems.iter().map(ToString::to_string).collect();
+        for problem in self.sync_errors.iter().filter(|problem| !before.contains(problem)) {
+            tracing::error!(problem, "the kernel does not hold what it should");
         }
     }
 

@@ -14,7 +14,7 @@ mod outside;
 mod report;
 mod service_report;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -83,6 +83,16 @@ pub enum AgentError {
     /// The certificate authority.
     #[error("cannot open the certificate authority")]
     Authority(#[source] AuthorityError),
+    /// A path of `--manifests` is not there: an agent that began without what it stands for would take all of it out of
+    /// force.
+    #[error("cannot read {}: what --manifests names must be there when the agent starts", path.display())]
+    Manifests {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The source.
     #[error("cannot read the manifests")]
     Source(#[source] SourceError),
@@ -149,6 +159,7 @@ pub fn run(config: AgentConfig) -> Result<(), AgentError> {
     if !nix::unistd::geteuid().is_root() {
         return Err(AgentError::NotRoot);
     }
+    check_manifests(&config.manifests)?;
     let cgroup = match config.cgroup.clone() {
         Some(cgroup) => cgroup,
         None => check::cgroup2_mount().map_err(AgentError::Cgroup)?,
@@ -160,6 +171,15 @@ pub fn run(config: AgentConfig) -> Result<(), AgentError> {
         .build()
         .map_err(starting("the runtime"))?;
     runtime.block_on(serve(config, cgroup, replaces, lifeline))
+}
+
+/// Whether all that the flag names can be read now.
+fn check_manifests(paths: &[PathBuf]) -> Result<(), AgentError> {
+    for path in paths {
+        let read = if path.is_dir() { fs::read_dir(path).map(drop) } else { File::open(path).map(drop) };
+        read.map_err(|source| AgentError::Manifests { path: path.clone(), source })?;
+    }
+    Ok(())
 }
 
 /// Takes everything off the node.

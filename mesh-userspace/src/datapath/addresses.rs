@@ -3,14 +3,15 @@
 //! Several services may have one external address, and it may be the node's own: an entry holds the bits of all who
 //! name it, and goes with the last of them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 
 use aya::maps::{HashMap as KernelMap, MapData};
 use mesh_common::abi::{ADDRESS_CLUSTER, ADDRESS_EXTERNAL, Address};
 use mesh_common::names::map;
 
-use super::{DatapathError, address_of};
+use super::unwritten::Reason;
+use super::{DatapathError, address_of, ip_of};
 use crate::model::ServiceName;
 
 /// Who says what of one address.
@@ -38,6 +39,7 @@ pub(super) struct AddressTable {
     claims: HashMap<Address, Claims>,
     services: HashMap<ServiceName, Vec<(Address, bool)>>,
     node: HashMap<Address, u32>,
+    failed: BTreeMap<Address, Reason>,
 }
 
 impl AddressTable {
@@ -45,13 +47,13 @@ impl AddressTable {
         let installed =
             map.iter().collect::<Result<_, _>>().map_err(DatapathError::map("read", map::ADDRESSES))?;
         let (claims, services, node) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Ok(Self { map, active, installed, claims, services, node })
+        Ok(Self { map, active, installed, claims, services, node, failed: BTreeMap::new() })
     }
 
     /// Says anew which addresses a service has: cluster addresses (`false`) and external ones (`true`).
-    pub(super) fn set(&mut self, service: &ServiceName, addresses: &[(Address, bool)]) -> Vec<DatapathError> {
+    pub(super) fn set(&mut self, service: &ServiceName, addresses: &[(Address, bool)]) {
         if self.services.get(service).map_or(&[][..], Vec::as_slice) == addresses {
-            return Vec::new();
+            return;
         }
         let before = self.services.remove(service).unwrap_or_default();
         let mut touched = HashSet::new();
@@ -69,25 +71,23 @@ impl AddressTable {
         if !addresses.is_empty() {
             self.services.insert(service.clone(), addresses.to_vec());
         }
-        touched.into_iter().filter_map(|address| self.write(address).err()).collect()
+        touched.into_iter().for_each(|address| self.write(address));
     }
 
     /// Says anew which addresses the node has, with their `ADDRESS_*` bits.
-    pub(super) fn set_node(&mut self, addresses: &[(IpAddr, u32)]) -> Vec<DatapathError> {
+    pub(super) fn set_node(&mut self, addresses: &[(IpAddr, u32)]) {
         let now: HashMap<Address, u32> =
             addresses.iter().map(|(address, bits)| (address_of(*address), *bits)).collect();
         let before = std::mem::replace(&mut self.node, now);
         let touched: HashSet<Address> = before.into_keys().chain(self.node.keys().copied()).collect();
-        let mut errors = Vec::new();
         for address in touched {
             self.claims.entry(address).or_default().node = self.node.get(&address).copied().unwrap_or(0);
-            errors.extend(self.write(address).err());
+            self.write(address);
         }
-        errors
     }
 
     /// Removes what an earlier agent left and nobody names. The node's own addresses are left to [`Self::set_node`].
-    pub(super) fn settle(&mut self) -> Vec<DatapathError> {
+    pub(super) fn settle(&mut self) {
         let services = ADDRESS_CLUSTER | ADDRESS_EXTERNAL;
         let stale: Vec<Address> = self
             .installed
@@ -97,14 +97,32 @@ impl AddressTable {
             })
             .map(|(address, _)| *address)
             .collect();
-        stale.into_iter().filter_map(|address| self.write(address).err()).collect()
+        stale.into_iter().for_each(|address| self.write(address));
     }
 
     pub(super) fn len(&self) -> usize {
         self.installed.len()
     }
 
-    fn write(&mut self, address: Address) -> Result<(), DatapathError> {
+    /// Tries again what could not be written.
+    pub(super) fn retry(&mut self) {
+        let failed: Vec<Address> = self.failed.keys().copied().collect();
+        failed.into_iter().for_each(|address| self.write(address));
+    }
+
+    /// Addresses that are not in the map as they should be.
+    pub(super) fn failed(&self) -> impl Iterator<Item = (IpAddr, &Reason)> {
+        self.failed.iter().map(|(address, reason)| (ip_of(*address), reason))
+    }
+
+    fn write(&mut self, address: Address) {
+        match self.try_write(address) {
+            Ok(()) => drop(self.failed.remove(&address)),
+            Err(error) => drop(self.failed.insert(address, error.into())),
+        }
+    }
+
+    fn try_write(&mut self, address: Address) -> Result<(), DatapathError> {
         let wanted = self.claims.get(&address).map_or(0, Claims::bits);
         if wanted == 0 {
             self.claims.remove(&address);

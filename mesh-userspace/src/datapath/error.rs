@@ -34,7 +34,7 @@ pub enum DatapathError {
     #[error("the eBPF object has no {0}")]
     Missing(&'static str),
     /// A map is full.
-    #[error("the kernel map {map} is full: what it holds stays in force, new entries wait{}", hint(map))]
+    #[error("the kernel map {map} is full")]
     Full {
         /// Which map.
         map: &'static str,
@@ -114,8 +114,4 @@ impl DatapathError {
 fn is_full(error: &aya::maps::MapError) -> bool {
     matches!(error, aya::maps::MapError::SyscallError(error)
         if matches!(error.io_error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)))
-}
-
-fn hint(map: &str) -> String {
-    super::MapSizes::flag(map).map(|flag| format!(" (raise {flag})")).unwrap_or_default()
 }

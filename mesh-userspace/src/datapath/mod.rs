@@ -23,6 +23,7 @@ mod presented;
 mod services;
 mod sets;
 mod sizes;
+mod unwritten;
 mod wanted;
 mod workloads;
 
@@ -49,6 +50,7 @@ pub use self::open_sockets::{OpenSocket, OpenSockets};
 pub use self::presented::{Connecting, Presented};
 pub use self::sets::BackendCount;
 pub use self::sizes::MapSizes;
+pub use self::unwritten::SyncProblem;
 
 use self::addresses::AddressTable;
 use self::attach::Cgroup;
@@ -58,6 +60,7 @@ use self::object::Object;
 use self::pins::Pins;
 use self::services::ServiceTable;
 use self::sets::{SetMaps, SetTable};
+use self::unwritten::Reason;
 use self::workloads::DestinationTable;
 use crate::model::{MtlsModes, ServiceName, Snapshot};
 
@@ -108,7 +111,7 @@ pub struct Datapath {
     cgroup: Cgroup,
     services: ServiceTable,
     destinations: DestinationTable,
-    destinations_failed: bool,
+    destinations_failed: Vec<Reason>,
     translates: bool,
     pods: KernelMap<MapData, u64, Pod>,
     inbound_modes: KernelMap<MapData, PodKey, InboundMode>,
@@ -134,7 +137,7 @@ impl Datapath {
         let datapath = Self {
             liveness: Liveness::announce(state, lifeline, config.translates)?,
             services: service_table(&mut object, &pins, config.translates)?,
-            destinations_failed: false,
+            destinations_failed: Vec::new(),
             translates: config.translates,
             destinations: DestinationTable::open(object.take(map::DESTINATIONS)?)?,
             pods: object.take(map::PODS)?,
@@ -192,37 +195,41 @@ impl Datapath {
     }
 
     /// Makes the kernel hold what the snapshot says. The first call compares with all that is there, later ones cost what
-    /// changed. What could not be written is returned; the rest is in force, and what was in force before stays.
-    pub fn sync(&mut self, snapshot: &Snapshot) -> Vec<DatapathError> {
-        let mut errors = Vec::new();
-        match self.applied.take() {
-            None => errors.extend(self.services.replace(snapshot)),
+    /// changed and try again what could not be written. Returns what is not as it should be; the rest is in force, and what
+    /// was in force before stays.
+    pub fn sync(&mut self, snapshot: &Snapshot) -> Vec<SyncProblem> {
+        let before = self.applied.replace(snapshot.clone());
+        match &before {
+            None => self.services.replace(snapshot),
             Some(before) => {
+                if self.services.has_failed() {
+                    self.services.retry(snapshot);
+                }
                 for change in before.services.diff(&snapshot.services) {
-                    errors.extend(match change {
+                    match change {
                         DiffItem::Add(_, service) | DiffItem::Update { new: (_, service), .. } => {
-                            self.services.update(service, snapshot)
+                            self.services.update(service, snapshot);
                         }
                         DiffItem::Remove(name, _) => self.services.remove(name, snapshot),
-                    });
-                }
-                if errors.is_empty() && self.services.has_failed() {
-                    errors.extend(self.services.retry(snapshot));
-                }
-                if !self.destinations_failed {
-                    let failed = self.update_destinations(&before, snapshot);
-                    self.destinations_failed = !failed.is_empty();
-                    errors.extend(failed);
-                    self.applied = Some(snapshot.clone());
-                    return errors;
+                    }
                 }
             }
         }
-        let failed = self.destinations.replace(snapshot);
-        self.destinations_failed = !failed.is_empty();
-        errors.extend(failed);
-        self.applied = Some(snapshot.clone());
-        errors
+        let failed = match before.filter(|_| self.destinations_failed.is_empty()) {
+            Some(before) => self.update_destinations(&before, snapshot),
+            None => self.destinations.replace(snapshot),
+        };
+        self.destinations_failed = failed.into_iter().map(Reason::from).collect();
+        self.problems()
+    }
+
+    /// What is not in the kernel as it should be.
+    pub fn problems(&self) -> Vec<SyncProblem> {
+        let mut all = self.services.problems();
+        all.extend(unwritten::problems(
+            self.destinations_failed.iter().map(|reason| ("a workload", reason.clone())),
+        ));
+        all
     }
 
     fn update_destinations(&mut self, before: &Snapshot, snapshot: &Snapshot) -> Vec<DatapathError> {
@@ -241,8 +248,8 @@ impl Datapath {
 
     /// Says which addresses the node has, each with its `ADDRESS_*` bits: where node ports are served, and what may not
     /// be taken for a service's.
-    pub fn set_node_addresses(&mut self, addresses: &[(IpAddr, u32)]) -> Vec<DatapathError> {
-        self.services.set_node_addresses(addresses, self.applied.as_ref())
+    pub fn set_node_addresses(&mut self, addresses: &[(IpAddr, u32)]) {
+        self.services.set_node_addresses(addresses, self.applied.as_ref());
     }
 
     /// Makes a socket of the node's own namespace the one that takes what comes from outside (`ROLE_NODE_*`).

@@ -1,7 +1,8 @@
 //! Where things are pinned, and what outlives the agent there.
 //!
 //! ```text
-//! BPFFS/maps-vN/NAME     the maps of layout N (maps-vN-SIZES where their sizes are not the usual ones)
+//! BPFFS/maps-vN/NAME     the maps of layout N; those whose sizes can be set, in maps-vN-SIZES where they are not the usual
+//!                        ones: what is known of sockets stays where it is when the sizes change
 //! BPFFS/links/PROGRAM    the links of the programs on the cgroup
 //! BPFFS/pods/COOKIE      the sk_lookup link of an enrolled pod's namespace
 //! ```
@@ -20,7 +21,7 @@ use super::{DatapathError, MapSizes};
 pub(super) struct Pins {
     root: PathBuf,
     layout: u32,
-    sizes: String,
+    sizes: MapSizes,
 }
 
 impl Pins {
@@ -31,15 +32,19 @@ impl Pins {
         if !in_bpffs {
             return Err(DatapathError::NotBpffs(root.to_owned()));
         }
-        let pins = Self { root: root.to_owned(), layout, sizes: sizes.suffix() };
-        for folder in [pins.maps(), pins.links(), pins.pods()] {
+        let pins = Self { root: root.to_owned(), layout, sizes: *sizes };
+        for folder in [pins.maps(), pins.sized_maps(), pins.links(), pins.pods()] {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(at(&folder))?;
         }
         Ok(pins)
     }
 
     fn maps(&self) -> PathBuf {
-        self.root.join(format!("maps-v{}{}", self.layout, self.sizes))
+        self.root.join(format!("maps-v{}", self.layout))
+    }
+
+    fn sized_maps(&self) -> PathBuf {
+        self.root.join(format!("maps-v{}{}", self.layout, self.sizes.suffix()))
     }
 
     fn links(&self) -> PathBuf {
@@ -51,7 +56,7 @@ impl Pins {
     }
 
     pub(super) fn map(&self, name: &str) -> PathBuf {
-        self.maps().join(name)
+        if self.sizes.govern(name) { self.sized_maps().join(name) } else { self.maps().join(name) }
     }
 
     pub(super) fn link(&self, program: &str) -> PathBuf {
@@ -70,7 +75,7 @@ impl Pins {
 
     /// Where a map of this layout stands in another size, left by an agent with other flags.
     pub(super) fn other_sizes(&self, name: &str) -> Option<PathBuf> {
-        let (own, prefix) = (self.maps(), format!("maps-v{}", self.layout));
+        let (own, prefix) = (self.sized_maps(), format!("maps-v{}", self.layout));
         let is_sized = |rest: &str| rest.is_empty() || rest.starts_with('-');
         let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
         let mut folders = entries.filter(|entry| {
@@ -81,13 +86,16 @@ impl Pins {
         folders.find_map(|entry| Some(entry.path().join(name)).filter(|path| path.exists()))
     }
 
-    /// Removes the maps of every other layout; programs that use them keep them alive until they are gone.
+    /// Removes the maps of every other layout and size; programs that use them keep them alive until they are gone.
     pub(super) fn remove_other_layouts(&self) -> Result<(), DatapathError> {
-        let own = self.maps();
+        let (own, sized) = (self.maps(), self.sized_maps());
+        for (name, _) in self.sizes.entries().iter().filter(|_| sized != own) {
+            remove(&own.join(name))?;
+        }
         for entry in fs::read_dir(&self.root).map_err(at(&self.root))?.flatten() {
             let path = entry.path();
             let is_maps = entry.file_name().to_string_lossy().starts_with("maps-v");
-            if is_maps && path != own {
+            if is_maps && path != own && path != sized {
                 remove_folder(&path)?;
             }
         }

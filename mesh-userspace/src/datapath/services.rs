@@ -5,7 +5,7 @@
 //! are deleted only after every program that might still read them has ended; what cannot be written leaves what was
 //! before in force and is tried again; ids survive the agent.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use aya::maps::{HashMap as KernelMap, MapData};
@@ -15,7 +15,8 @@ use mesh_common::names::map;
 use super::DatapathError;
 use super::addresses::AddressTable;
 use super::sets::{BackendCount, SetTable};
-use super::wanted::{PortName, SetName, Wanted, WantedFrontend, wanted};
+use super::unwritten::{Reason, SyncProblem, problems};
+use super::wanted::{PortName, SetName, Wanted, WantedFrontend, frontend_of, wanted};
 use crate::model::{Service, ServiceName, Snapshot};
 
 /// What stands in the kernel for one service.
@@ -38,7 +39,9 @@ pub(super) struct ServiceTable {
     /// Services whose source ranges depend on the node's addresses.
     ranged: BTreeSet<ServiceName>,
     /// Services that are not in the kernel as they should be.
-    failed: BTreeSet<ServiceName>,
+    failed: BTreeMap<ServiceName, Reason>,
+    /// Frontends that should be gone and are not.
+    undeleted: BTreeMap<ServiceKey, Reason>,
     /// What the maps held before the first snapshot: whose ids services take up again.
     before: HashMap<ServiceKey, Installed>,
     next_id: u32,
@@ -69,74 +72,81 @@ impl ServiceTable {
             held: HashMap::new(),
             affinity_ids: HashMap::new(),
             ranged: BTreeSet::new(),
-            failed: BTreeSet::new(),
+            failed: BTreeMap::new(),
+            undeleted: BTreeMap::new(),
             before,
             next_id,
         })
     }
 
     /// Makes the kernel hold what `snapshot` says, whatever it held.
-    pub(super) fn replace(&mut self, snapshot: &Snapshot) -> Vec<DatapathError> {
-        let mut errors = Vec::new();
+    pub(super) fn replace(&mut self, snapshot: &Snapshot) {
         for service in snapshot.services.values() {
-            errors.extend(self.update(service, snapshot));
+            self.update(service, snapshot);
         }
         let gone: Vec<_> =
             self.held.keys().filter(|name| !snapshot.services.contains_key(*name)).cloned().collect();
-        errors.extend(gone.iter().flat_map(|name| self.remove(name, snapshot)));
+        gone.iter().for_each(|name| self.remove(name, snapshot));
         let stale: Vec<_> =
             self.installed.keys().filter(|key| !self.owners.contains_key(*key)).copied().collect();
-        errors.extend(stale.iter().filter_map(|key| self.remove_key(key).err()));
+        stale.iter().for_each(|key| self.remove_key(key));
         self.before = HashMap::new();
         self.sets.retire_left();
-        errors.extend(self.addresses.settle());
-        errors
+        self.addresses.settle();
     }
 
-    /// Tries again what could not be written.
-    pub(super) fn retry(&mut self, snapshot: &Snapshot) -> Vec<DatapathError> {
+    /// Tries again what could not be written or deleted.
+    pub(super) fn retry(&mut self, snapshot: &Snapshot) {
+        let undeleted = std::mem::take(&mut self.undeleted);
+        let unwanted: Vec<_> = undeleted.into_keys().filter(|key| !self.owners.contains_key(key)).collect();
+        unwanted.iter().for_each(|key| self.remove_key(key));
+        self.addresses.retry();
         let failed = std::mem::take(&mut self.failed);
-        self.update_all(failed, snapshot)
+        self.update_all(failed.into_keys().collect(), snapshot);
     }
 
     /// The node's own addresses have changed.
-    pub(super) fn set_node_addresses(
-        &mut self,
-        addresses: &[(IpAddr, u32)],
-        snapshot: Option<&Snapshot>,
-    ) -> Vec<DatapathError> {
-        let mut errors = self.addresses.set_node(addresses);
+    pub(super) fn set_node_addresses(&mut self, addresses: &[(IpAddr, u32)], snapshot: Option<&Snapshot>) {
+        self.addresses.set_node(addresses);
         let own = addresses.iter().map(|(address, _)| *address).collect();
         if std::mem::replace(&mut self.node_addresses, own) != self.node_addresses
             && let Some(snapshot) = snapshot
         {
-            errors.extend(self.update_all(self.ranged.clone(), snapshot));
+            self.update_all(self.ranged.clone(), snapshot);
         }
-        errors
     }
 
-    fn update_all(&mut self, names: BTreeSet<ServiceName>, snapshot: &Snapshot) -> Vec<DatapathError> {
-        let mut errors = Vec::new();
+    /// What is not as it should be.
+    pub(super) fn problems(&self) -> Vec<SyncProblem> {
+        let services = self.failed.iter().map(|(name, reason)| (format!("service {name}"), reason.clone()));
+        let frontends =
+            self.undeleted.iter().map(|(key, reason)| (frontend_of(key).to_string(), reason.clone()));
+        let addresses =
+            self.addresses.failed().map(|(address, reason)| (format!("address {address}"), reason.clone()));
+        problems(services.chain(frontends).chain(addresses))
+    }
+
+    fn update_all(&mut self, names: BTreeSet<ServiceName>, snapshot: &Snapshot) {
         for name in names {
-            errors.extend(match snapshot.services.get(&name) {
+            match snapshot.services.get(&name) {
                 Some(service) => self.update(service, snapshot),
                 None => self.remove(&name, snapshot),
-            });
+            }
         }
-        errors
     }
 
     /// Writes one service; its ports and addresses that went are removed.
-    pub(super) fn update(&mut self, service: &Service, snapshot: &Snapshot) -> Vec<DatapathError> {
+    pub(super) fn update(&mut self, service: &Service, snapshot: &Snapshot) {
         let name = &service.name;
         let wanted = wanted(service, snapshot, &self.node_addresses);
-        let mut errors = self.addresses.set(name, &wanted.addresses);
+        self.addresses.set(name, &wanted.addresses);
         let before = self.held.remove(name).unwrap_or_default();
         if service.external.source_ranges.is_empty() {
             self.ranged.remove(name);
         } else {
             self.ranged.insert(name.clone());
         }
+        let mut failure = None;
         for (set, held) in &wanted.sets {
             if !self.sets.contains(set) {
                 let (known, fresh) = (self.known_id(set, &wanted), self.next_id);
@@ -144,49 +154,46 @@ impl ServiceTable {
                     self.next_id = fresh.wrapping_add(1).max(1);
                 }
             }
-            errors.extend(self.sets.write(set, held).err());
+            failure = failure.or(self.sets.write(set, held).err());
         }
         let mut yielding = BTreeSet::new();
         for (key, frontend) in &wanted.frontends {
-            errors.extend(self.write(*key, frontend).err());
+            failure = failure.or(self.write(*key, frontend).err());
             if self.owners.get(key) != Some(name) {
                 yielding.extend(self.owners.insert(*key, name.clone()));
             }
         }
-        errors.extend(self.remove_keys(
-            &before.keys,
-            |key| wanted.frontends.contains_key(key),
-            name,
-            snapshot,
-        ));
-        if errors.is_empty() {
+        self.remove_keys(&before.keys, |key| wanted.frontends.contains_key(key), name, snapshot);
+        if let Some(error) = failure {
+            self.failed.insert(name.clone(), error.into());
+        } else {
             // Every frontend points to the newest generation.
             wanted.sets.keys().for_each(|set| self.sets.retire_superseded(set));
             self.failed.remove(name);
-        } else {
-            self.failed.insert(name.clone());
         }
-        before.sets.iter().filter(|set| !wanted.sets.contains_key(set)).for_each(|set| self.sets.retire(set));
+        before
+            .sets
+            .iter()
+            .filter(|set| !wanted.sets.contains_key(*set))
+            .for_each(|set| self.sets.retire(set));
         let Wanted { sets, frontends, .. } = wanted;
         let held = Held { keys: frontends.into_keys().collect(), sets: sets.into_keys().collect() };
         self.held.insert(name.clone(), held);
         // Whoever lost a frontend to this service may hold sets for nothing.
-        errors.extend(self.update_all(yielding, snapshot));
-        errors
+        self.update_all(yielding, snapshot);
     }
 
     /// Removes one service. Frontends that another service claims as well are given to that one.
-    pub(super) fn remove(&mut self, name: &ServiceName, snapshot: &Snapshot) -> Vec<DatapathError> {
+    pub(super) fn remove(&mut self, name: &ServiceName, snapshot: &Snapshot) {
         let held = self.held.remove(name).unwrap_or_default();
-        let mut errors = self.addresses.set(name, &[]);
-        errors.extend(self.remove_keys(&held.keys, |_| false, name, snapshot));
+        self.addresses.set(name, &[]);
+        self.remove_keys(&held.keys, |_| false, name, snapshot);
         for set in held.sets {
             self.sets.retire(&set);
             self.affinity_ids.remove(&set.port);
         }
         self.ranged.remove(name);
         self.failed.remove(name);
-        errors
     }
 
     fn remove_keys(
@@ -195,21 +202,20 @@ impl ServiceTable {
         stays: impl Fn(&ServiceKey) -> bool,
         owner: &ServiceName,
         snapshot: &Snapshot,
-    ) -> Vec<DatapathError> {
-        let (mut errors, mut heirs) = (Vec::new(), BTreeSet::new());
+    ) {
+        let mut heirs = BTreeSet::new();
         for key in keys.iter().filter(|key| !stays(key)) {
             if self.owners.get(key) != Some(owner) {
                 continue;
             }
-            let heir = snapshot.frontends.get(&super::wanted::frontend_of(key));
+            let heir = snapshot.frontends.get(&frontend_of(key));
             match heir.filter(|heir| heir.name != *owner) {
                 // It overwrites the entry.
                 Some(heir) => drop(heirs.insert(heir.name.clone())),
-                None => errors.extend(self.remove_key(key).err()),
+                None => self.remove_key(key),
             }
         }
-        errors.extend(self.update_all(heirs, snapshot));
-        errors
+        self.update_all(heirs, snapshot);
     }
 
     fn write(&mut self, key: ServiceKey, wanted: &WantedFrontend) -> Result<(), DatapathError> {
@@ -225,13 +231,16 @@ impl ServiceTable {
         Ok(())
     }
 
-    fn remove_key(&mut self, key: &ServiceKey) -> Result<(), DatapathError> {
+    fn remove_key(&mut self, key: &ServiceKey) {
+        self.owners.remove(key);
         if self.installed.contains_key(key) {
-            self.map.remove(key).map_err(DatapathError::map("delete from", map::SERVICES))?;
+            if let Err(source) = self.map.remove(key) {
+                let error = DatapathError::map("delete from", map::SERVICES)(source);
+                self.undeleted.insert(*key, error.into());
+                return;
+            }
             self.installed.remove(key);
         }
-        self.owners.remove(key);
-        Ok(())
     }
 
     /// The id under which an earlier agent kept a set: that of one of its frontends.
@@ -281,7 +290,7 @@ impl ServiceTable {
 
     /// Whether something is not as it should be.
     pub(super) fn has_failed(&self) -> bool {
-        !self.failed.is_empty()
+        !self.failed.is_empty() || !self.undeleted.is_empty() || self.addresses.failed().next().is_some()
     }
 
     /// Whether [`Self::sweep`] has work.

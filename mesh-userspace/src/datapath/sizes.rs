@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use aya::maps::{HashMap as KernelMap, Map, MapData};
-use mesh_common::abi::{Affinity, AffinityKey, OpenFlow, UdpPeer, UdpPeerKey, UdpSocket};
+use mesh_common::abi::{Affinity, AffinityKey};
 use mesh_common::names::map;
 
 use super::pins::Pins;
@@ -39,6 +39,11 @@ impl MapSizes {
         ]
     }
 
+    /// Whether a map's size is one of these.
+    pub(super) fn govern(&self, name: &str) -> bool {
+        self.entries().iter().any(|(own, _)| *own == name)
+    }
+
     /// What the folder of maps of these sizes ends in; nothing for the usual ones.
     pub(super) fn suffix(&self) -> String {
         if *self == Self::default() {
@@ -58,22 +63,14 @@ impl MapSizes {
     }
 }
 
-/// Takes over what sockets and clients are known by, once the programs use the new maps: entries that have come since are
-/// newer and stay.
+/// Takes over the clients that stay with a backend from a map of another size: entries that have come since are newer.
 pub(super) fn carry_over(pins: &Pins) -> Result<(), DatapathError> {
-    copy::<u64, OpenFlow>(pins, map::OPEN_FLOWS)?;
-    copy::<UdpPeerKey, UdpPeer>(pins, map::UDP_PEERS)?;
-    copy::<u64, UdpSocket>(pins, map::UDP_SOCKETS)?;
-    copy::<AffinityKey, Affinity>(pins, map::AFFINITY)
-}
-
-fn copy<K: aya::Pod, V: aya::Pod>(pins: &Pins, name: &'static str) -> Result<(), DatapathError> {
     const BPF_NOEXIST: u64 = 1;
-    let Some(path) = pins.other_sizes(name) else { return Ok(()) };
-    let old: KernelMap<MapData, K, V> = open(&path, name)?;
-    let mut new: KernelMap<MapData, K, V> = object::reopen(pins, name)?;
+    let Some(path) = pins.other_sizes(map::AFFINITY) else { return Ok(()) };
+    let old: KernelMap<MapData, AffinityKey, Affinity> = open(&path, map::AFFINITY)?;
+    let mut new: KernelMap<MapData, AffinityKey, Affinity> = object::reopen(pins, map::AFFINITY)?;
     for entry in &old {
-        let (key, value) = entry.map_err(DatapathError::map("read", name))?;
+        let (key, value) = entry.map_err(DatapathError::map("read", map::AFFINITY))?;
         // One that is there is newer; a map that is full now keeps what it has.
         let _ = new.insert(key, value, BPF_NOEXIST);
     }

@@ -6,6 +6,7 @@ mod choice;
 mod ending;
 mod external;
 mod hostile;
+mod limits;
 mod observe;
 mod plane;
 mod policy;
