@@ -71,7 +71,9 @@ impl AddressTable {
         if !addresses.is_empty() {
             self.services.insert(service.clone(), addresses.to_vec());
         }
-        touched.into_iter().for_each(|address| self.write(address));
+        for address in touched {
+            self.write(address);
+        }
     }
 
     /// Says anew which addresses the node has, with their `ADDRESS_*` bits.
@@ -97,7 +99,9 @@ impl AddressTable {
             })
             .map(|(address, _)| *address)
             .collect();
-        stale.into_iter().for_each(|address| self.write(address));
+        for address in stale {
+            self.write(address);
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -107,7 +111,9 @@ impl AddressTable {
     /// Tries again what could not be written.
     pub(super) fn retry(&mut self) {
         let failed: Vec<Address> = self.failed.keys().copied().collect();
-        failed.into_iter().for_each(|address| self.write(address));
+        for address in failed {
+            self.write(address);
+        }
     }
 
     /// Addresses that are not in the map as they should be.

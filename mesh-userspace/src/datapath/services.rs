@@ -86,10 +86,14 @@ impl ServiceTable {
         }
         let gone: Vec<_> =
             self.held.keys().filter(|name| !snapshot.services.contains_key(*name)).cloned().collect();
-        gone.iter().for_each(|name| self.remove(name, snapshot));
+        for name in &gone {
+            self.remove(name, snapshot);
+        }
         let stale: Vec<_> =
             self.installed.keys().filter(|key| !self.owners.contains_key(*key)).copied().collect();
-        stale.iter().for_each(|key| self.remove_key(key));
+        for key in &stale {
+            self.remove_key(key);
+        }
         self.before = HashMap::new();
         self.sets.retire_left();
         self.addresses.settle();
@@ -99,7 +103,9 @@ impl ServiceTable {
     pub(super) fn retry(&mut self, snapshot: &Snapshot) {
         let undeleted = std::mem::take(&mut self.undeleted);
         let unwanted: Vec<_> = undeleted.into_keys().filter(|key| !self.owners.contains_key(key)).collect();
-        unwanted.iter().for_each(|key| self.remove_key(key));
+        for key in &unwanted {
+            self.remove_key(key);
+        }
         self.addresses.retry();
         let failed = std::mem::take(&mut self.failed);
         self.update_all(failed.into_keys().collect(), snapshot);
