@@ -237,9 +237,7 @@ fn datagram_sockets_move_on_to_an_endpoint_that_serves() -> Result<()> {
     let manifests = world.lab.manifests();
     let apply = |pods: &[(&Pod, Listed)]| manifests.apply("held.yaml", &held("held", 50, pods));
     for listed in [None, Some(Listed::Unready), Some(Listed::Terminating)] {
-        // Not mapped: a send of such a socket runs the sendmsg4 hook with the backend's address (udpv6_sendmsg), which then
-        // forgets that it was a service's.
-        for form in [Form::V4, Form::V6] {
+        for form in FORMS {
             apply(&[(&world.far, Listed::Ready)])?;
             wait_serves(&world, 50, &["far"])?;
             let arguments = form.of(addresses(50), UDP_PORT);
