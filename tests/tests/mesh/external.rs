@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use mesh_tests::peer::Summary;
@@ -520,6 +521,32 @@ fn a_flow_ends_when_nobody_is_there_and_begins_again() -> Result<()> {
     let summary = outside.machine.udp(&[&target, "--count", "5"])?;
     assert_eq!((summary.ok, summary.failed), (5, 0), "{summary:?}");
     Ok(())
+}
+
+#[test]
+fn the_ways_back_to_a_flow_end_with_it() -> Result<()> {
+    let outside = Outside::start(false, &[NEAR])?;
+    let world = &outside.world;
+    let target = SocketAddr::new(NEAR.addresses()[0], UDP_PORT);
+    let socket = outside.machine.netns().run(|| std::net::UdpSocket::bind(("0.0.0.0", 0)))??;
+    socket.connect(target)?;
+    socket.set_read_timeout(Some(SECONDS_10))?;
+    // Two sockets of the application hear from one flow.
+    for heard in 1..=2 {
+        let server = serve_udp(&world.near)?;
+        socket.send(b"x")?;
+        socket.recv(&mut [0; 64])?;
+        assert_eq!(entries(&outside, "REPLIES", "")?, heard);
+        server.kill()?;
+    }
+    // Nobody is there now: the flow ends.
+    eventually(SECONDS_10, "the flow ends", || {
+        socket.send(b"x").ok()?;
+        (entries(&outside, "PRESENTED", "UDP").ok()? == 0).then_some(())
+    })?;
+    eventually(Duration::from_secs(45), "nothing leads back to it", || {
+        (entries(&outside, "REPLIES", "").ok()? == 0).then_some(())
+    })
 }
 
 #[test]
