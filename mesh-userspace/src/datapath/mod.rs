@@ -31,6 +31,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use aya::maps::{Array, HashMap as KernelMap, MapData, PerCpuArray, RingBuf, SockHash};
 use imbl::ordmap::DiffItem;
@@ -50,6 +51,7 @@ pub use self::sets::BackendCount;
 pub use self::sizes::MapSizes;
 
 use self::addresses::AddressTable;
+use self::affinity::OutsideShare;
 use self::attach::Cgroup;
 use self::bpf::AttachType;
 use self::liveness::Liveness;
@@ -113,6 +115,7 @@ pub struct Datapath {
     inbound_modes: KernelMap<MapData, PodKey, InboundMode>,
     listeners: SockHash<MapData, PodKey>,
     applied: Option<Snapshot>,
+    outside_affinity: Arc<OutsideShare>,
 }
 
 impl Datapath {
@@ -143,6 +146,7 @@ impl Datapath {
             pins,
             cgroup,
             applied: None,
+            outside_affinity: OutsideShare::of(config.sizes.affinity),
         };
         Ok((datapath, events))
     }
