@@ -202,6 +202,9 @@ impl Controller {
                     if let Err(error) = self.datapath.sweep_affinity() {
                         tracing::warn!(error = %chain(&error), "clients' affinities cannot be swept");
                     }
+                    if let Err(error) = self.datapath.sweep_replies() {
+                        tracing::warn!(error = %chain(&error), "ways back to clients cannot be swept");
+                    }
                 }
                 _ = retry.tick() => {
                     self.end_replaced();

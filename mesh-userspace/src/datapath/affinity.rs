@@ -4,10 +4,13 @@
 use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use aya::maps::{HashMap as KernelMap, MapData};
 use mesh_common::abi::{
-    ANY_V4, ANY_V6, Affinity, AffinityKey, SCOPE_ADDRESS, SCOPE_NODE_PORT, Service, ServiceKey,
+    ANY_V4, ANY_V6, Affinity, AffinityKey, CLIENT_ADDRESS, SCOPE_ADDRESS, SCOPE_NODE_PORT, Service,
+    ServiceKey,
 };
 use mesh_common::affinity::holds;
 use mesh_common::names::map as names;
@@ -24,10 +27,30 @@ pub enum Stayer {
     Address(IpAddr),
 }
 
+/// The part of the map that clients from outside may take, half of it: there may be any number of those.
+pub(super) struct OutsideShare {
+    most: usize,
+    /// How many they are, by the last sweep and what has come since.
+    held: AtomicUsize,
+}
+
+impl OutsideShare {
+    pub(super) fn of(entries: u32) -> Arc<Self> {
+        Arc::new(Self { most: entries as usize / 2, held: AtomicUsize::new(0) })
+    }
+
+    /// Takes one more place, if there is one.
+    fn take(&self) -> bool {
+        let more = |held| (held < self.most).then_some(held + 1);
+        self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+}
+
 /// A thread's handle on the clients that stay with a backend, and on `SERVICES`, which says under which number.
 pub struct Affinities {
     services: KernelMap<MapData, ServiceKey, Service>,
     kept: RefCell<KernelMap<MapData, AffinityKey, Affinity>>,
+    outside: Arc<OutsideShare>,
 }
 
 impl Datapath {
@@ -36,6 +59,7 @@ impl Datapath {
         Ok(Affinities {
             services: object::reopen(&self.pins, names::SERVICES)?,
             kept: RefCell::new(object::reopen(&self.pins, names::AFFINITY)?),
+            outside: Arc::clone(&self.outside_affinity),
         })
     }
 
@@ -46,10 +70,12 @@ impl Datapath {
         let read_only = MapData::from_pin(self.pins.map(names::AFFINITY));
         let read_only = read_only.map_err(DatapathError::map("open", names::AFFINITY))?;
         let now = monotonic_ns();
-        let mut over = Vec::new();
+        let (mut over, mut outside) = (Vec::new(), 0);
         let read = batch::for_each(read_only.fd().as_fd(), |key: &AffinityKey, value: &Affinity| {
             if timeouts.get(&key.service).is_none_or(|seconds| !holds(value.seen_ns, now, *seconds)) {
                 over.push(*key);
+            } else if key.kind == CLIENT_ADDRESS {
+                outside += 1;
             }
         });
         read.map_err(|source| DatapathError::Batch { map: names::AFFINITY, source })?;
@@ -57,6 +83,7 @@ impl Datapath {
             // The kernel may have renewed it in between, which costs that client a new draw; one that is gone is fine.
             let _ = map.remove(&key);
         }
+        self.outside_affinity.held.store(outside, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -75,6 +102,18 @@ impl Affinities {
             Stayer::Address(address) => AffinityKey::address(service.affinity_id, address_of(address)),
         };
         Some(Stay { affinities: self, key, seconds: service.affinity_seconds })
+    }
+
+    /// A client is sent to this backend, now.
+    pub fn keep(&self, client: AffinityKey, backend: SocketAddr) -> Result<(), DatapathError> {
+        let (address, port) = (address_of(backend.ip()), backend.port());
+        let value = Affinity { seen_ns: monotonic_ns(), address, port, pad: [0; 3] };
+        let mut kept = self.kept.borrow_mut();
+        let is_new = || kept.get(&client, 0).is_err();
+        if client.kind == CLIENT_ADDRESS && is_new() && !self.outside.take() {
+            return Err(DatapathError::Full { map: names::AFFINITY });
+        }
+        kept.insert(client, value, 0).map_err(DatapathError::map("write to", names::AFFINITY))
     }
 }
 
@@ -96,9 +135,11 @@ impl Stay<'_> {
 
     /// It is sent to this one, now.
     pub fn keep(&self, backend: SocketAddr) -> Result<(), DatapathError> {
-        let (address, port) = (address_of(backend.ip()), backend.port());
-        let value = Affinity { seen_ns: monotonic_ns(), address, port, pad: [0; 3] };
-        let written = self.affinities.kept.borrow_mut().insert(self.key, value, 0);
-        written.map_err(DatapathError::map("write to", names::AFFINITY))
+        self.affinities.keep(self.key, backend)
+    }
+
+    /// Whose place it is.
+    pub const fn client(&self) -> AffinityKey {
+        self.key
     }
 }

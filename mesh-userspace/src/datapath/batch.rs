@@ -1,5 +1,5 @@
-//! Reading a whole hash map in a few system calls (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6), which aya 0.14 does not offer: an
-//! entry at a time costs two calls each.
+//! Reading a whole hash map or trie in a few system calls (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6), which aya 0.14 does not
+//! offer: an entry at a time costs two calls each.
 //!
 //! The kernel hands out whole buckets: an entry that is there from beginning to end is seen once, one that comes or goes
 //! meanwhile may be seen or not.
@@ -10,8 +10,11 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use super::bpf::call;
 
 const MAP_LOOKUP_BATCH: libc::c_long = 24;
-/// Entries asked for at once.
+/// Entries asked for at once; more where a bucket holds more.
 const CHUNK: usize = 2048;
+const MAX_CHUNK: usize = 1 << 20;
+/// Longest key of any map, in bytes.
+const MAX_KEY: usize = 64;
 
 /// The part of `union bpf_attr` that the command reads and writes.
 #[repr(C)]
@@ -31,14 +34,44 @@ pub(super) fn for_each<K: aya::Pod, V: aya::Pod>(
     map: BorrowedFd<'_>,
     mut each: impl FnMut(&K, &V),
 ) -> io::Result<()> {
-    let (mut keys, mut values) = (Vec::<K>::with_capacity(CHUNK), Vec::<V>::with_capacity(CHUNK));
-    // The kernel's place in a hash map: the number of a bucket. None yet: from the start.
-    let (mut place, mut next_place) = (None::<u32>, 0_u32);
+    let (key_size, value_size) = (size_of::<K>(), size_of::<V>());
+    read(map, key_size, value_size, |count, keys, values| {
+        let entries = keys.chunks_exact(key_size).zip(values.chunks_exact(value_size));
+        for (key, value) in entries.take(count) {
+            // SAFETY: the slice is as long as the type, of which every bit pattern is a value.
+            let key = unsafe { key.as_ptr().cast::<K>().read_unaligned() };
+            // SAFETY: as above.
+            let value = unsafe { value.as_ptr().cast::<V>().read_unaligned() };
+            each(&key, &value);
+        }
+    })
+}
+
+/// How many entries a hash map or trie has, whose keys and values have these lengths.
+pub(super) fn count(map: BorrowedFd<'_>, key_size: usize, value_size: usize) -> io::Result<u64> {
+    let mut total = 0;
+    read(map, key_size, value_size, |count, _keys, _values| total += count as u64)?;
+    Ok(total)
+}
+
+/// Shows the entries a chunk at a time: how many there are, and the bytes of their keys and values.
+fn read(
+    map: BorrowedFd<'_>,
+    key_size: usize,
+    value_size: usize,
+    mut chunk: impl FnMut(usize, &[u8], &[u8]),
+) -> io::Result<()> {
+    if key_size > MAX_KEY {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut capacity = CHUNK;
+    let (mut keys, mut values) = (vec![0_u8; capacity * key_size], vec![0_u8; capacity * value_size]);
+    // The kernel's place in a map: the number of a bucket, or a key of a trie. None yet: from the start.
+    let (mut place, mut next_place) = (None::<[u8; MAX_KEY]>, [0_u8; MAX_KEY]);
     loop {
-        let capacity = keys.capacity().min(values.capacity());
         let mut batch = LookupBatch {
-            from: place.as_ref().map_or(0, |place| std::ptr::from_ref(place) as u64),
-            next: (&raw mut next_place) as u64,
+            from: place.as_ref().map_or(0, |place| place.as_ptr() as u64),
+            next: next_place.as_mut_ptr() as u64,
             keys: keys.as_mut_ptr() as u64,
             values: values.as_mut_ptr() as u64,
             count: u32::try_from(capacity).unwrap_or(u32::MAX),
@@ -51,27 +84,19 @@ pub(super) fn for_each<K: aya::Pod, V: aya::Pod>(
             Err(error) => match error.raw_os_error() {
                 Some(libc::ENOENT) => true,
                 // A bucket that does not fit is not begun.
-                Some(libc::ENOSPC) => {
-                    keys.reserve(capacity * 2);
-                    values.reserve(capacity * 2);
+                Some(libc::ENOSPC) if capacity < MAX_CHUNK => {
+                    capacity *= 4;
+                    keys.resize(capacity * key_size, 0);
+                    values.resize(capacity * value_size, 0);
                     continue;
                 }
                 _ => return Err(error),
             },
         };
-        let count = (batch.count as usize).min(capacity);
-        // SAFETY: the kernel has written that many, no more than there is room for; every bit pattern is a value.
-        unsafe { keys.set_len(count) };
-        // SAFETY: as above.
-        unsafe { values.set_len(count) };
-        for (key, value) in keys.iter().zip(&values) {
-            each(key, value);
-        }
+        chunk((batch.count as usize).min(capacity), &keys, &values);
         if is_last {
             return Ok(());
         }
-        keys.clear();
-        values.clear();
         place = Some(next_place);
     }
 }
@@ -137,6 +162,7 @@ mod tests {
             })
             .unwrap();
             assert_eq!(seen.len() as u64, count, "{max_entries}");
+            assert_eq!(super::count(map.as_fd(), 8, 16).unwrap(), count, "{max_entries}");
             assert!(seen.values().all(|times| *times == 1), "{count} of {max_entries}");
         }
     }

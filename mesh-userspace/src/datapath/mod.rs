@@ -33,6 +33,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use aya::maps::{Array, HashMap as KernelMap, MapData, PerCpuArray, RingBuf, SockHash};
 use imbl::ordmap::DiffItem;
@@ -53,6 +54,7 @@ pub use self::sizes::MapSizes;
 pub use self::unwritten::SyncProblem;
 
 use self::addresses::AddressTable;
+use self::affinity::OutsideShare;
 use self::attach::Cgroup;
 use self::bpf::AttachType;
 use self::liveness::Liveness;
@@ -117,6 +119,7 @@ pub struct Datapath {
     inbound_modes: KernelMap<MapData, PodKey, InboundMode>,
     listeners: SockHash<MapData, PodKey>,
     applied: Option<Snapshot>,
+    outside_affinity: Arc<OutsideShare>,
 }
 
 impl Datapath {
@@ -147,6 +150,7 @@ impl Datapath {
             pins,
             cgroup,
             applied: None,
+            outside_affinity: OutsideShare::of(config.sizes.affinity),
         };
         Ok((datapath, events))
     }

@@ -6,12 +6,13 @@
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 
 use aya::maps::{HashMap as KernelMap, MapData};
 use mesh_common::abi::{Client, PresentedKey, Reply, ReplyKey, UDP};
 use mesh_common::names::map;
 
-use super::{Datapath, DatapathError, address_of, object};
+use super::{Datapath, DatapathError, address_of, batch, object};
 
 /// One thread's handle on `CLIENTS`, `PRESENTED` and `REPLIES`.
 pub struct Presented {
@@ -28,6 +29,32 @@ impl Datapath {
             shown: RefCell::new(object::reopen(&self.pins, map::PRESENTED)?),
             replies: RefCell::new(object::reopen(&self.pins, map::REPLIES)?),
         })
+    }
+}
+
+impl Datapath {
+    /// Deletes the ways back to flows that have ended: several sockets of an application hear from one where they share a
+    /// port. Walks the whole map.
+    pub fn sweep_replies(&self) -> Result<(), DatapathError> {
+        let shown: KernelMap<MapData, PresentedKey, Client> = object::reopen(&self.pins, map::PRESENTED)?;
+        let mut replies: KernelMap<MapData, ReplyKey, Reply> = object::reopen(&self.pins, map::REPLIES)?;
+        let read_only = MapData::from_pin(self.pins.map(map::REPLIES));
+        let read_only = read_only.map_err(DatapathError::map("open", map::REPLIES))?;
+        let mut over = Vec::new();
+        let read = batch::for_each(read_only.fd().as_fd(), |key: &ReplyKey, reply: &Reply| {
+            let client = shown.get(&source_of(reply), 0);
+            if !client.is_ok_and(|client| (client.address, client.port) == (key.address, key.port)) {
+                over.push((*key, *reply));
+            }
+        });
+        read.map_err(|source| DatapathError::Batch { map: map::REPLIES, source })?;
+        for (key, reply) in over {
+            // The socket may have heard from another flow since; one that is gone is fine.
+            if replies.get(&key, 0).is_ok_and(|held| held == reply) {
+                let _ = replies.remove(&key);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -66,7 +93,8 @@ impl Presented {
         insert.map_err(DatapathError::map("write to", map::PRESENTED))
     }
 
-    /// Ends what [`Self::present`] began, and the way back that the kernel noted.
+    /// Ends what [`Self::present`] began, and the way back that the kernel noted for the socket that has heard from it
+    /// last. Where there were several, [`Datapath::sweep_replies`] finds the rest.
     pub fn withdraw(&self, source: SocketAddr) {
         let key = flow(source);
         let mut shown = self.shown.borrow_mut();
@@ -76,7 +104,11 @@ impl Presented {
         if let Some(client) = held.filter(|client| client.receiver != 0) {
             let reply =
                 ReplyKey { cookie: client.receiver, address: client.address, port: client.port, pad: [0; 3] };
-            let _ = self.replies.borrow_mut().remove(&reply);
+            let mut replies = self.replies.borrow_mut();
+            // It may lead to another flow by now.
+            if replies.get(&reply, 0).is_ok_and(|held| source_of(&held) == key) {
+                let _ = replies.remove(&reply);
+            }
         }
     }
 }
@@ -99,10 +131,15 @@ fn named(client: SocketAddr) -> Client {
 }
 
 fn flow(source: SocketAddr) -> PresentedKey {
+    source_of(&Reply { source: address_of(source.ip()), source_port: source.port(), pad: 0 })
+}
+
+/// The flow that an answer goes to.
+fn source_of(reply: &Reply) -> PresentedKey {
     PresentedKey {
-        peer: address_of(source.ip()),
+        peer: reply.source,
         own: [0; 16],
-        peer_port: source.port(),
+        peer_port: reply.source_port,
         own_port: 0,
         protocol: UDP,
         pad: [0; 3],

@@ -1,6 +1,5 @@
 //! What all tasks that serve clients from outside share.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,6 +9,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use tokio::sync::watch;
 
 use super::addresses::NodeAddresses;
+use super::flows::Flows;
 use super::udp::Flow;
 use crate::model::{Endpoint, NodeName, Snapshot, Workload};
 use crate::node::NetNs;
@@ -19,13 +19,6 @@ use crate::proxy::Stop;
 const AT_ONCE: usize = 32_768;
 /// Each of these limits takes this share of the descriptors at most.
 const SHARE_OF_FILES: usize = 8;
-
-/// A client's address and what it asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct FlowKey {
-    pub(super) client: SocketAddr,
-    pub(super) asked: SocketAddr,
-}
 
 /// See the module.
 pub(super) struct Entry {
@@ -38,9 +31,9 @@ pub(super) struct Entry {
     /// How far the agent's end has come.
     pub(super) stop: watch::Receiver<Stop>,
     /// Flows of datagrams.
-    pub(super) flows: Mutex<HashMap<FlowKey, Arc<Flow>>>,
-    /// How many connections, and how many flows, may be there at once.
-    pub(super) limit: usize,
+    pub(super) flows: Mutex<Flows<Flow>>,
+    /// How many connections may be there at once.
+    limit: usize,
     connections: AtomicUsize,
 }
 
@@ -48,13 +41,14 @@ impl Entry {
     pub(super) fn new(node: NodeName, netns: NetNs, stop: watch::Receiver<Stop>) -> Self {
         let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
         let files = usize::try_from(files).unwrap_or(usize::MAX);
+        let limit = AT_ONCE.min(files / SHARE_OF_FILES);
         Self {
             node,
             netns,
             addresses: ArcSwap::default(),
             stop,
-            flows: Mutex::default(),
-            limit: AT_ONCE.min(files / SHARE_OF_FILES),
+            flows: Mutex::new(Flows::new(limit)),
+            limit,
             connections: AtomicUsize::new(0),
         }
     }

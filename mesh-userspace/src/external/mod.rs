@@ -14,6 +14,7 @@
 mod addresses;
 mod demand;
 mod entry;
+mod flows;
 mod follow;
 mod health;
 mod listeners;

@@ -8,23 +8,26 @@
 //! Invariants: there is one flow a key; it ends with its sockets and with what the kernel's maps hold of it; nothing is
 //! buffered beyond one datagram: what a socket does not take is lost, as on any wire.
 
+use std::cell::Cell;
 use std::io::{self, ErrorKind, IoSliceMut};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use mesh_common::abi::AffinityKey;
 use nix::cmsg_space;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg};
 use socket2::{Domain, Protocol as SocketProtocol, Socket, Type};
+use tokio::sync::Notify;
 use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, sleep_until};
 
-use super::entry::{Entry, FlowKey};
+use super::entry::Entry;
+use super::flows::{FlowKey, Flows, Standing};
 use super::listeners::watch;
-use crate::datapath::Stay;
 use crate::datapath::Stayer;
 use crate::model::{Protocol, Snapshot};
 use crate::proxy::ask::Ask;
@@ -82,8 +85,18 @@ pub(super) struct Flow {
     /// The agent's address towards the endpoint.
     source: SocketAddr,
     endpoint: SocketAddr,
+    /// The client as the endpoint sees it, where that is not the agent.
+    shown: Option<SocketAddr>,
+    /// The client that is to stay with the endpoint, once that has answered.
+    stay: Option<AffinityKey>,
     /// Generation of the snapshot that the endpoint was taken from.
     generation: u64,
+    /// It has given way to another.
+    replaced: Notify,
+}
+
+fn table(entry: &Entry) -> MutexGuard<'_, Flows<Flow>> {
+    entry.flows.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Takes first datagrams until everything is cut.
@@ -147,7 +160,7 @@ fn socket_address(address: &SockaddrStorage) -> Option<SocketAddr> {
 /// Sends a datagram on its way, in the flow that is there or a new one.
 fn datagram(worker: &Worker, entry: &Arc<Entry>, key: FlowKey, bytes: &[u8]) {
     let begun = {
-        let mut flows = entry.flows.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut flows = table(entry);
         match flows.get(&key) {
             // It came before the flow's own socket was there.
             Some(flow) => {
@@ -155,17 +168,23 @@ fn datagram(worker: &Worker, entry: &Arc<Entry>, key: FlowKey, bytes: &[u8]) {
                 let _ = flow.up.send(bytes);
                 return;
             }
-            None if flows.len() >= entry.limit => Err(FlowError::TooMany),
-            None => open(worker, entry, key).map(|flow| {
+            None if !flows.has_room() => Err(FlowError::TooMany),
+            None => open(worker, entry, &mut flows, key).map(|flow| {
                 let flow = Arc::new(flow);
-                flows.insert(key, Arc::clone(&flow));
-                flow
+                let replaced = flows.insert(key, Arc::clone(&flow));
+                (flow, replaced)
             }),
         }
     };
     let metrics = worker.shared.telemetry.metrics();
     let flow = match begun {
-        Ok(flow) => flow,
+        Ok((flow, replaced)) => {
+            if let Some(replaced) = replaced {
+                metrics.external_refused("gave_way");
+                replaced.replaced.notify_one();
+            }
+            flow
+        }
         Err(error) => {
             metrics.external_refused(error.reason());
             let error = &error as &dyn std::error::Error;
@@ -179,7 +198,7 @@ fn datagram(worker: &Worker, entry: &Arc<Entry>, key: FlowKey, bytes: &[u8]) {
 }
 
 /// Picks an endpoint and makes a flow's sockets.
-fn open(worker: &Worker, entry: &Entry, key: FlowKey) -> Result<Flow, FlowError> {
+fn open(worker: &Worker, entry: &Entry, flows: &mut Flows<Flow>, key: FlowKey) -> Result<Flow, FlowError> {
     let FlowKey { client, asked } = key;
     let snapshot = worker.shared.snapshot.load();
     let ask = resolve(entry, &snapshot, key).ok_or(FlowError::NoService(asked))?;
@@ -188,21 +207,30 @@ fn open(worker: &Worker, entry: &Entry, key: FlowKey) -> Result<Flow, FlowError>
         let client = canonical(client);
         worker.handles.affinities.of(ask.frontend, client.is_ipv4(), Stayer::Address(client.ip()))
     });
-    let endpoint = ask.endpoint(stay.as_ref().and_then(Stay::backend), fastrand::u64(..), &[]);
+    let stays = stay.as_ref().and_then(|stay| stay.backend().or_else(|| flows.drawn(&stay.client())));
+    let endpoint = ask.endpoint(stays, fastrand::u64(..), &[]);
     let endpoint = endpoint.ok_or_else(|| FlowError::NoEndpoint(ask.service.name.to_string()))?;
     let failed = |operation| move |source| FlowError::Socket { operation, source };
     let up = upstream(endpoint.address).map_err(failed("connect to the endpoint"))?;
     let source = up.local_addr().map_err(failed("read the address"))?;
     let down = downstream(asked, client).map_err(failed("take the asked address"))?;
     let workload = endpoint.workload.as_ref().and_then(|uid| snapshot.workloads.get(uid));
-    if entry.is_here(endpoint, workload.map(|workload| &**workload)) {
-        worker.handles.presented.present(source, client).map_err(FlowError::Present)?;
+    let is_here = entry.is_here(endpoint, workload.map(|workload| &**workload));
+    let endpoint = endpoint.address;
+    let shown = is_here.then(|| flows.show(client, endpoint, source)).flatten();
+    if let Some(shown) = shown
+        && let Err(error) = worker.handles.presented.present(source, shown)
+    {
+        flows.hide(shown, endpoint);
+        return Err(FlowError::Present(error));
     }
-    if let Some(Err(error)) = stay.map(|stay| stay.keep(endpoint.address)) {
-        tracing::debug!(%error, src.addr = %client, "client's affinity not kept");
+    let stay = stay.map(|stay| stay.client());
+    if let Some(client) = stay {
+        flows.draw(client, endpoint);
     }
     let (down, up) = (Arc::new(down), Arc::new(up));
-    Ok(Flow { key, down, up, source, endpoint: endpoint.address, generation: snapshot.generation })
+    let (generation, replaced) = (snapshot.generation, Notify::new());
+    Ok(Flow { key, down, up, source, endpoint, shown, stay, generation, replaced })
 }
 
 fn resolve<'a>(entry: &Entry, snapshot: &'a Snapshot, key: FlowKey) -> Option<Ask<'a>> {
@@ -244,9 +272,16 @@ impl Life {
         Self { began: now, last: now, answered: false }
     }
 
+    fn standing(&self) -> Standing {
+        match self.answered {
+            false => Standing::Unanswered,
+            true if self.last.duration_since(self.began) > STREAM_AFTER => Standing::Stream,
+            true => Standing::Answered,
+        }
+    }
+
     fn end(&self) -> Instant {
-        let is_stream = self.answered && self.last.duration_since(self.began) > STREAM_AFTER;
-        self.last + if is_stream { STREAM_TIMEOUT } else { TIMEOUT }
+        self.last + if self.standing() == Standing::Stream { STREAM_TIMEOUT } else { TIMEOUT }
     }
 }
 
@@ -264,22 +299,57 @@ struct Ending<'a> {
     entry: &'a Entry,
     flow: &'a Arc<Flow>,
     handles: Rc<Handles>,
+    /// The client that is to stay, until the endpoint has answered.
+    stay: Cell<Option<AffinityKey>>,
+    standing: Cell<Standing>,
+}
+
+impl Ending<'_> {
+    /// Notes how far the flow has come; with the endpoint's first answer its client stays there.
+    fn stand(&self, standing: Standing) {
+        if self.standing.replace(standing) == standing {
+            return;
+        }
+        let Flow { key, endpoint, .. } = **self.flow;
+        let stay = self.stay.take();
+        if let Some(client) = stay
+            && let Err(error) = self.handles.affinities.keep(client, endpoint)
+        {
+            tracing::debug!(%error, src.addr = %key.client, "client's affinity not kept");
+        }
+        let mut flows = table(self.entry);
+        flows.stand(&key, self.flow, standing);
+        if let Some(client) = stay {
+            flows.undraw(&client);
+        }
+    }
 }
 
 impl Drop for Ending<'_> {
     fn drop(&mut self) {
-        let mut flows = self.entry.flows.lock().unwrap_or_else(PoisonError::into_inner);
-        if flows.get(&self.flow.key).is_some_and(|held| Arc::ptr_eq(held, self.flow)) {
-            flows.remove(&self.flow.key);
+        if self.flow.shown.is_some() {
+            self.handles.presented.withdraw(self.flow.source);
         }
-        drop(flows);
-        self.handles.presented.withdraw(self.flow.source);
+        let mut flows = table(self.entry);
+        flows.remove(&self.flow.key, self.flow);
+        if let Some(shown) = self.flow.shown {
+            flows.hide(shown, self.flow.endpoint);
+        }
+        if let Some(client) = self.stay.take() {
+            flows.undraw(&client);
+        }
     }
 }
 
 /// Carries a flow to its end.
 async fn carry(worker: Worker, entry: Arc<Entry>, flow: Arc<Flow>) {
-    let ending = Ending { entry: &entry, flow: &flow, handles: Rc::clone(&worker.handles) };
+    let ending = Ending {
+        entry: &entry,
+        flow: &flow,
+        handles: Rc::clone(&worker.handles),
+        stay: Cell::new(flow.stay),
+        standing: Cell::new(Standing::Unanswered),
+    };
     let (down, up) = match (watch(Arc::clone(&flow.down)), watch(Arc::clone(&flow.up))) {
         (Ok(down), Ok(up)) => (down, up),
         (Err(error), _) | (_, Err(error)) => return tracing::warn!(%error, "flow of datagrams lost"),
@@ -320,10 +390,14 @@ async fn carry(worker: Worker, entry: Arc<Entry>, flow: Arc<Flow>) {
                 timer.as_mut().reset(life.end());
                 continue;
             }
+            () = flow.replaced.notified() => return,
             () = &mut cut => return,
         };
         match read {
-            Read::Passed => life.last = Instant::now(),
+            Read::Passed => {
+                life.last = Instant::now();
+                ending.stand(life.standing());
+            }
             Read::Empty => {}
             Read::End => return,
         }

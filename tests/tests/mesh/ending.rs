@@ -1,5 +1,6 @@
 //! Sockets whose endpoint goes: ended where they came through a service, and nothing else touched.
 
+use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result};
@@ -39,12 +40,14 @@ fn held(name: &str, number: u8, pods: &[(&Pod, Listed)]) -> String {
             .collect();
         let endpoints =
             if endpoints.is_empty() { " []\n".to_owned() } else { format!("\n{}", endpoints.concat()) };
-        yaml.push_str(&format!(
+        // A string takes what it is given.
+        let _ = write!(
+            yaml,
             "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: {name}-{of}\n  \
              namespace: default\n  labels: {{kubernetes.io/service-name: {name}}}\naddressType: {family}\nports:\n\
              - {{name: tcp, port: {PORT}, protocol: TCP}}\n- {{name: dns, port: {UDP_PORT}, protocol: UDP}}\n\
              endpoints:{endpoints}"
-        ));
+        );
     }
     yaml
 }
@@ -178,7 +181,7 @@ fn connections_to_an_endpoint_that_went_are_ended_wherever_they_are() -> Result<
             (now >= before + 15.0).then_some(now)
         };
         before = eventually(SECONDS_10, "all are counted", counted)?;
-        assert_eq!(before, 15.0 * f64::from(round + 1), "{form:?}: others were ended as well");
+        assert!(before < 15.0 * f64::from(round + 1) + 1.0, "{form:?}: others were ended as well: {before}");
         for (what, process) in &spared {
             assert_alive(process, 5, &format!("{form:?} {what}"))?;
         }
@@ -222,7 +225,8 @@ fn connections_to_an_endpoint_that_is_still_listed_are_left_alone() -> Result<()
         apply("other", 51, &[(&world.twin, Listed::Ready)])?;
         wait_aborted(&witness, 1).with_context(|| world.agent_a.log())?;
         let counted = || ended(&world.agent_a, &[]).ok().filter(|now| *now >= f64::from(round + 1));
-        assert_eq!(eventually(SECONDS_10, "it is counted", counted)?, f64::from(round + 1), "{listed:?}");
+        let count = eventually(SECONDS_10, "it is counted", counted)?;
+        assert!(count < f64::from(round + 2), "{listed:?}: others were ended as well: {count}");
     }
     for process in &spared {
         assert_alive(process, 1, "still listed")?;
@@ -237,9 +241,7 @@ fn datagram_sockets_move_on_to_an_endpoint_that_serves() -> Result<()> {
     let manifests = world.lab.manifests();
     let apply = |pods: &[(&Pod, Listed)]| manifests.apply("held.yaml", &held("held", 50, pods));
     for listed in [None, Some(Listed::Unready), Some(Listed::Terminating)] {
-        // Not mapped: a send of such a socket runs the sendmsg4 hook with the backend's address (udpv6_sendmsg), which then
-        // forgets that it was a service's.
-        for form in [Form::V4, Form::V6] {
+        for form in FORMS {
             apply(&[(&world.far, Listed::Ready)])?;
             wait_serves(&world, 50, &["far"])?;
             let arguments = form.of(addresses(50), UDP_PORT);
@@ -311,10 +313,8 @@ fn five_thousand_connections_are_ended_in_one_pass() -> Result<()> {
     eventually(SECONDS_10, "they are counted", || {
         (ended(&world.agent_a, &["protocol=\"tcp\""]).ok()? >= f64::from(COUNT)).then_some(())
     })?;
-    let line = world.agent_a.log();
-    let line = line.lines().find(|line| line.contains("were ended")).unwrap_or_default().to_owned();
-    println!("{line}");
-    assert_eq!(world.agent_a.metric("mesh_sockets_not_ended_total", &[])?, 0.0);
+    let log = world.agent_a.log();
+    assert!(world.agent_a.metric("mesh_sockets_not_ended_total", &[])? < 1.0, "{log}");
     Ok(())
 }
 

@@ -1,8 +1,10 @@
 //! Clients from outside: node ports, external and load-balancer addresses, from a machine that is no node.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use mesh_tests::peer::Summary;
@@ -519,6 +521,81 @@ fn a_flow_ends_when_nobody_is_there_and_begins_again() -> Result<()> {
     let _server = serve_udp(&world.near)?;
     let summary = outside.machine.udp(&[&target, "--count", "5"])?;
     assert_eq!((summary.ok, summary.failed), (5, 0), "{summary:?}");
+    Ok(())
+}
+
+#[test]
+fn the_ways_back_to_a_flow_end_with_it() -> Result<()> {
+    let outside = Outside::start(false, &[NEAR])?;
+    let world = &outside.world;
+    let target = SocketAddr::new(NEAR.addresses()[0], UDP_PORT);
+    let socket = outside.machine.netns().run(|| std::net::UdpSocket::bind(("0.0.0.0", 0)))??;
+    socket.connect(target)?;
+    socket.set_read_timeout(Some(SECONDS_10))?;
+    // Two sockets of the application hear from one flow.
+    for heard in 1..=2 {
+        let server = serve_udp(&world.near)?;
+        socket.send(b"x")?;
+        socket.recv(&mut [0; 64])?;
+        assert_eq!(entries(&outside, "REPLIES", "")?, heard);
+        server.kill()?;
+    }
+    // Nobody is there now: the flow ends.
+    eventually(SECONDS_10, "the flow ends", || {
+        socket.send(b"x").ok()?;
+        (entries(&outside, "PRESENTED", "UDP").ok()? == 0).then_some(())
+    })?;
+    eventually(Duration::from_secs(45), "nothing leads back to it", || {
+        (entries(&outside, "REPLIES", "").ok()? == 0).then_some(())
+    })
+}
+
+#[test]
+fn one_socket_that_asks_two_addresses_hears_from_both() -> Result<()> {
+    const COUNT: usize = 50;
+    let outside = Outside::start(false, &[NEAR])?;
+    let server = serve_udp(&outside.world.near)?;
+    let [balancer, _, external, _] = NEAR.addresses().map(|ip| SocketAddr::new(ip, UDP_PORT));
+    let socket = outside.machine.netns().run(|| std::net::UdpSocket::bind(("0.0.0.0", 0)))??;
+    socket.set_read_timeout(Some(SECONDS_10))?;
+    for _ in 0..COUNT {
+        socket.send_to(b"x", balancer)?;
+        socket.send_to(b"x", external)?;
+    }
+    let mut from = Vec::new();
+    for _ in 0..2 * COUNT {
+        from.push(socket.recv_from(&mut [0; 64])?.1);
+    }
+    for address in [balancer, external] {
+        assert_eq!(from.iter().filter(|from| **from == address).count(), COUNT, "{address}");
+    }
+    // One endpoint cannot answer one client on two ways: it sees the second at another port, as behind conntrack.
+    let seen: BTreeSet<SocketAddr> = datagrams(&server).into_iter().collect();
+    let port = socket.local_addr()?.port();
+    assert!(seen.iter().all(|client| client.ip() == outside.machine.v4), "{seen:?}");
+    assert!(seen.len() == 2 && seen.iter().any(|client| client.port() == port), "{seen:?} {port}");
+    Ok(())
+}
+
+#[test]
+fn clients_outside_take_a_share_of_the_affinities_and_only_once_answered() -> Result<()> {
+    let front = Front::new("sticky", 9, "both: \"yes\"").with("  sessionAffinity: ClientIP\n");
+    let outside = Outside::start_with(false, &[front], &[("--max-affinity", "2")])?;
+    let world = &outside.world;
+    let [v4, v6, ..] = front.addresses();
+    // Whoever asks and gets no answer may be anybody.
+    let target = SocketAddr::new(v4, UDP_PORT).to_string();
+    let summary = outside.machine.udp(&[&target, "--count", "3", "--fresh", "--timeout-ms", "200"])?;
+    assert_eq!((summary.failed, entries(&outside, "AFFINITY", "")?), (3, 0));
+    let _servers: Vec<Process> = [&world.far, &world.twin]
+        .into_iter()
+        .map(|pod| pod.serve(&["--listen", &format!("[::]:{PORT}")]))
+        .collect::<Result<_>>()?;
+    for (ip, endpoints) in [(v4, 1), (v6, 2), (v4, 1)] {
+        let summary = outside.connect(SocketAddr::new(ip, PORT), &["--count", "60"])?;
+        assert_eq!((summary.ok, summary.by_name.len()), (60, endpoints), "{ip}: {summary:?}");
+        assert_eq!(entries(&outside, "AFFINITY", "")?, 1);
+    }
     Ok(())
 }
 

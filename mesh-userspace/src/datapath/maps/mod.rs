@@ -3,7 +3,6 @@
 //! It writes nothing. What a program or the controller changes meanwhile is seen or not; an entry is never half of each.
 
 mod decode;
-mod entries;
 
 use std::os::fd::AsFd;
 
@@ -20,9 +19,8 @@ use serde_json::Value;
 pub use self::decode::Fields;
 
 use self::decode::Decode;
-use super::object;
 use super::pins::Pins;
-use super::{DatapathError, ip_of};
+use super::{DatapathError, batch, ip_of, object};
 
 /// Reads the maps of one layout.
 #[derive(Clone, Debug)]
@@ -124,7 +122,7 @@ impl MapReader {
                 let info = MapInfo::from_pin(self.0.map(name)).map_err(DatapathError::map("open", name))?;
                 let fd = info.fd().map_err(DatapathError::map("open", name))?;
                 let (key, value) = (info.key_size(), info.value_size());
-                let counted = entries::count(fd.as_fd(), key as usize, value as usize);
+                let counted = batch::count(fd.as_fd(), key as usize, value as usize);
                 counted.map_err(|source| DatapathError::Count { map: name, source })?
             }
         };
