@@ -600,6 +600,20 @@ fn clients_outside_take_a_share_of_the_affinities_and_only_once_answered() -> Re
 }
 
 #[test]
+fn routes_that_somebody_deletes_are_laid_again() -> Result<()> {
+    let outside = Outside::start(false, &[NEAR])?;
+    let node = &outside.world.a;
+    let before = routes(node)?;
+    let [v4, v6, ..] = NEAR.addresses();
+    node.netns().ip(&format!("route del local {v4} dev lo table local proto 77\n"))?;
+    node.netns().ip(&format!("route del local {v6} dev lo table local proto 77\n"))?;
+    assert_eq!(routes(node)?.len(), before.len() - 2);
+    eventually(SECONDS_30, "they are there again", || {
+        routes(node).ok().filter(|routes| *routes == before).map(drop)
+    })
+}
+
+#[test]
 fn large_datagrams_arrive_whole_and_those_of_two_clients_apart() -> Result<()> {
     let outside = Outside::start(false, &[NEAR, FAR])?;
     let world = &outside.world;
