@@ -245,6 +245,12 @@ fn load_balancers_are_told_which_node_has_endpoints() -> Result<()> {
             );
         }
     }
+    // The node asks itself too.
+    for address in ["127.0.0.1", "[::1]"] {
+        let address: SocketAddr = format!("{address}:32005").parse()?;
+        let (head, _) = world.a.netns().run(move || http(address))??;
+        assert!(head.starts_with("http/1.1 200"), "{address}: {head}");
+    }
     // A port goes with its service.
     outside.apply(&[LOCAL_FAR])?;
     let gone = SocketAddr::new(world.a.v4.into(), 32005);
