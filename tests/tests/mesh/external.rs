@@ -620,6 +620,43 @@ fn routes_that_somebody_deletes_are_laid_again() -> Result<()> {
 }
 
 #[test]
+fn an_endpoint_that_is_a_service_of_the_node_leads_nowhere() -> Result<()> {
+    let front = Front::new("loop", 9, "");
+    let outside = Outside::start(false, &[front, NEAR])?;
+    let world = &outside.world;
+    let _server = world.near.serve(&["--listen", &format!("[::]:{PORT}")])?;
+    // The service's own node ports on this node.
+    let slice = format!(
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: loop-4\n  namespace: default\n  \
+         labels: {{kubernetes.io/service-name: loop}}\naddressType: IPv4\nports:\n\
+         - {{name: tcp, port: {}, protocol: TCP}}\n- {{name: dns, port: {}, protocol: UDP}}\n\
+         endpoints:\n- addresses: [\"{}\"]\n  conditions: {{ready: true}}\n",
+        front.node_port(),
+        front.udp_node_port(),
+        world.a.v4,
+    );
+    world.lab.manifests().apply("loop.yaml", &slice)?;
+    world.agent_a.wait_for("services", "the endpoint is known", |services| {
+        let mut all = services.as_array().into_iter().flatten();
+        all.any(|service| {
+            service["name"] == "loop"
+                && service["ports"][0]["backends"].as_array().is_some_and(|backends| !backends.is_empty())
+        })
+    })?;
+    let target = SocketAddr::new(front.addresses()[0], PORT);
+    let summary = outside.connect(target, &["--count", "3"])?;
+    assert_eq!(summary.failed, 3, "{summary:?}");
+    let flows = outside.world.agent_a.flows()?;
+    assert_eq!(flows.iter().filter(|flow| flow["direction"] == "external").count(), 3, "{flows:#?}");
+    let target = SocketAddr::new(front.addresses()[0], UDP_PORT).to_string();
+    assert_eq!(outside.machine.udp(&[&target, "--timeout-ms", "300"])?.failed, 1);
+    assert!(world.agent_a.metric("mesh_external_refused_total", &["reason=\"loop\""])? >= 1.0);
+    assert_eq!(entries(&outside, "PRESENTED", "UDP")?, 0);
+    assert_eq!(outside.connect(NEAR.targets(&world.a, "TCP")[0], &["--count", "3"])?.ok, 3);
+    Ok(())
+}
+
+#[test]
 fn large_datagrams_arrive_whole_and_those_of_two_clients_apart() -> Result<()> {
     let outside = Outside::start(false, &[NEAR, FAR])?;
     let world = &outside.world;
