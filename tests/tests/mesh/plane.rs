@@ -380,6 +380,19 @@ fn a_second_agent_is_refused_whatever_it_shares_with_the_first() -> Result<()> {
 }
 
 #[test]
+fn an_agent_that_its_own_programs_do_not_see_says_so() -> Result<()> {
+    let (_lab, node) = bare()?;
+    let cgroup = node.cgroup().join("elsewhere");
+    std::fs::create_dir(&cgroup)?;
+    let agent = node.agent().flag("--cgroup", &cgroup.to_string_lossy()).start()?;
+    let problems = agent.problems()?;
+    assert!(problems.iter().any(|problem| problem.starts_with("the agent is in no cgroup")), "{:#}", agent.json("/v1/check")?);
+    agent.terminate(SECONDS_10)?;
+    std::fs::remove_dir(&cgroup)?;
+    Ok(())
+}
+
+#[test]
 fn a_node_that_leaves_is_unhealthy_to_load_balancers_and_alive() -> Result<()> {
     let (lab, node) = bare()?;
     let agent = node.agent().start()?;
