@@ -1,7 +1,8 @@
-//! One agent a node: whoever changes the state folder, the pins or what is attached to a cgroup holds a lock on each.
+//! One agent a node: whoever changes the state folder, the pins, what is attached to a cgroup, or what is attached to and
+//! routed in the node's network namespace holds a lock on each.
 //!
-//! The locks are `flock(2)` on the folders themselves (bpffs and cgroupfs know it like any file system), so that two
-//! agents meet whichever of the three they share. The kernel releases them however the process ends.
+//! The locks are `flock(2)` on the folders and the namespace themselves (bpffs, cgroupfs and nsfs know it like any file
+//! system), so that two agents meet whichever of the four they share. The kernel releases them however the process ends.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
@@ -12,6 +13,9 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use super::Places;
+
+/// The network namespace of this process, which is the node's.
+const OWN_NETNS: &str = "/proc/thread-self/ns/net";
 
 /// Why something cannot be claimed.
 #[derive(Debug, thiserror::Error)]
@@ -56,16 +60,22 @@ impl Claims {
         let mut held = vec![state(&places.state_dir)?];
         held.extend(pins(&places.bpffs)?);
         held.push(folder("cgroup", cgroup)?);
+        held.push(netns()?);
         Ok(Self { _held: held })
     }
 
-    /// Claims what an uninstallation removes. No agent can be attached to any cgroup through these pins meanwhile: it
+    /// Claims what an uninstallation removes, the routes of any agent among it. No agent can be attached to any cgroup through these pins meanwhile: it
     /// would hold them.
     pub(super) fn of_uninstall(places: &Places) -> Result<Self, ClaimError> {
         let mut held = vec![state(&places.state_dir)?];
         held.extend(pins(&places.bpffs)?);
+        held.push(netns()?);
         Ok(Self { _held: held })
     }
+}
+
+fn netns() -> Result<Flock<File>, ClaimError> {
+    folder("network namespace", Path::new(OWN_NETNS))
 }
 
 /// The state folder by a file in it, which agents of earlier versions lock as well.
@@ -131,6 +141,8 @@ mod tests {
 
     #[test]
     fn a_folder_is_claimed_once_and_free_again_afterwards() {
+        // Of its own: tests share the others.
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let places = Places { bpffs: dir.path().join("no-bpffs"), state_dir: dir.path().join("state") };
         let cgroup = dir.path().join("cgroup");
@@ -144,8 +156,10 @@ mod tests {
         let elsewhere = Places { state_dir: dir.path().join("other"), ..places.clone() };
         let error = Claims::of_agent(&elsewhere, &cgroup).unwrap_err().to_string();
         assert!(error.contains("runs with the cgroup"), "{error}");
-        drop(Claims::of_uninstall(&elsewhere).unwrap());
+        let error = Claims::of_uninstall(&elsewhere).unwrap_err().to_string();
+        assert!(error.contains("runs with the network namespace"), "{error}");
         drop(first);
+        drop(Claims::of_uninstall(&elsewhere).unwrap());
         drop(Claims::of_agent(&elsewhere, &cgroup).unwrap());
         assert!(!places.bpffs.exists(), "what is no bpffs is left alone");
     }

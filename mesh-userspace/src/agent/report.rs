@@ -74,7 +74,15 @@ impl AgentData {
             let detail = pod.detail.clone().or_else(|| pod.canary.clone()?.err())?;
             Some(format!("pod {}: {detail}", pod.uid))
         });
-        rejected.chain(status.sync_errors.iter().cloned()).chain(detached).chain(pods).collect()
+        let elsewhere = (!status.attachments.is_empty() && !status.sees_agent).then(|| {
+            format!(
+                "the agent is in no cgroup below {}: applications see this node's address instead of those of clients \
+                 outside, and capture is not tested",
+                self.cgroup.display()
+            )
+        });
+        let errors = status.sync_errors.iter().cloned();
+        rejected.chain(errors).chain(detached).chain(elsewhere).chain(pods).collect()
     }
 }
 
@@ -130,7 +138,7 @@ impl AdminData for AgentData {
         }));
         items.push(CheckItem {
             name: "own cgroup".to_owned(),
-            purpose: "the agent can test its own capture".to_owned(),
+            purpose: "the agent can test its own capture, and name clients outside".to_owned(),
             ok: status.sees_agent,
             required: false,
             detail: format!("programs serve {}", self.cgroup.display()),

@@ -31,7 +31,11 @@ impl NodePortAddresses {
 
 /// The node's addresses with the bits that the kernel map has for them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NodeAddresses(BTreeMap<IpAddr, u32>);
+pub struct NodeAddresses {
+    flags: BTreeMap<IpAddr, u32>,
+    /// [`NodePortAddresses::All`].
+    all: bool,
+}
 
 impl NodeAddresses {
     /// `present` are the addresses of the interfaces, `primary` those that the Node object names.
@@ -46,22 +50,30 @@ impl NodeAddresses {
                     _ => ADDRESS_NODE_PORTS,
                 }
         };
-        Self(present.iter().map(|address| (*address, flags(*address))).collect())
+        let flags = present.iter().map(|address| (*address, flags(*address))).collect();
+        Self { flags, all: *which == NodePortAddresses::All }
     }
 
     /// Whether an interface has it.
     pub fn has(&self, address: IpAddr) -> bool {
-        self.0.contains_key(&address)
+        self.flags.contains_key(&address)
     }
 
     /// Whether node ports are served on it for clients from elsewhere.
     pub fn serves_node_ports(&self, address: IpAddr) -> bool {
-        self.0.get(&address).is_some_and(|flags| flags & ADDRESS_NODE_PORTS != 0)
+        self.flags.get(&address).is_some_and(|flags| flags & ADDRESS_NODE_PORTS != 0)
+    }
+
+    /// Whether load balancers are answered there: as with kube-proxy on every address, loopback included, unless the flag
+    /// names some (`newServiceHealthServer`).
+    pub fn answers_health_checks(&self, address: IpAddr) -> bool {
+        let served = ADDRESS_NODE_PORTS | ADDRESS_LOOPBACK;
+        self.all || self.flags.get(&address).is_some_and(|flags| flags & served != 0)
     }
 
     /// For the kernel map.
     pub fn flags(&self) -> Vec<(IpAddr, u32)> {
-        self.0.iter().map(|(address, flags)| (*address, *flags)).collect()
+        self.flags.iter().map(|(address, flags)| (*address, *flags)).collect()
     }
 }
 
@@ -102,6 +114,10 @@ mod tests {
             }
             let held = addresses.flags().into_iter().find(|(address, _)| *address == ip("127.0.0.1"));
             assert_eq!(held.unwrap().1 & ADDRESS_LOOPBACK != 0, loopback, "{which:?}");
+            let is_answered = |text| addresses.answers_health_checks(ip(text));
+            assert_eq!(is_answered("127.0.0.1"), loopback, "{which:?}");
+            assert_eq!(is_answered("::1"), which == NodePortAddresses::All, "{which:?}");
+            assert_eq!(is_answered("172.30.0.1"), served.contains(&"172.30.0.1"), "{which:?}");
         }
     }
 }

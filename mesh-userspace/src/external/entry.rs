@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::addresses::NodeAddresses;
 use super::flows::Flows;
 use super::udp::Flow;
-use crate::model::{Endpoint, NodeName, Snapshot, Workload};
+use crate::model::{Endpoint, NodeName, Protocol, Snapshot, Workload};
 use crate::node::NetNs;
 use crate::proxy::Stop;
 
@@ -75,6 +75,14 @@ impl Entry {
         endpoint.is_on(&self.node)
             || workload.is_some_and(|workload| workload.is_on(&self.node))
             || self.addresses.load().has(endpoint.address.ip())
+    }
+
+    /// Whether an endpoint's address is one that the node itself serves. Whoever writes endpoints can name a service's own
+    /// node port: the agent would connect to itself until it has no place for anybody. kube-proxy translates once.
+    pub(super) fn is_frontend(&self, snapshot: &Snapshot, endpoint: SocketAddr, protocol: Protocol) -> bool {
+        snapshot.service_at(endpoint, protocol).is_some()
+            || (self.addresses.load().has(endpoint.ip())
+                && snapshot.service_at_node_port(endpoint.port(), protocol).is_some())
     }
 
     /// Returns once everything is to be cut.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use futures_util::{FutureExt, StreamExt};
 use rtnetlink::MulticastGroup;
+use rtnetlink::sys::AsyncSocket;
 use tokio::sync::watch;
 
 use super::addresses::{NodeAddresses, present};
@@ -18,7 +19,7 @@ use super::routes::LocalRoutes;
 use super::{ExternalConfig, ExternalError, failed};
 use crate::model::Snapshot;
 
-/// How often addresses are read again although nothing was said of a change (messages can be lost), and what failed is
+/// How often addresses and routes are read again although nothing was said of a change (messages can be lost), and what failed is
 /// tried again.
 const RESYNC: Duration = Duration::from_secs(5);
 
@@ -56,10 +57,12 @@ impl Follower {
         ready: mpsc::Sender<Result<(), ExternalError>>,
     ) {
         let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
-        let (connection, handle, mut messages) = match rtnetlink::new_multicast_connection(&groups) {
+        let (mut connection, handle, mut messages) = match rtnetlink::new_multicast_connection(&groups) {
             Ok(netlink) => netlink,
             Err(error) => return drop(ready.send(Err(failed("open netlink")(error)))),
         };
+        // Without it the kernel tells more than it is asked for, which costs time alone.
+        let _ = connection.socket_mut().socket_mut().set_netlink_get_strict_chk(true);
         let connection = tokio::spawn(connection);
         let mut routes = match LocalRoutes::open(handle).await {
             Ok(routes) => routes,
@@ -78,7 +81,9 @@ impl Follower {
                 // Without a feed the agent is stopping, which comes as a cut.
                 Ok(()) = snapshots.changed() => {}
                 Some(_change) = messages.next() => while messages.next().now_or_never().flatten().is_some() {},
-                _ = resync.tick() => {}
+                _ = resync.tick() => if let Err(error) = routes.reread().await {
+                    tracing::warn!(%error, "routes cannot be read");
+                },
                 () = &mut cut => break,
             }
             let snapshot = Arc::clone(&snapshots.borrow_and_update());

@@ -122,7 +122,7 @@ async fn serve(shared: Arc<Shared>, listener: TcpListener, name: ServiceName) {
 impl Shared {
     async fn connection(&self, socket: TcpStream, name: &ServiceName) {
         let asked = socket.local_addr().map(canonical).map(|local| local.ip()).ok();
-        let served = |address: &IpAddr| self.entry.addresses.load().serves_node_ports(*address);
+        let served = |address: &IpAddr| self.entry.addresses.load().answers_health_checks(*address);
         let Some(asked) = asked.filter(served) else { return reset_on_close(&socket) };
         let service = service_fn(|_request| async { Ok::<_, Infallible>(self.answer(name, asked)) });
         let connection = hyper::server::conn::http1::Builder::new()

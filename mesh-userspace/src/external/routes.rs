@@ -31,21 +31,14 @@ pub(super) struct LocalRoutes {
 impl LocalRoutes {
     /// Reads what an earlier agent has left.
     pub(super) async fn open(handle: Handle) -> io::Result<Self> {
-        let mut held = BTreeSet::new();
-        for filter in
-            [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
-        {
-            let routes: Vec<RouteMessage> = match handle.route().get(filter).execute().try_collect().await {
-                Ok(routes) => routes,
-                Err(error) => match io_error(error) {
-                    // No such family on this kernel.
-                    error if error.raw_os_error() == Some(libc::EOPNOTSUPP) => continue,
-                    error => return Err(error),
-                },
-            };
-            held.extend(routes.iter().filter(|route| is_ours(route)).filter_map(destination));
-        }
+        let held = read(&handle).await?;
         Ok(Self { handle, held })
+    }
+
+    /// Reads again what is there: anybody may have deleted some. The next [`Self::set`] lays those anew.
+    pub(super) async fn reread(&mut self) -> io::Result<()> {
+        self.held = read(&self.handle).await?;
+        Ok(())
     }
 
     /// Makes them these. What could not be done is returned, and tried again at the next call.
@@ -79,6 +72,34 @@ pub(super) async fn remove_all() -> io::Result<()> {
     let errors = routes.set(&BTreeSet::new()).await;
     connection.abort();
     errors.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
+}
+
+/// The routes that are ours.
+async fn read(handle: &Handle) -> io::Result<BTreeSet<IpNet>> {
+    let mut held = BTreeSet::new();
+    for filter in
+        [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
+    {
+        let routes: Vec<RouteMessage> = match handle.route().get(ours(filter)).execute().try_collect().await {
+            Ok(routes) => routes,
+            Err(error) => match io_error(error) {
+                // No such family on this kernel.
+                error if error.raw_os_error() == Some(libc::EOPNOTSUPP) => continue,
+                error => return Err(error),
+            },
+        };
+        held.extend(routes.iter().filter(|route| is_ours(route)).filter_map(destination));
+    }
+    Ok(held)
+}
+
+/// Asks for those alone, which the kernel heeds where the socket has `NETLINK_GET_STRICT_CHK` (Linux 4.20): a node may
+/// know the whole Internet's routes.
+fn ours(mut message: RouteMessage) -> RouteMessage {
+    message.header.table = u8::try_from(TABLE_LOCAL).unwrap_or(u8::MAX);
+    message.header.protocol = RouteProtocol::from(PROTOCOL);
+    message.header.kind = RouteType::Local;
+    message
 }
 
 fn route(network: IpNet) -> RouteMessage {

@@ -192,6 +192,9 @@ impl<'a> Attempt<'a> {
         workload: Option<&Arc<Workload>>,
     ) -> Result<Upstream, UpstreamError> {
         let address = endpoint.address;
+        if self.entry.is_frontend(self.snapshot, address, Protocol::Tcp) {
+            return Err(UpstreamError::Loop(address));
+        }
         let Some(workload) = workload.filter(|workload| workload.enrolled && !workload.host_network) else {
             return self.dial(endpoint, workload).await;
         };

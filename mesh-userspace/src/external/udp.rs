@@ -50,6 +50,8 @@ enum FlowError {
     NoService(SocketAddr),
     #[error("{0} has no endpoint")]
     NoEndpoint(String),
+    #[error("{0} is an endpoint and a service of this node at once")]
+    Loop(SocketAddr),
     #[error("too many flows")]
     TooMany,
     #[error("{operation}")]
@@ -68,6 +70,7 @@ impl FlowError {
         match self {
             Self::NoService(_) => "no_service",
             Self::NoEndpoint(_) => "no_endpoint",
+            Self::Loop(_) => "loop",
             Self::TooMany => "too_many_flows",
             Self::Socket { .. } => "socket",
             Self::Present(_) => "presented_map_full",
@@ -210,6 +213,9 @@ fn open(worker: &Worker, entry: &Entry, flows: &mut Flows<Flow>, key: FlowKey) -
     let stays = stay.as_ref().and_then(|stay| stay.backend().or_else(|| flows.drawn(&stay.client())));
     let endpoint = ask.endpoint(stays, fastrand::u64(..), &[]);
     let endpoint = endpoint.ok_or_else(|| FlowError::NoEndpoint(ask.service.name.to_string()))?;
+    if entry.is_frontend(&snapshot, endpoint.address, Protocol::Udp) {
+        return Err(FlowError::Loop(endpoint.address));
+    }
     let failed = |operation| move |source| FlowError::Socket { operation, source };
     let up = upstream(endpoint.address).map_err(failed("connect to the endpoint"))?;
     let source = up.local_addr().map_err(failed("read the address"))?;

@@ -49,12 +49,14 @@ pub(crate) enum UpstreamError {
     NoEndpoint(String),
     #[error("the client is in none of the source ranges of {0}")]
     OutOfRange(String),
+    #[error("{0} is an endpoint and a service of this node at once")]
+    Loop(SocketAddr),
 }
 
 impl UpstreamError {
     pub(crate) fn outcome(&self) -> Outcome {
         match self {
-            Self::Connect { .. } => Outcome::ConnectFailed,
+            Self::Connect { .. } | Self::Loop(_) => Outcome::ConnectFailed,
             Self::Timeout(_) => Outcome::ConnectTimeout,
             Self::NoEndpoint(_) => Outcome::NoEndpoint,
             Self::OutOfRange(_) => Outcome::RefusedPolicy,
@@ -75,7 +77,7 @@ impl UpstreamError {
     /// Whether another endpoint may do better.
     pub(crate) fn is_retryable(&self) -> bool {
         match self {
-            Self::Connect { .. } | Self::Timeout(_) => true,
+            Self::Connect { .. } | Self::Timeout(_) | Self::Loop(_) => true,
             Self::Tunnel { source, .. } => source.is_retryable(),
             Self::Delivery(error) => error.is_retryable(),
             Self::NoEndpoint(_) | Self::OutOfRange(_) => false,

@@ -245,6 +245,12 @@ fn load_balancers_are_told_which_node_has_endpoints() -> Result<()> {
             );
         }
     }
+    // The node asks itself too.
+    for address in ["127.0.0.1", "[::1]"] {
+        let address: SocketAddr = format!("{address}:32005").parse()?;
+        let (head, _) = world.a.netns().run(move || http(address))??;
+        assert!(head.starts_with("http/1.1 200"), "{address}: {head}");
+    }
     // A port goes with its service.
     outside.apply(&[LOCAL_FAR])?;
     let gone = SocketAddr::new(world.a.v4.into(), 32005);
@@ -596,6 +602,57 @@ fn clients_outside_take_a_share_of_the_affinities_and_only_once_answered() -> Re
         assert_eq!((summary.ok, summary.by_name.len()), (60, endpoints), "{ip}: {summary:?}");
         assert_eq!(entries(&outside, "AFFINITY", "")?, 1);
     }
+    Ok(())
+}
+
+#[test]
+fn routes_that_somebody_deletes_are_laid_again() -> Result<()> {
+    let outside = Outside::start(false, &[NEAR])?;
+    let node = &outside.world.a;
+    let before = routes(node)?;
+    let [v4, v6, ..] = NEAR.addresses();
+    node.netns().ip(&format!("route del local {v4} dev lo table local proto 77\n"))?;
+    node.netns().ip(&format!("route del local {v6} dev lo table local proto 77\n"))?;
+    assert_eq!(routes(node)?.len(), before.len() - 2);
+    eventually(SECONDS_30, "they are there again", || {
+        routes(node).ok().filter(|routes| *routes == before).map(drop)
+    })
+}
+
+#[test]
+fn an_endpoint_that_is_a_service_of_the_node_leads_nowhere() -> Result<()> {
+    let front = Front::new("loop", 9, "");
+    let outside = Outside::start(false, &[front, NEAR])?;
+    let world = &outside.world;
+    let _server = world.near.serve(&["--listen", &format!("[::]:{PORT}")])?;
+    // The service's own node ports on this node.
+    let slice = format!(
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: loop-4\n  namespace: default\n  \
+         labels: {{kubernetes.io/service-name: loop}}\naddressType: IPv4\nports:\n\
+         - {{name: tcp, port: {}, protocol: TCP}}\n- {{name: dns, port: {}, protocol: UDP}}\n\
+         endpoints:\n- addresses: [\"{}\"]\n  conditions: {{ready: true}}\n",
+        front.node_port(),
+        front.udp_node_port(),
+        world.a.v4,
+    );
+    world.lab.manifests().apply("loop.yaml", &slice)?;
+    world.agent_a.wait_for("services", "the endpoint is known", |services| {
+        let mut all = services.as_array().into_iter().flatten();
+        all.any(|service| {
+            service["name"] == "loop"
+                && service["ports"][0]["backends"].as_array().is_some_and(|backends| !backends.is_empty())
+        })
+    })?;
+    let target = SocketAddr::new(front.addresses()[0], PORT);
+    let summary = outside.connect(target, &["--count", "3"])?;
+    assert_eq!(summary.failed, 3, "{summary:?}");
+    let flows = outside.world.agent_a.flows()?;
+    assert_eq!(flows.iter().filter(|flow| flow["direction"] == "external").count(), 3, "{flows:#?}");
+    let target = SocketAddr::new(front.addresses()[0], UDP_PORT).to_string();
+    assert_eq!(outside.machine.udp(&[&target, "--timeout-ms", "300"])?.failed, 1);
+    assert!(world.agent_a.metric("mesh_external_refused_total", &["reason=\"loop\""])? >= 1.0);
+    assert_eq!(entries(&outside, "PRESENTED", "UDP")?, 0);
+    assert_eq!(outside.connect(NEAR.targets(&world.a, "TCP")[0], &["--count", "3"])?.ok, 3);
     Ok(())
 }
 

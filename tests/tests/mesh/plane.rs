@@ -336,6 +336,8 @@ fn a_second_agent_is_refused_whatever_it_shares_with_the_first() -> Result<()> {
     let elsewhere = elsewhere.to_string_lossy();
     let pins = node.bpffs().with_file_name("elsewhere");
     let (pins, own) = (pins.to_string_lossy(), node.bpffs());
+    let cgroup = node.cgroup().join("elsewhere");
+    std::fs::create_dir(&cgroup)?;
     let pid = agent.process().pid();
     for (builder, what, path) in [
         (node.agent(), "state folder", node.state_dir()),
@@ -344,6 +346,14 @@ fn a_second_agent_is_refused_whatever_it_shares_with_the_first() -> Result<()> {
             node.agent().flag("--state-dir", &elsewhere).flag("--bpffs", &pins),
             "cgroup",
             node.cgroup().to_owned(),
+        ),
+        (
+            node.agent()
+                .flag("--state-dir", &elsewhere)
+                .flag("--bpffs", &pins)
+                .flag("--cgroup", &cgroup.to_string_lossy()),
+            "network namespace",
+            PathBuf::from("/proc/thread-self/ns/net"),
         ),
     ] {
         let second = builder.spawn()?.wait(SECONDS_10)?;
@@ -355,14 +365,30 @@ fn a_second_agent_is_refused_whatever_it_shares_with_the_first() -> Result<()> {
         );
         assert_eq!(line, expected, "{}", second.stderr);
     }
-    for state_dir in [&*node.state_dir().to_string_lossy(), &elsewhere] {
-        let uninstall = Command::new(binary("meshd")?)
-            .args(["uninstall", "--bpffs", &node.bpffs().to_string_lossy(), "--state-dir", state_dir])
-            .output()?;
-        let said = String::from_utf8_lossy(&uninstall.stderr).into_owned();
+    let (own_state, own_pins) = (node.state_dir(), node.bpffs());
+    let (own_state, own_pins) = (own_state.to_string_lossy(), own_pins.to_string_lossy());
+    for (state_dir, bpffs) in [(&own_state, &own_pins), (&elsewhere, &own_pins), (&elsewhere, &pins)] {
+        let meshd = binary("meshd")?;
+        let argv = [&*meshd.to_string_lossy(), "uninstall", "--bpffs", bpffs, "--state-dir", state_dir];
+        let uninstall = node.spawn(&argv)?.wait(SECONDS_10)?;
+        let said = uninstall.stderr;
         assert!(!uninstall.status.success() && said.contains("another agent"), "{said}");
     }
     assert!(agent.status().is_ok());
+    std::fs::remove_dir(&cgroup)?;
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_its_own_programs_do_not_see_says_so() -> Result<()> {
+    let (_lab, node) = bare()?;
+    let cgroup = node.cgroup().join("elsewhere");
+    std::fs::create_dir(&cgroup)?;
+    let agent = node.agent().flag("--cgroup", &cgroup.to_string_lossy()).start()?;
+    let problems = agent.problems()?;
+    assert!(problems.iter().any(|problem| problem.starts_with("the agent is in no cgroup")), "{:#}", agent.json("/v1/check")?);
+    agent.terminate(SECONDS_10)?;
+    std::fs::remove_dir(&cgroup)?;
     Ok(())
 }
 
