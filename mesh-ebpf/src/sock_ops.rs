@@ -6,9 +6,7 @@ use aya_ebpf::bindings::{
     BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB,
     BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
 };
-use aya_ebpf::helpers::{
-    bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns,
-};
+use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use mesh_common::abi::{
@@ -30,7 +28,8 @@ const AF_INET: u32 = 2;
 fn mesh_sock_ops(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => {
-            // A socket that stands in for a client from outside is none of the node's own.
+            // A socket that stands in for a client from outside is none of the node's own: the agent names each of those
+            // that it opens here, so that none of them is let through to a pod like kubelet's probes.
             let noted = is_in_node(&ctx) && (present(&ctx) || admit(&ctx));
             if begin(&ctx, noted) || noted {
                 // Refused only for a socket that is no full one, which a connecting socket always is.
@@ -111,7 +110,7 @@ fn admit(ctx: &SockOpsContext) -> bool {
     // SAFETY: not preallocated; the value is not used.
     let is_pod = |address| unsafe { INBOUND_MODES.get(PodKey { address, selector: 0 }) }.is_some();
     let (client, server) = addresses(ctx);
-    if !is_pod(server) || is_agents() {
+    if !is_pod(server) {
         return false;
     }
     let admitted = ADMITTED.insert(tuple(ctx, client, server), ADMITTED_NODE, 0).is_ok();
@@ -119,14 +118,6 @@ fn admit(ctx: &SockOpsContext) -> bool {
         count(Counter::AdmittedMapFull);
     }
     admitted
-}
-
-/// Whether the agent connects: it carries for others, and is never let through as the node itself. A connect runs in the
-/// context of its process.
-#[inline(always)]
-fn is_agents() -> bool {
-    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    STATE.get(0).is_none_or(|state| state.agent_tgid == tgid)
 }
 
 /// Whether the socket belongs to the node's own namespace.

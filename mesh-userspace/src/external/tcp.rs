@@ -196,7 +196,7 @@ impl<'a> Attempt<'a> {
             return Err(UpstreamError::Loop(address));
         }
         let Some(workload) = workload.filter(|workload| workload.enrolled && !workload.host_network) else {
-            return self.dial(endpoint, workload).await;
+            return self.dial(endpoint).await;
         };
         if let Some(pod) = self.worker.shared.pod(&workload.uid) {
             return self.deliver(&pod, workload, address).await;
@@ -206,21 +206,15 @@ impl<'a> Attempt<'a> {
         }
         // A pod of this node that is not enrolled yet: nobody takes HBONE for it.
         if !endpoint.in_mesh() || self.entry.is_here(endpoint, Some(workload)) {
-            return self.dial(endpoint, Some(workload)).await;
+            return self.dial(endpoint)).await;
         }
         self.tunnel(workload, address).await
     }
 
     /// In plaintext from the node's own namespace. An application of this node is told whom the connection is for.
-    async fn dial(
-        &self,
-        endpoint: &Endpoint,
-        workload: Option<&Arc<Workload>>,
-    ) -> Result<Upstream, UpstreamError> {
+    async fn dial(&self, endpoint: &Endpoint) -> Result<Upstream, UpstreamError> {
         let address = endpoint.address;
-        let here = self.entry.is_here(endpoint, workload.map(|workload| &**workload));
-        let client = here.then_some(self.source);
-        let connect = timeout(CONNECT_DEADLINE, dial(self.worker, address, client)).await;
+        let connect = timeout(CONNECT_DEADLINE, dial(self.worker, address, self.source)).await;
         let socket = connect.map_err(|_elapsed| UpstreamError::Timeout(address))?;
         socket.map(Upstream::Socket).map_err(|source| UpstreamError::Connect { address, source })
     }
@@ -274,14 +268,12 @@ impl<'a> Attempt<'a> {
     }
 }
 
-/// Connects from the node's own namespace, as `client` where one is given: the application's `getpeername` says so.
-async fn dial(worker: &Worker, to: SocketAddr, client: Option<SocketAddr>) -> io::Result<TcpStream> {
+/// Connects from the node's own namespace for `client`: the application's `getpeername` says so.
+async fn dial(worker: &Worker, to: SocketAddr, client: SocketAddr) -> io::Result<TcpStream> {
     let socket = tcp(to)?;
     prepare(&socket)?;
-    let name = |client| {
-        let cookie = cookie(&socket)?;
-        worker.handles.presented.connecting(cookie, client).map_err(io::Error::other)
-    };
-    let _named = client.map(name).transpose()?;
+    // Whoever is said to be there: what stands in for a client is never taken for the node itself, whose probes a pod lets
+    // through. Where the application is on another node, nobody there reads the name.
+    let _named = worker.handles.presented.connecting(cookie(&socket)?, client).map_err(io::Error::other)?;
     TcpSocket::from_std_stream(socket.into()).connect(to).await
 }
