@@ -66,7 +66,26 @@ pub fn decode(text: &str) -> Decoded {
         decoded.mistakes.push(Mistake { line: 1, object: None, field: String::new(), reason });
         return decoded;
     }
-    for document in yaml::documents(text) {
+    for (before, part) in parts(text) {
+        let part = decode_part(part);
+        let moved = |line: u32| before.saturating_add(line);
+        decoded.objects.extend(part.objects.into_iter().map(|item| Item { line: moved(item.line), ..item }));
+        let mistakes = part.mistakes.into_iter();
+        decoded.mistakes.extend(mistakes.map(|mistake| Mistake { line: moved(mistake.line), ..mistake }));
+        decoded.ignored += part.ignored;
+    }
+    decoded
+}
+
+/// A text's parts, which can be decoded apart from each other, each with the number of lines before it.
+pub(crate) fn parts(text: &str) -> Vec<(u32, &str)> {
+    yaml::split(text)
+}
+
+/// What a part holds; its lines are counted from the part's first.
+pub(crate) fn decode_part(part: &str) -> Decoded {
+    let mut decoded = Decoded::default();
+    for document in yaml::documents(part) {
         match document {
             Ok(node) if node.is_null() => {}
             Ok(node) => decoded.add(&node, 0),
@@ -82,6 +101,11 @@ pub fn decode(text: &str) -> Decoded {
 }
 
 impl Decoded {
+    /// Whether there was nothing in it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.objects.is_empty() && self.mistakes.is_empty() && self.ignored == 0
+    }
+
     fn add(&mut self, node: &Node, lists: usize) {
         let kind = node.child("kind").and_then(|kind| kind.text());
         if kind.is_some_and(|kind| kind == "List")

@@ -15,6 +15,7 @@ mod validate;
 mod yaml;
 
 pub use decode::{Decoded, Item, Mistake, decode};
+pub(crate) use decode::{decode_part, parts};
 pub use istio::{
     Destination, DestinationRule, IstioMode, LabelSelector, MutualTls, PeerAuthentication, Subset,
     VirtualService,

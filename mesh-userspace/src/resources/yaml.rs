@@ -112,18 +112,17 @@ impl Node {
     }
 }
 
-/// The documents of a text in order, each with its outcome.
-pub(super) fn documents(text: &str) -> Vec<Result<Rc<Node>, SyntaxError>> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+/// The documents of a part of a text in order, each with its outcome. Lines are counted from the part's first.
+pub(super) fn documents(part: &str) -> Vec<Result<Rc<Node>, SyntaxError>> {
     let mut documents = Vec::new();
-    for (first_line, chunk) in split(text) {
-        parse(chunk, first_line, &mut documents);
-    }
+    parse(part, &mut documents);
     documents
 }
 
-/// The text cut at its document markers, each part with the number of lines before it.
-fn split(text: &str) -> Vec<(u32, &str)> {
+/// The text cut at its document markers, each part with the number of lines before it. Nothing in a part depends on
+/// another.
+pub(super) fn split(text: &str) -> Vec<(u32, &str)> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut parts = Vec::new();
     let (mut start, mut start_line, mut offset, mut has_content, mut started) = (0, 0, 0, false, false);
     for (number, line) in (0_u32..).zip(text.split_inclusive('\n')) {
@@ -152,16 +151,16 @@ fn is_marker(line: &str, marker: &str) -> bool {
     line.strip_prefix(marker).is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']))
 }
 
-fn parse(text: &str, lines_before: u32, documents: &mut Vec<Result<Rc<Node>, SyntaxError>>) {
+fn parse(text: &str, documents: &mut Vec<Result<Rc<Node>, SyntaxError>>) {
     // Nothing that is read may panic the agent, whatever the parser under it does.
     let parsed = std::panic::catch_unwind(|| {
         let mut found = Vec::new();
-        let outcome = Builder::new(text, lines_before).run(&mut found);
+        let outcome = Builder::new(text).run(&mut found);
         (found, outcome)
     });
     let (found, outcome) = parsed.unwrap_or_else(|_| {
         let reason = "the YAML parser cannot handle this document".to_owned();
-        (Vec::new(), Err(SyntaxError { line: lines_before + 1, reason }))
+        (Vec::new(), Err(SyntaxError { line: 1, reason }))
     });
     documents.extend(found.into_iter().map(Ok));
     documents.extend(outcome.err().map(Err));
@@ -186,25 +185,24 @@ enum OpenKind {
 
 struct Builder<'a> {
     parser: Parser<'a, StrInput<'a>>,
-    lines_before: u32,
     open: Vec<Open>,
     anchors: HashMap<usize, Rc<Node>>,
     aliased: u64,
 }
 
 impl<'a> Builder<'a> {
-    fn new(text: &'a str, lines_before: u32) -> Self {
+    fn new(text: &'a str) -> Self {
         let parser = Parser::new_from_str(text);
-        Self { parser, lines_before, open: Vec::new(), anchors: HashMap::new(), aliased: 0 }
+        Self { parser, open: Vec::new(), anchors: HashMap::new(), aliased: 0 }
     }
 
     fn run(mut self, documents: &mut Vec<Rc<Node>>) -> Result<(), SyntaxError> {
         while let Some(event) = self.parser.next_event() {
             let (event, span) = event.map_err(|error| SyntaxError {
-                line: self.lines_before + u32::try_from(error.marker().line()).unwrap_or(u32::MAX),
+                line: u32::try_from(error.marker().line()).unwrap_or(u32::MAX),
                 reason: format!("not YAML: {}", error.info()),
             })?;
-            let line = self.line(span);
+            let line = line_of(span);
             match event {
                 Event::DocumentStart(_) => {
                     self.anchors.clear();
@@ -250,10 +248,6 @@ impl<'a> Builder<'a> {
             }
         }
         Ok(())
-    }
-
-    fn line(&self, span: Span) -> u32 {
-        self.lines_before + u32::try_from(span.start.line()).unwrap_or(u32::MAX)
     }
 
     fn count_alias(&mut self, size: u64, line: u32) -> Result<(), SyntaxError> {
@@ -377,6 +371,10 @@ impl Node {
     }
 }
 
+fn line_of(span: Span) -> u32 {
+    u32::try_from(span.start.line()).unwrap_or(u32::MAX)
+}
+
 fn error(line: u32, reason: &str) -> SyntaxError {
     SyntaxError { line, reason: reason.to_owned() }
 }
@@ -433,7 +431,11 @@ mod tests {
     use super::*;
 
     fn values(text: &str) -> Vec<Result<Value, SyntaxError>> {
-        documents(text).into_iter().map(|document| document.map(|node| node.value())).collect()
+        let of_part = |(before, part)| {
+            let moved = move |error: SyntaxError| SyntaxError { line: before + error.line, ..error };
+            documents(part).into_iter().map(move |node| node.map(|node| node.value()).map_err(moved))
+        };
+        split(text).into_iter().flat_map(of_part).collect()
     }
 
     #[test]
@@ -531,12 +533,12 @@ mod tests {
     proptest! {
         #[test]
         fn nothing_panics(text in "(?s).{0,200}") {
-            documents(&text);
+            values(&text);
         }
 
         #[test]
         fn nothing_yaml_like_panics(text in r"([a-c*&!|>%\[\]{},:?#'\x22<~ \t\r\n-]|---|\.\.\.|: |- |&a|\*a){0,60}") {
-            documents(&text);
+            values(&text);
         }
 
         #[test]
