@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_path_to_error::Segment;
 
-use super::validate::validate;
+use super::validate::{check_service, check_slice, validate};
 use super::yaml::{self, Node, Step};
-use super::{Kind, Object, ObjectRef};
+use super::{EndpointSlice, Kind, Object, ObjectRef, Service};
 
 /// Largest text that is read, in bytes.
 pub(crate) const MAX_TEXT: usize = 64 << 20;
@@ -173,13 +175,20 @@ fn object(node: &Node) -> Result<Option<Object>, Vec<Mistake>> {
         return Err(mistake("metadata.name", "missing, or not a string".to_owned()));
     };
     let value = node.value();
+    let mut wrong = Vec::new();
     let object = match kind {
         Kind::Namespace => typed(value).map(Object::Namespace),
         Kind::Node => typed(value).map(Object::Node),
         Kind::Pod => typed(value).map(Object::Pod),
-        Kind::Service => typed(value).map(Object::Service),
+        Kind::Service => typed::<core::Service>(value).map(|service| {
+            check_service(&mut wrong, &service);
+            Object::Service(Box::new(Service::new(name, &service)))
+        }),
         Kind::ServiceAccount => typed(value).map(Object::ServiceAccount),
-        Kind::EndpointSlice => typed(value).map(Object::EndpointSlice),
+        Kind::EndpointSlice => typed::<discovery::EndpointSlice>(value).map(|slice| {
+            check_slice(&mut wrong, &slice);
+            Object::EndpointSlice(Box::new(EndpointSlice::new(name, &slice)))
+        }),
         Kind::VirtualService => typed(value).map(Object::VirtualService),
         Kind::DestinationRule => typed(value).map(Object::DestinationRule),
         Kind::PeerAuthentication => typed(value).map(Object::PeerAuthentication),
@@ -194,8 +203,8 @@ fn object(node: &Node) -> Result<Option<Object>, Vec<Mistake>> {
         let field = Some(error.path().to_string()).filter(|path| path != ".").unwrap_or_default();
         vec![Mistake { line, object: reference.clone(), field, reason: error.inner().to_string() }]
     })?;
-    let wrong: Vec<Mistake> =
-        validate(&object).into_iter().flat_map(|(field, reason)| mistake(&field, reason)).collect();
+    let wrong = validate(&object).into_iter().chain(wrong);
+    let wrong: Vec<Mistake> = wrong.flat_map(|(field, reason)| mistake(&field, reason)).collect();
     if wrong.is_empty() { Ok(Some(object)) } else { Err(wrong) }
 }
 

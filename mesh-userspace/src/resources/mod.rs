@@ -9,6 +9,8 @@ mod istio;
 mod lint;
 mod object;
 mod report;
+mod service;
+mod slice;
 mod store;
 mod translate;
 mod validate;
@@ -22,4 +24,6 @@ pub use istio::{
 };
 pub use object::{Kind, Object, ObjectRef};
 pub use report::{Notice, Problem, Severity};
+pub use service::Service;
+pub use slice::EndpointSlice;
 pub use store::{Change, Translator};

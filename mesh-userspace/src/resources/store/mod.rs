@@ -29,9 +29,6 @@ use crate::model::{
 };
 use crate::policy::peer_authentication::PeerPolicy;
 
-/// The label that names an `EndpointSlice`'s service.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
-
 /// One change to the set of objects.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
@@ -52,7 +49,7 @@ pub struct Translator {
     pods: HashMap<WorkloadUid, Arc<Object>>,
     pods_by_namespace: HashMap<Arc<str>, BTreeSet<WorkloadUid>>,
     pods_by_label: HashMap<Label, BTreeSet<WorkloadUid>>,
-    slices_by_service: HashMap<ServiceName, BTreeSet<ObjectRef>>,
+    slices_by_service: HashMap<ServiceName, Vec<ObjectRef>>,
     /// By namespace, then name.
     policies: HashMap<Arc<str>, BTreeMap<Arc<str>, PeerPolicy>>,
     virtual_services: HashMap<ServiceName, ByAge>,
@@ -196,11 +193,9 @@ impl Translator {
                 dirty.services.insert(name);
             }
             Object::EndpointSlice(slice) => {
-                let service = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME));
-                if let Some(service) = service {
-                    let service = ServiceName::new(Arc::clone(&reference.namespace), service.as_str());
-                    index::set(&mut self.slices_by_service, service.clone(), reference.clone(), add);
-                    dirty.services.insert(service);
+                if let Some(service) = &slice.service {
+                    index::set_few(&mut self.slices_by_service, service.clone(), reference.clone(), add);
+                    dirty.services.insert(service.clone());
                 }
             }
             Object::VirtualService(rule) if is_for_mesh(rule) => {
@@ -257,7 +252,7 @@ impl Translator {
             let label = (Arc::clone(&reference.namespace), key.clone(), value.clone());
             index::set(&mut self.pods_by_label, label.clone(), uid.clone(), add);
             // Readiness and named ports are no part of the workload.
-            dirty.dependencies.insert(Dependency::Label(label));
+            dirty.dependencies.insert(Dependency::Label(Box::new(label)));
         }
         if add {
             self.pods.insert(uid.clone(), Arc::clone(object));
@@ -463,7 +458,7 @@ impl Dirty {
         }
         for (key, value) in &workload.labels {
             let label = (Arc::clone(&workload.namespace), key.clone(), value.clone());
-            self.dependencies.insert(Dependency::Label(label));
+            self.dependencies.insert(Dependency::Label(Box::new(label)));
         }
     }
 }
