@@ -69,8 +69,10 @@ pub(super) fn changed(path: &Path, known: Option<Stamp>, now: SystemTime) -> io:
 impl Documents {
     /// Reads the file, and decodes of it what is not among the `known` documents.
     pub(super) fn read(path: &Path, known: Option<&Self>, hasher: &RandomState) -> io::Result<Self> {
-        let mut bytes = Vec::new();
-        fs::File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+        let file = fs::File::open(path)?;
+        let length = file.metadata()?.len().min(MAX_FILE);
+        let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default() + 1);
+        file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
         if bytes.len() as u64 > MAX_FILE {
             return Err(io::Error::other(format!("larger than {} MiB", MAX_FILE >> 20)));
         }
