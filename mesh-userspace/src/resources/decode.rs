@@ -192,7 +192,7 @@ fn object(node: &Node) -> Result<Option<Object>, Vec<Mistake>> {
         Kind::VirtualService => typed(value).map(Object::VirtualService),
         Kind::DestinationRule => typed(value).map(Object::DestinationRule),
         Kind::PeerAuthentication => typed(value).map(Object::PeerAuthentication),
-        Kind::Other(_) => Ok(Object::Unsupported(name)),
+        Kind::Other(_) => Ok(Object::Unsupported(Box::new(name))),
     };
     let object = object.map_err(|error| {
         let line = node.line_of(error.path().iter().filter_map(|segment| match segment {

@@ -132,7 +132,7 @@ pub enum Object {
     /// `security.istio.io` `PeerAuthentication`.
     PeerAuthentication(Box<PeerAuthentication>),
     /// A kind of a group we speak that is not carried out yet; kept so that it is reported.
-    Unsupported(ObjectRef),
+    Unsupported(Box<ObjectRef>),
 }
 
 impl Object {
@@ -157,7 +157,7 @@ impl Object {
             Self::VirtualService(object) => of(Kind::VirtualService, &object.metadata),
             Self::DestinationRule(object) => of(Kind::DestinationRule, &object.metadata),
             Self::PeerAuthentication(object) => of(Kind::PeerAuthentication, &object.metadata),
-            Self::Unsupported(reference) => reference.clone(),
+            Self::Unsupported(reference) => ObjectRef::clone(reference),
         }
     }
 
