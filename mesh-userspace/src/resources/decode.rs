@@ -5,9 +5,9 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::serde::de::DeserializeOwned;
-use serde_json::Value;
 use serde_path_to_error::Segment;
 
+use super::deserialize::Unfit;
 use super::validate::{check_service, check_slice, validate};
 use super::yaml::{self, Node, Step};
 use super::{EndpointSlice, Kind, Object, ObjectRef, Service};
@@ -174,24 +174,23 @@ fn object(node: &Node) -> Result<Option<Object>, Vec<Mistake>> {
     let Some(name) = reference.clone() else {
         return Err(mistake("metadata.name", "missing, or not a string".to_owned()));
     };
-    let value = node.value();
     let mut wrong = Vec::new();
     let object = match kind {
-        Kind::Namespace => typed(value).map(Object::Namespace),
-        Kind::Node => typed(value).map(Object::Node),
-        Kind::Pod => typed(value).map(Object::Pod),
-        Kind::Service => typed::<core::Service>(value).map(|service| {
+        Kind::Namespace => typed(node).map(Object::Namespace),
+        Kind::Node => typed(node).map(Object::Node),
+        Kind::Pod => typed(node).map(Object::Pod),
+        Kind::Service => typed::<core::Service>(node).map(|service| {
             check_service(&mut wrong, &service);
             Object::Service(Box::new(Service::new(name, &service)))
         }),
-        Kind::ServiceAccount => typed(value).map(Object::ServiceAccount),
-        Kind::EndpointSlice => typed::<discovery::EndpointSlice>(value).map(|slice| {
+        Kind::ServiceAccount => typed(node).map(Object::ServiceAccount),
+        Kind::EndpointSlice => typed::<discovery::EndpointSlice>(node).map(|slice| {
             check_slice(&mut wrong, &slice);
             Object::EndpointSlice(Box::new(EndpointSlice::new(name, &slice)))
         }),
-        Kind::VirtualService => typed(value).map(Object::VirtualService),
-        Kind::DestinationRule => typed(value).map(Object::DestinationRule),
-        Kind::PeerAuthentication => typed(value).map(Object::PeerAuthentication),
+        Kind::VirtualService => typed(node).map(Object::VirtualService),
+        Kind::DestinationRule => typed(node).map(Object::DestinationRule),
+        Kind::PeerAuthentication => typed(node).map(Object::PeerAuthentication),
         Kind::Other(_) => Ok(Object::Unsupported(Box::new(name))),
     };
     let object = object.map_err(|error| {
@@ -208,8 +207,8 @@ fn object(node: &Node) -> Result<Option<Object>, Vec<Mistake>> {
     if wrong.is_empty() { Ok(Some(object)) } else { Err(wrong) }
 }
 
-fn typed<T: DeserializeOwned>(value: Value) -> Result<Box<T>, serde_path_to_error::Error<serde_json::Error>> {
-    serde_path_to_error::deserialize(value).map(Box::new)
+fn typed<T: DeserializeOwned>(node: &Node) -> Result<Box<T>, serde_path_to_error::Error<Unfit>> {
+    serde_path_to_error::deserialize(node).map(Box::new)
 }
 
 /// The name of an object whose other fields may all be wrong.

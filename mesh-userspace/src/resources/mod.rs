@@ -5,6 +5,7 @@
 //! reads files or the network: that is `source`.
 
 mod decode;
+mod deserialize;
 mod istio;
 mod lint;
 mod object;

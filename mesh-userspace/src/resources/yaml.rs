@@ -1,14 +1,14 @@
-//! YAML text to JSON values, with the line of every field.
+//! YAML text to nodes that are read as JSON, with the line of every field.
 //!
 //! A text is split at its document markers before anything is parsed, which is sound because YAML forbids them inside
 //! every kind of scalar (YAML 1.2.2, `c-forbidden`): a document that does not parse costs no other. Scalars are read
 //! as Kubernetes reads them: YAML 1.2's core schema plus 1.1's `yes`, `no`, `on`, `off` and leading-zero octals.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Span, StrInput};
-use serde_json::{Map, Number, Value};
+use serde_json::{Number, Value};
 
 /// Deepest nesting; Kubernetes objects stay far below.
 const MAX_DEPTH: usize = 100;
@@ -30,18 +30,18 @@ pub(super) struct Node {
     depth: usize,
     /// Nodes in it, itself included, aliases followed.
     size: u64,
-    content: Content,
+    pub(super) content: Content,
 }
 
 #[derive(Debug)]
-enum Content {
+pub(super) enum Content {
     Scalar(Value),
     Sequence(Vec<Rc<Node>>),
     Mapping(Vec<Entry>),
 }
 
 /// A key, the line it is on, and its value.
-type Entry = (Rc<str>, u32, Rc<Node>);
+pub(super) type Entry = (Rc<str>, u32, Rc<Node>);
 
 /// One step of a path.
 #[derive(Clone, Copy, Debug)]
@@ -51,7 +51,8 @@ pub(super) enum Step<'a> {
 }
 
 impl Node {
-    /// As JSON; a key without a value is an absent field, as for the API server.
+    /// As JSON, without the keys that have no value.
+    #[cfg(test)]
     pub(super) fn value(&self) -> Value {
         match &self.content {
             Content::Scalar(value) => value.clone(),
@@ -59,7 +60,9 @@ impl Node {
             Content::Mapping(entries) => {
                 let present = entries.iter().filter(|(_, _, value)| !value.is_null());
                 Value::Object(
-                    present.map(|(key, _, value)| (key.to_string(), value.value())).collect::<Map<_, _>>(),
+                    present
+                        .map(|(key, _, value)| (key.to_string(), value.value()))
+                        .collect::<serde_json::Map<_, _>>(),
                 )
             }
         }
@@ -177,10 +180,32 @@ enum OpenKind {
     Sequence(Vec<Rc<Node>>),
     Mapping {
         entries: Vec<Entry>,
-        keys: std::collections::HashSet<Rc<str>>,
+        keys: Keys,
         key: Option<(Rc<str>, u32)>,
+        /// Whether `key` asks for a merge.
+        merging: bool,
         merges: Vec<Rc<Node>>,
     },
+}
+
+/// The keys of a mapping that is not complete yet. Most have few, which are found fastest where they stand.
+#[derive(Default)]
+struct Keys(HashSet<Rc<str>>);
+
+impl Keys {
+    /// More keys than this are looked up.
+    const FEW: usize = 16;
+
+    /// Whether the key is new among the entries, which then get it.
+    fn insert(&mut self, entries: &[Entry], key: &Rc<str>) -> bool {
+        if entries.len() < Self::FEW {
+            return entries.iter().all(|entry| entry.0 != *key);
+        }
+        if self.0.is_empty() {
+            self.0.extend(entries.iter().map(|entry| Rc::clone(&entry.0)));
+        }
+        self.0.insert(Rc::clone(key))
+    }
 }
 
 struct Builder<'a> {
@@ -237,8 +262,9 @@ impl<'a> Builder<'a> {
                     anchor,
                     OpenKind::Mapping {
                         entries: Vec::new(),
-                        keys: std::collections::HashSet::new(),
+                        keys: Keys::default(),
                         key: None,
+                        merging: false,
                         merges: Vec::new(),
                     },
                 )?,
@@ -265,8 +291,9 @@ impl<'a> Builder<'a> {
     /// Takes `<<` as a key; false where no key is wanted.
     fn start_merge(&mut self, line: u32) -> bool {
         match self.open.last_mut() {
-            Some(Open { kind: OpenKind::Mapping { key: key @ None, .. }, .. }) => {
+            Some(Open { kind: OpenKind::Mapping { key: key @ None, merging, .. }, .. }) => {
                 *key = Some((Rc::from("<<"), line));
+                *merging = true;
                 true
             }
             _ => false,
@@ -290,7 +317,7 @@ impl<'a> Builder<'a> {
             OpenKind::Sequence(items) => Content::Sequence(items),
             OpenKind::Mapping { mut entries, mut keys, merges, .. } => {
                 for (key, line, value) in merges.iter().flat_map(|node| node.entries()) {
-                    if keys.insert(Rc::clone(key)) {
+                    if keys.insert(&entries, key) {
                         entries.push((Rc::clone(key), *line, Rc::clone(value)));
                     }
                 }
@@ -322,16 +349,16 @@ impl<'a> Builder<'a> {
         match self.open.last_mut().map(|open| &mut open.kind) {
             None => documents.push(node),
             Some(OpenKind::Sequence(items)) => items.push(node),
-            Some(OpenKind::Mapping { entries, keys, key, merges }) => match key.take() {
+            Some(OpenKind::Mapping { entries, keys, key, merging, merges }) => match key.take() {
                 None => {
                     let name: Rc<str> =
                         node.key().ok_or_else(|| error(line, "a key must be a scalar"))?.into();
-                    if !keys.insert(Rc::clone(&name)) {
+                    if !keys.insert(entries, &name) {
                         return Err(error(line, &format!("key {name:?} is there twice")));
                     }
                     *key = Some((name, line));
                 }
-                Some((name, at)) if &*name == "<<" && !keys.contains("<<") => match &node.content {
+                Some((_, at)) if std::mem::take(merging) => match &node.content {
                     Content::Mapping(_) => merges.push(node),
                     Content::Sequence(items) if items.iter().all(|item| item.is_mapping()) => {
                         merges.extend(items.iter().map(Rc::clone));
@@ -498,6 +525,7 @@ mod tests {
                 .map(|n| format!("a{n}: &a{n} [{}]\n", vec![format!("*a{}", n - 1); 10].join(",")))
                 .collect::<String>()
         );
+        let many = |rest: &str| (0..40).map(|n| format!("k{n}: 1\n")).collect::<String>() + rest;
         let cases = [
             ("nested sequences", "[".repeat(200), "nested too deeply"),
             ("nested without end", "[".repeat(100_000), "not YAML: recursion limit exceeded"),
@@ -505,6 +533,8 @@ mod tests {
             ("alias bomb", bomb, "aliases expand to too much"),
             ("alias to itself", "a: &a [*a]".to_owned(), "an alias to something that holds it"),
             ("same key twice", "a: 1\nb: 2\na: 3".to_owned(), "key \"a\" is there twice"),
+            ("same key twice among many", many("k3: 1\n"), "key \"k3\" is there twice"),
+            ("same late key twice", many("k30: 1\n"), "key \"k30\" is there twice"),
             ("key that is a list", "? [a]\n: b".to_owned(), "a key must be a scalar"),
             ("merge of a scalar", "<<: 1".to_owned(), "<< takes a mapping or a list of them"),
         ];
