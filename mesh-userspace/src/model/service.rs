@@ -108,6 +108,7 @@ impl BackendSet {
     /// A set of these; members of weight zero are left out.
     pub fn new(mut backends: Vec<Backend>) -> Self {
         backends.retain(|backend| backend.weight > 0);
+        backends.shrink_to_fit();
         let weights: Vec<u64> = backends.iter().map(|backend| backend.weight).collect();
         Self { table: AliasTable::new(&weights), backends }
     }

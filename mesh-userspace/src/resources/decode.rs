@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::serde::de::DeserializeOwned;
-use serde_json::Value;
 use serde_path_to_error::Segment;
 
-use super::validate::validate;
+use super::deserialize::Unfit;
+use super::validate::{check_service, check_slice, validate};
 use super::yaml::{self, Node, Step};
-use super::{Kind, Object, ObjectRef};
+use super::{EndpointSlice, Kind, Object, ObjectRef, Service};
 
 /// Largest text that is read, in bytes.
 pub(crate) const MAX_TEXT: usize = 64 << 20;
@@ -66,7 +68,26 @@ pub fn decode(text: &str) -> Decoded {
         decoded.mistakes.push(Mistake { line: 1, object: None, field: String::new(), reason });
         return decoded;
     }
-    for document in yaml::documents(text) {
+    for (before, part) in parts(text) {
+        let part = decode_part(part);
+        let moved = |line: u32| before.saturating_add(line);
+        decoded.objects.extend(part.objects.into_iter().map(|item| Item { line: moved(item.line), ..item }));
+        let mistakes = part.mistakes.into_iter();
+        decoded.mistakes.extend(mistakes.map(|mistake| Mistake { line: moved(mistake.line), ..mistake }));
+        decoded.ignored += part.ignored;
+    }
+    decoded
+}
+
+/// A text's parts, which can be decoded apart from each other, each with the number of lines before it.
+pub(crate) fn parts(text: &str) -> Vec<(u32, &str)> {
+    yaml::split(text)
+}
+
+/// What a part holds; its lines are counted from the part's first.
+pub(crate) fn decode_part(part: &str) -> Decoded {
+    let mut decoded = Decoded::default();
+    for document in yaml::documents(part) {
         match document {
             Ok(node) if node.is_null() => {}
             Ok(node) => decoded.add(&node, 0),
@@ -82,6 +103,11 @@ pub fn decode(text: &str) -> Decoded {
 }
 
 impl Decoded {
+    /// Whether there was nothing in it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.objects.is_empty() && self.mistakes.is_empty() && self.ignored == 0
+    }
+
     fn add(&mut self, node: &Node, lists: usize) {
         let kind = node.child("kind").and_then(|kind| kind.text());
         if kind.is_some_and(|kind| kind == "List")
@@ -148,18 +174,24 @@ fn object(node: &Node) -> Result<Option<Object>, Vec<Mistake>> {
     let Some(name) = reference.clone() else {
         return Err(mistake("metadata.name", "missing, or not a string".to_owned()));
     };
-    let value = node.value();
+    let mut wrong = Vec::new();
     let object = match kind {
-        Kind::Namespace => typed(value).map(Object::Namespace),
-        Kind::Node => typed(value).map(Object::Node),
-        Kind::Pod => typed(value).map(Object::Pod),
-        Kind::Service => typed(value).map(Object::Service),
-        Kind::ServiceAccount => typed(value).map(Object::ServiceAccount),
-        Kind::EndpointSlice => typed(value).map(Object::EndpointSlice),
-        Kind::VirtualService => typed(value).map(Object::VirtualService),
-        Kind::DestinationRule => typed(value).map(Object::DestinationRule),
-        Kind::PeerAuthentication => typed(value).map(Object::PeerAuthentication),
-        Kind::Other(_) => Ok(Object::Unsupported(name)),
+        Kind::Namespace => typed(node).map(Object::Namespace),
+        Kind::Node => typed(node).map(Object::Node),
+        Kind::Pod => typed(node).map(Object::Pod),
+        Kind::Service => typed::<core::Service>(node).map(|service| {
+            check_service(&mut wrong, &service);
+            Object::Service(Box::new(Service::new(name, &service)))
+        }),
+        Kind::ServiceAccount => typed(node).map(Object::ServiceAccount),
+        Kind::EndpointSlice => typed::<discovery::EndpointSlice>(node).map(|slice| {
+            check_slice(&mut wrong, &slice);
+            Object::EndpointSlice(Box::new(EndpointSlice::new(name, &slice)))
+        }),
+        Kind::VirtualService => typed(node).map(Object::VirtualService),
+        Kind::DestinationRule => typed(node).map(Object::DestinationRule),
+        Kind::PeerAuthentication => typed(node).map(Object::PeerAuthentication),
+        Kind::Other(_) => Ok(Object::Unsupported(Box::new(name))),
     };
     let object = object.map_err(|error| {
         let line = node.line_of(error.path().iter().filter_map(|segment| match segment {
@@ -170,13 +202,13 @@ fn object(node: &Node) -> Result<Option<Object>, Vec<Mistake>> {
         let field = Some(error.path().to_string()).filter(|path| path != ".").unwrap_or_default();
         vec![Mistake { line, object: reference.clone(), field, reason: error.inner().to_string() }]
     })?;
-    let wrong: Vec<Mistake> =
-        validate(&object).into_iter().flat_map(|(field, reason)| mistake(&field, reason)).collect();
+    let wrong = validate(&object).into_iter().chain(wrong);
+    let wrong: Vec<Mistake> = wrong.flat_map(|(field, reason)| mistake(&field, reason)).collect();
     if wrong.is_empty() { Ok(Some(object)) } else { Err(wrong) }
 }
 
-fn typed<T: DeserializeOwned>(value: Value) -> Result<Box<T>, serde_path_to_error::Error<serde_json::Error>> {
-    serde_path_to_error::deserialize(value).map(Box::new)
+fn typed<T: DeserializeOwned>(node: &Node) -> Result<Box<T>, serde_path_to_error::Error<Unfit>> {
+    serde_path_to_error::deserialize(node).map(Box::new)
 }
 
 /// The name of an object whose other fields may all be wrong.

@@ -5,20 +5,26 @@
 //! reads files or the network: that is `source`.
 
 mod decode;
+mod deserialize;
 mod istio;
 mod lint;
 mod object;
 mod report;
+mod service;
+mod slice;
 mod store;
 mod translate;
 mod validate;
 mod yaml;
 
 pub use decode::{Decoded, Item, Mistake, decode};
+pub(crate) use decode::{decode_part, parts};
 pub use istio::{
     Destination, DestinationRule, IstioMode, LabelSelector, MutualTls, PeerAuthentication, Subset,
     VirtualService,
 };
 pub use object::{Kind, Object, ObjectRef};
 pub use report::{Notice, Problem, Severity};
+pub use service::Service;
+pub use slice::EndpointSlice;
 pub use store::{Change, Translator};

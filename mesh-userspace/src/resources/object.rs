@@ -3,12 +3,12 @@
 use std::fmt;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
 use super::istio::{DestinationRule, PeerAuthentication, VirtualService};
+use super::{EndpointSlice, Service};
 
 /// An object's kind; names alone are unambiguous among those that are understood.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -132,7 +132,7 @@ pub enum Object {
     /// `security.istio.io` `PeerAuthentication`.
     PeerAuthentication(Box<PeerAuthentication>),
     /// A kind of a group we speak that is not carried out yet; kept so that it is reported.
-    Unsupported(ObjectRef),
+    Unsupported(Box<ObjectRef>),
 }
 
 impl Object {
@@ -151,29 +151,27 @@ impl Object {
             Self::Namespace(object) => of(Kind::Namespace, &object.metadata),
             Self::Node(object) => of(Kind::Node, &object.metadata),
             Self::Pod(object) => of(Kind::Pod, &object.metadata),
-            Self::Service(object) => of(Kind::Service, &object.metadata),
+            Self::Service(object) => object.reference.clone(),
             Self::ServiceAccount(object) => of(Kind::ServiceAccount, &object.metadata),
-            Self::EndpointSlice(object) => of(Kind::EndpointSlice, &object.metadata),
+            Self::EndpointSlice(object) => object.reference.clone(),
             Self::VirtualService(object) => of(Kind::VirtualService, &object.metadata),
             Self::DestinationRule(object) => of(Kind::DestinationRule, &object.metadata),
             Self::PeerAuthentication(object) => of(Kind::PeerAuthentication, &object.metadata),
-            Self::Unsupported(reference) => reference.clone(),
+            Self::Unsupported(reference) => ObjectRef::clone(reference),
         }
     }
 
-    /// `metadata.creationTimestamp` in Unix seconds; 0 where there is none.
+    /// `metadata.creationTimestamp` in Unix seconds; 0 where there is none, or where age decides nothing.
     pub fn created(&self) -> i64 {
         let metadata = match self {
             Self::Namespace(object) => &object.metadata,
             Self::Node(object) => &object.metadata,
             Self::Pod(object) => &object.metadata,
-            Self::Service(object) => &object.metadata,
             Self::ServiceAccount(object) => &object.metadata,
-            Self::EndpointSlice(object) => &object.metadata,
             Self::VirtualService(object) => &object.metadata,
             Self::DestinationRule(object) => &object.metadata,
             Self::PeerAuthentication(object) => &object.metadata,
-            Self::Unsupported(_) => return 0,
+            Self::Service(_) | Self::EndpointSlice(_) | Self::Unsupported(_) => return 0,
         };
         metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second())
     }

@@ -13,7 +13,7 @@ use super::translate::external::ingress;
 /// A field's path and what is wrong with it.
 pub(super) type Wrong = (String, String);
 
-/// Everything that is wrong with the object.
+/// Everything that is wrong with the object; of Services and slices, what [`check_service`] and [`check_slice`] do not tell.
 pub(super) fn validate(object: &Object) -> Vec<Wrong> {
     let mut wrong = Vec::new();
     let reference = object.reference();
@@ -23,12 +23,15 @@ pub(super) fn validate(object: &Object) -> Vec<Wrong> {
     }
     match object {
         Object::Pod(pod) => check_pod(&mut wrong, pod),
-        Object::Service(service) => check_service(&mut wrong, service),
-        Object::EndpointSlice(slice) => check_slice(&mut wrong, slice),
         Object::VirtualService(rule) => check_virtual_service(&mut wrong, rule),
         Object::DestinationRule(rule) => check_destination_rule(&mut wrong, rule),
         Object::PeerAuthentication(policy) => check_peer_authentication(&mut wrong, policy),
-        Object::Namespace(_) | Object::Node(_) | Object::ServiceAccount(_) | Object::Unsupported(_) => {}
+        Object::Namespace(_)
+        | Object::Node(_)
+        | Object::Service(_)
+        | Object::ServiceAccount(_)
+        | Object::EndpointSlice(_)
+        | Object::Unsupported(_) => {}
     }
     wrong
 }
@@ -78,7 +81,8 @@ fn check_pod(wrong: &mut Vec<Wrong>, pod: &Pod) {
     }
 }
 
-fn check_service(wrong: &mut Vec<Wrong>, service: &Service) {
+/// Everything that is wrong with a Service, its names aside.
+pub(super) fn check_service(wrong: &mut Vec<Wrong>, service: &Service) {
     let Some(spec) = &service.spec else {
         wrong.push(("spec".to_owned(), "missing".to_owned()));
         return;
@@ -173,7 +177,8 @@ const fn is_special(address: IpAddr) -> bool {
     address.is_unspecified() || address.is_loopback() || is_link_local
 }
 
-fn check_slice(wrong: &mut Vec<Wrong>, slice: &EndpointSlice) {
+/// Everything that is wrong with an `EndpointSlice`, its names aside.
+pub(super) fn check_slice(wrong: &mut Vec<Wrong>, slice: &EndpointSlice) {
     if slice.address_type == "FQDN" {
         return;
     }

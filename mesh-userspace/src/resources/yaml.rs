@@ -1,14 +1,14 @@
-//! YAML text to JSON values, with the line of every field.
+//! YAML text to nodes that are read as JSON, with the line of every field.
 //!
 //! A text is split at its document markers before anything is parsed, which is sound because YAML forbids them inside
 //! every kind of scalar (YAML 1.2.2, `c-forbidden`): a document that does not parse costs no other. Scalars are read
 //! as Kubernetes reads them: YAML 1.2's core schema plus 1.1's `yes`, `no`, `on`, `off` and leading-zero octals.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Span, StrInput};
-use serde_json::{Map, Number, Value};
+use serde_json::{Number, Value};
 
 /// Deepest nesting; Kubernetes objects stay far below.
 const MAX_DEPTH: usize = 100;
@@ -30,18 +30,18 @@ pub(super) struct Node {
     depth: usize,
     /// Nodes in it, itself included, aliases followed.
     size: u64,
-    content: Content,
+    pub(super) content: Content,
 }
 
 #[derive(Debug)]
-enum Content {
+pub(super) enum Content {
     Scalar(Value),
     Sequence(Vec<Rc<Node>>),
     Mapping(Vec<Entry>),
 }
 
 /// A key, the line it is on, and its value.
-type Entry = (Rc<str>, u32, Rc<Node>);
+pub(super) type Entry = (Rc<str>, u32, Rc<Node>);
 
 /// One step of a path.
 #[derive(Clone, Copy, Debug)]
@@ -51,7 +51,8 @@ pub(super) enum Step<'a> {
 }
 
 impl Node {
-    /// As JSON; a key without a value is an absent field, as for the API server.
+    /// As JSON, without the keys that have no value.
+    #[cfg(test)]
     pub(super) fn value(&self) -> Value {
         match &self.content {
             Content::Scalar(value) => value.clone(),
@@ -59,7 +60,9 @@ impl Node {
             Content::Mapping(entries) => {
                 let present = entries.iter().filter(|(_, _, value)| !value.is_null());
                 Value::Object(
-                    present.map(|(key, _, value)| (key.to_string(), value.value())).collect::<Map<_, _>>(),
+                    present
+                        .map(|(key, _, value)| (key.to_string(), value.value()))
+                        .collect::<serde_json::Map<_, _>>(),
                 )
             }
         }
@@ -112,18 +115,17 @@ impl Node {
     }
 }
 
-/// The documents of a text in order, each with its outcome.
-pub(super) fn documents(text: &str) -> Vec<Result<Rc<Node>, SyntaxError>> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+/// The documents of a part of a text in order, each with its outcome. Lines are counted from the part's first.
+pub(super) fn documents(part: &str) -> Vec<Result<Rc<Node>, SyntaxError>> {
     let mut documents = Vec::new();
-    for (first_line, chunk) in split(text) {
-        parse(chunk, first_line, &mut documents);
-    }
+    parse(part, &mut documents);
     documents
 }
 
-/// The text cut at its document markers, each part with the number of lines before it.
-fn split(text: &str) -> Vec<(u32, &str)> {
+/// The text cut at its document markers, each part with the number of lines before it. Nothing in a part depends on
+/// another.
+pub(super) fn split(text: &str) -> Vec<(u32, &str)> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut parts = Vec::new();
     let (mut start, mut start_line, mut offset, mut has_content, mut started) = (0, 0, 0, false, false);
     for (number, line) in (0_u32..).zip(text.split_inclusive('\n')) {
@@ -152,16 +154,16 @@ fn is_marker(line: &str, marker: &str) -> bool {
     line.strip_prefix(marker).is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']))
 }
 
-fn parse(text: &str, lines_before: u32, documents: &mut Vec<Result<Rc<Node>, SyntaxError>>) {
+fn parse(text: &str, documents: &mut Vec<Result<Rc<Node>, SyntaxError>>) {
     // Nothing that is read may panic the agent, whatever the parser under it does.
     let parsed = std::panic::catch_unwind(|| {
         let mut found = Vec::new();
-        let outcome = Builder::new(text, lines_before).run(&mut found);
+        let outcome = Builder::new(text).run(&mut found);
         (found, outcome)
     });
     let (found, outcome) = parsed.unwrap_or_else(|_| {
         let reason = "the YAML parser cannot handle this document".to_owned();
-        (Vec::new(), Err(SyntaxError { line: lines_before + 1, reason }))
+        (Vec::new(), Err(SyntaxError { line: 1, reason }))
     });
     documents.extend(found.into_iter().map(Ok));
     documents.extend(outcome.err().map(Err));
@@ -178,33 +180,54 @@ enum OpenKind {
     Sequence(Vec<Rc<Node>>),
     Mapping {
         entries: Vec<Entry>,
-        keys: std::collections::HashSet<Rc<str>>,
+        keys: Keys,
         key: Option<(Rc<str>, u32)>,
+        /// Whether `key` asks for a merge.
+        merging: bool,
         merges: Vec<Rc<Node>>,
     },
 }
 
+/// The keys of a mapping that is not complete yet. Most have few, which are found fastest where they stand.
+#[derive(Default)]
+struct Keys(HashSet<Rc<str>>);
+
+impl Keys {
+    /// More keys than this are looked up.
+    const FEW: usize = 16;
+
+    /// Whether the key is new among the entries, which then get it.
+    fn insert(&mut self, entries: &[Entry], key: &Rc<str>) -> bool {
+        if entries.len() < Self::FEW {
+            return entries.iter().all(|entry| entry.0 != *key);
+        }
+        if self.0.is_empty() {
+            self.0.extend(entries.iter().map(|entry| Rc::clone(&entry.0)));
+        }
+        self.0.insert(Rc::clone(key))
+    }
+}
+
 struct Builder<'a> {
     parser: Parser<'a, StrInput<'a>>,
-    lines_before: u32,
     open: Vec<Open>,
     anchors: HashMap<usize, Rc<Node>>,
     aliased: u64,
 }
 
 impl<'a> Builder<'a> {
-    fn new(text: &'a str, lines_before: u32) -> Self {
+    fn new(text: &'a str) -> Self {
         let parser = Parser::new_from_str(text);
-        Self { parser, lines_before, open: Vec::new(), anchors: HashMap::new(), aliased: 0 }
+        Self { parser, open: Vec::new(), anchors: HashMap::new(), aliased: 0 }
     }
 
     fn run(mut self, documents: &mut Vec<Rc<Node>>) -> Result<(), SyntaxError> {
         while let Some(event) = self.parser.next_event() {
             let (event, span) = event.map_err(|error| SyntaxError {
-                line: self.lines_before + u32::try_from(error.marker().line()).unwrap_or(u32::MAX),
+                line: u32::try_from(error.marker().line()).unwrap_or(u32::MAX),
                 reason: format!("not YAML: {}", error.info()),
             })?;
-            let line = self.line(span);
+            let line = line_of(span);
             match event {
                 Event::DocumentStart(_) => {
                     self.anchors.clear();
@@ -239,8 +262,9 @@ impl<'a> Builder<'a> {
                     anchor,
                     OpenKind::Mapping {
                         entries: Vec::new(),
-                        keys: std::collections::HashSet::new(),
+                        keys: Keys::default(),
                         key: None,
+                        merging: false,
                         merges: Vec::new(),
                     },
                 )?,
@@ -250,10 +274,6 @@ impl<'a> Builder<'a> {
             }
         }
         Ok(())
-    }
-
-    fn line(&self, span: Span) -> u32 {
-        self.lines_before + u32::try_from(span.start.line()).unwrap_or(u32::MAX)
     }
 
     fn count_alias(&mut self, size: u64, line: u32) -> Result<(), SyntaxError> {
@@ -271,8 +291,9 @@ impl<'a> Builder<'a> {
     /// Takes `<<` as a key; false where no key is wanted.
     fn start_merge(&mut self, line: u32) -> bool {
         match self.open.last_mut() {
-            Some(Open { kind: OpenKind::Mapping { key: key @ None, .. }, .. }) => {
+            Some(Open { kind: OpenKind::Mapping { key: key @ None, merging, .. }, .. }) => {
                 *key = Some((Rc::from("<<"), line));
+                *merging = true;
                 true
             }
             _ => false,
@@ -296,7 +317,7 @@ impl<'a> Builder<'a> {
             OpenKind::Sequence(items) => Content::Sequence(items),
             OpenKind::Mapping { mut entries, mut keys, merges, .. } => {
                 for (key, line, value) in merges.iter().flat_map(|node| node.entries()) {
-                    if keys.insert(Rc::clone(key)) {
+                    if keys.insert(&entries, key) {
                         entries.push((Rc::clone(key), *line, Rc::clone(value)));
                     }
                 }
@@ -328,16 +349,16 @@ impl<'a> Builder<'a> {
         match self.open.last_mut().map(|open| &mut open.kind) {
             None => documents.push(node),
             Some(OpenKind::Sequence(items)) => items.push(node),
-            Some(OpenKind::Mapping { entries, keys, key, merges }) => match key.take() {
+            Some(OpenKind::Mapping { entries, keys, key, merging, merges }) => match key.take() {
                 None => {
                     let name: Rc<str> =
                         node.key().ok_or_else(|| error(line, "a key must be a scalar"))?.into();
-                    if !keys.insert(Rc::clone(&name)) {
+                    if !keys.insert(entries, &name) {
                         return Err(error(line, &format!("key {name:?} is there twice")));
                     }
                     *key = Some((name, line));
                 }
-                Some((name, at)) if &*name == "<<" && !keys.contains("<<") => match &node.content {
+                Some((_, at)) if std::mem::take(merging) => match &node.content {
                     Content::Mapping(_) => merges.push(node),
                     Content::Sequence(items) if items.iter().all(|item| item.is_mapping()) => {
                         merges.extend(items.iter().map(Rc::clone));
@@ -375,6 +396,10 @@ impl Node {
             _ => None,
         }
     }
+}
+
+fn line_of(span: Span) -> u32 {
+    u32::try_from(span.start.line()).unwrap_or(u32::MAX)
 }
 
 fn error(line: u32, reason: &str) -> SyntaxError {
@@ -433,7 +458,11 @@ mod tests {
     use super::*;
 
     fn values(text: &str) -> Vec<Result<Value, SyntaxError>> {
-        documents(text).into_iter().map(|document| document.map(|node| node.value())).collect()
+        let of_part = |(before, part)| {
+            let moved = move |error: SyntaxError| SyntaxError { line: before + error.line, ..error };
+            documents(part).into_iter().map(move |node| node.map(|node| node.value()).map_err(moved))
+        };
+        split(text).into_iter().flat_map(of_part).collect()
     }
 
     #[test]
@@ -496,6 +525,7 @@ mod tests {
                 .map(|n| format!("a{n}: &a{n} [{}]\n", vec![format!("*a{}", n - 1); 10].join(",")))
                 .collect::<String>()
         );
+        let many = |rest: &str| (0..40).map(|n| format!("k{n}: 1\n")).collect::<String>() + rest;
         let cases = [
             ("nested sequences", "[".repeat(200), "nested too deeply"),
             ("nested without end", "[".repeat(100_000), "not YAML: recursion limit exceeded"),
@@ -503,6 +533,8 @@ mod tests {
             ("alias bomb", bomb, "aliases expand to too much"),
             ("alias to itself", "a: &a [*a]".to_owned(), "an alias to something that holds it"),
             ("same key twice", "a: 1\nb: 2\na: 3".to_owned(), "key \"a\" is there twice"),
+            ("same key twice among many", many("k3: 1\n"), "key \"k3\" is there twice"),
+            ("same late key twice", many("k30: 1\n"), "key \"k30\" is there twice"),
             ("key that is a list", "? [a]\n: b".to_owned(), "a key must be a scalar"),
             ("merge of a scalar", "<<: 1".to_owned(), "<< takes a mapping or a list of them"),
         ];
@@ -531,12 +563,12 @@ mod tests {
     proptest! {
         #[test]
         fn nothing_panics(text in "(?s).{0,200}") {
-            documents(&text);
+            values(&text);
         }
 
         #[test]
         fn nothing_yaml_like_panics(text in r"([a-c*&!|>%\[\]{},:?#'\x22<~ \t\r\n-]|---|\.\.\.|: |- |&a|\*a){0,60}") {
-            documents(&text);
+            values(&text);
         }
 
         #[test]

@@ -5,16 +5,13 @@
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use imbl::ordmap::DiffItem;
-use k8s_openapi::jiff::Timestamp;
 
 use crate::model::{Service, ServicePort, Snapshot};
 use crate::resources::{Change, Object};
 
-/// When a Service's or Pod's change made the control plane write the slice (`discovery/v1`, endpoints controller).
-const TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 /// Entries that are kept apart; what comes beyond is added to the last one.
 const MAX_WAITING: usize = 256;
 /// Times that are kept of one entry.
@@ -127,8 +124,7 @@ pub(super) fn triggers(changes: &[Change]) -> Vec<SystemTime> {
         // A slice that is deleted still has the time of its last change.
         let Change::Upsert(object) = change else { return None };
         let Object::EndpointSlice(slice) = &**object else { return None };
-        let time: Timestamp = slice.metadata.annotations.as_ref()?.get(TRIGGER)?.parse().ok()?;
-        Some(SystemTime::UNIX_EPOCH + Duration::from_nanos(u64::try_from(time.as_nanosecond()).ok()?))
+        slice.trigger
     };
     changes.iter().filter_map(trigger).collect()
 }
@@ -175,6 +171,7 @@ fn same_spec(old: &Service, new: &Service) -> bool {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::time::Duration;
 
     use super::*;
     use crate::model::{Endpoint, Protocol, ServiceName};

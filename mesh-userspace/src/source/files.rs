@@ -1,120 +1,123 @@
 //! The objects that a set of files and folders holds: read, compared with what was read before, and merged.
 //!
-//! Nothing here waits or watches; [`FileSet::rescan`] looks at the disk once and says what became different.
+//! Nothing here waits or watches; [`FileSet::rescan`] looks at the disk once and says what became different. What it costs
+//! follows from the files that changed, not from all that there are.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs;
-use std::io::{self, Read as _};
-use std::os::unix::fs::MetadataExt as _;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::hash::RandomState;
+use std::io;
+use std::num::NonZero;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::SystemTime;
 
+use super::document::{Documents, Stamp, changed};
+use super::listing::{FileKey, Listing};
 use super::manifests::Update;
-use crate::resources::{Change, Decoded, Mistake, Object, ObjectRef, Problem, decode};
+use super::unfinished::Unfinished;
+use crate::resources::{Change, Mistake, Object, ObjectRef, Problem};
 
-/// Largest file that is read, in bytes.
-const MAX_FILE: u64 = 64 << 20;
-/// Deepest folder below a path that was given.
-const MAX_FOLDERS: usize = 16;
-/// A file written this recently may be written again without its timestamp telling.
-const RACY: Duration = Duration::from_secs(1);
-
-/// A file's rank: which of the given paths it is under, then its own path.
-type FileKey = (usize, PathBuf);
-
-/// What the disk holds, by name alone.
-#[derive(Debug, Default)]
-pub(super) struct Listing {
-    files: BTreeSet<FileKey>,
-    /// Folders whose entries matter.
-    pub(super) folders: BTreeSet<PathBuf>,
-    errors: BTreeMap<FileKey, String>,
-}
+/// Most threads that read files at a time.
+const MAX_READERS: usize = 8;
 
 /// The files, and the objects that they hold.
 #[derive(Debug)]
 pub(super) struct FileSet {
     roots: Vec<PathBuf>,
-    files: BTreeMap<FileKey, File>,
-    definitions: HashMap<ObjectRef, BTreeMap<FileKey, Definition>>,
-    in_force: HashMap<ObjectRef, Arc<Object>>,
+    hasher: RandomState,
+    files: BTreeMap<Arc<FileKey>, File>,
+    /// By file; the first of an object's definitions is in force.
+    definitions: HashMap<ObjectRef, Vec<Definition>>,
+    /// Objects that have several definitions.
+    contested: BTreeSet<ObjectRef>,
+    /// Files that could not be read.
+    errors: BTreeMap<FileKey, String>,
     problems: Vec<Problem>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct File {
-    stamp: Option<Stamp>,
-    objects: BTreeMap<ObjectRef, Definition>,
+    stamp: Stamp,
+    documents: Documents,
+    /// Objects that can no longer be read, as they were.
+    kept: Vec<(u32, Arc<Object>)>,
     mistakes: Vec<Mistake>,
     ignored: usize,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 struct Definition {
+    file: Arc<FileKey>,
     line: u32,
     object: Arc<Object>,
 }
 
-/// What tells one version of a file from another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    inode: (u64, u64),
-    length: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
+/// Objects whose definitions became different, with what was in force before.
+type Touched = BTreeMap<ObjectRef, Option<Arc<Object>>>;
 
 impl FileSet {
     pub(super) fn new(roots: Vec<PathBuf>) -> Self {
-        let (files, definitions, in_force) = (BTreeMap::new(), HashMap::new(), HashMap::new());
-        Self { roots, files, definitions, in_force, problems: Vec::new() }
+        Self {
+            roots,
+            hasher: RandomState::new(),
+            files: BTreeMap::new(),
+            definitions: HashMap::new(),
+            contested: BTreeSet::new(),
+            errors: BTreeMap::new(),
+            problems: Vec::new(),
+        }
     }
 
     /// The files there are now.
     pub(super) fn list(&self) -> Listing {
-        let mut listing = Listing::default();
-        for (rank, root) in self.roots.iter().enumerate() {
-            // The folder around a path tells when it comes, goes or is replaced.
-            let around = root
-                .ancestors()
-                .skip(1)
-                .map(|path| if path.as_os_str().is_empty() { Path::new(".") } else { path });
-            listing.folders.extend(around.map(Path::to_path_buf).find(|path| path.is_dir()));
-            listing.visit(rank, root, 0);
-        }
-        listing
+        Listing::of(&self.roots)
     }
 
-    /// Reads what became different; `None` where nothing did.
-    pub(super) fn rescan(&mut self, listing: Listing, now: SystemTime) -> Option<Update> {
-        let mut touched = BTreeSet::new();
-        let gone: Vec<FileKey> =
-            self.files.keys().filter(|key| !listing.files.contains(*key)).cloned().collect();
-        for key in gone {
-            self.replace(&key, None, &mut touched);
+    /// Reads what became different; `None` where nothing did. What is `unfinished` stays as it was.
+    pub(super) fn rescan(
+        &mut self,
+        listing: Listing,
+        unfinished: &Unfinished,
+        now: SystemTime,
+    ) -> Option<Update> {
+        let mut touched = Touched::new();
+        let is_gone = |key: &&Arc<FileKey>| !listing.files.contains(&***key) && !unfinished.holds(&key.1);
+        let gone: Vec<Arc<FileKey>> = self.files.keys().filter(is_gone).map(Arc::clone).collect();
+        for key in &gone {
+            self.remove(key, &mut touched);
         }
         let mut errors = listing.errors;
-        for key in listing.files {
-            let known = self.files.get(&key).and_then(|file| file.stamp);
-            match read_changed(&key.1, known, now) {
+        let mut stale = Vec::new();
+        for key in listing.files.into_iter().filter(|key| !unfinished.holds(&key.1)) {
+            match changed(&key.1, self.files.get(&key).map(|file| file.stamp), now) {
                 Ok(None) => {}
-                Ok(Some((text, stamp))) => {
-                    let old = self.files.get(&key).map(|file| &file.objects);
-                    let file = File::new(decode(&text), stamp, old);
-                    self.replace(&key, Some(file), &mut touched);
-                }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    self.replace(&key, None, &mut touched);
-                }
-                // What was read before stays; the next look tries again.
-                Err(error) => {
-                    errors.insert(key, error.to_string());
-                }
+                Ok(Some(stamp)) => stale.push((key, stamp)),
+                Err(error) => note_error(&mut errors, key, &error),
             }
         }
+        let read = self.read(&stale);
+        let mut reread = false;
+        for ((key, stamp), outcome) in stale.into_iter().zip(read) {
+            match outcome {
+                Ok(documents) => match self.files.get_mut(&key) {
+                    Some(file) if file.documents.is_same(&documents) => file.stamp = stamp,
+                    _ => {
+                        self.replace(key, stamp, documents, &mut touched);
+                        reread = true;
+                    }
+                },
+                Err(error) => note_error(&mut errors, key, &error),
+            }
+        }
+        if gone.is_empty() && !reread && errors == self.errors {
+            return None;
+        }
+        self.errors = errors;
         let changes = self.changes(touched);
-        let problems = self.collect_problems(&errors, now);
+        let problems = self.collect_problems(now);
         let same = problems.len() == self.problems.len()
             && problems.iter().zip(&self.problems).all(|(new, old)| new.is_same(old));
         if changes.is_empty() && same {
@@ -125,76 +128,177 @@ impl FileSet {
         Some(Update { changes, problems, ignored })
     }
 
-    fn replace(&mut self, key: &FileKey, file: Option<File>, touched: &mut BTreeSet<ObjectRef>) {
-        for reference in self.files.remove(key).iter().flat_map(|old| old.objects.keys()) {
-            if let Some(definitions) = self.definitions.get_mut(reference) {
-                definitions.remove(key);
-                if definitions.is_empty() {
-                    self.definitions.remove(reference);
-                }
+    /// Reads these files, on as many processors as there are.
+    fn read(&self, stale: &[(FileKey, Stamp)]) -> Vec<io::Result<Documents>> {
+        let read = |(key, _): &(FileKey, Stamp)| {
+            Documents::read(&key.1, self.files.get(key).map(|file| &file.documents), &self.hasher)
+        };
+        let processors = thread::available_parallelism().map_or(1, NonZero::get);
+        let readers = processors.min(MAX_READERS).min(stale.len());
+        if readers <= 1 {
+            return stale.iter().map(read).collect();
+        }
+        let next = AtomicUsize::new(0);
+        let some = || {
+            let mut done = Vec::new();
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some(file) = stale.get(index) else { return done };
+                done.push((index, read(file)));
             }
-            touched.insert(reference.clone());
+        };
+        let mut all: Vec<_> = thread::scope(|scope| {
+            let others: Vec<_> = (1..readers).map(|_| scope.spawn(some)).collect();
+            let mut all = some();
+            for other in others {
+                all.extend(other.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            }
+            all
+        });
+        all.sort_unstable_by_key(|(index, _)| *index);
+        all.into_iter().map(|(_, outcome)| outcome).collect()
+    }
+
+    fn remove(&mut self, key: &Arc<FileKey>, touched: &mut Touched) {
+        let Some(old) = self.files.remove(key) else { return };
+        for (_, object) in old.objects() {
+            self.undefine(key, object.reference(), touched);
         }
-        let Some(file) = file else { return };
-        for (reference, definition) in &file.objects {
-            self.definitions.entry(reference.clone()).or_default().insert(key.clone(), definition.clone());
-            touched.insert(reference.clone());
+    }
+
+    /// Puts a file in the place of the one before; objects that can no longer be read stay as they were.
+    fn replace(&mut self, key: FileKey, stamp: Stamp, mut documents: Documents, touched: &mut Touched) {
+        let (key, old) = match self.files.remove_entry(&key) {
+            Some((key, old)) => (key, Some(old)),
+            None => (Arc::new(key), None),
+        };
+        if old.is_some() {
+            documents.adopt(|object| {
+                let mut all = self.definitions.get(&object.reference())?.iter();
+                all.find(|definition| definition.file == key).map(|definition| &definition.object)
+            });
         }
-        self.files.insert(key.clone(), file);
+        let mut mistakes: Vec<Mistake> = documents.mistakes().collect();
+        let broken: HashSet<Option<ObjectRef>> =
+            mistakes.iter().map(|mistake| mistake.object.clone()).collect();
+        // A mistake without a name may be any object's.
+        let is_broken = |reference: &ObjectRef| {
+            !broken.is_empty() && (broken.contains(&None) || broken.contains(&Some(reference.clone())))
+        };
+        let mut seen = HashSet::new();
+        for (line, object) in documents.objects() {
+            let reference = object.reference();
+            if seen.insert(reference.clone()) {
+                self.define(&key, reference, line, object, touched);
+            } else {
+                let reason = "defined above in the same file already, which is in force".to_owned();
+                mistakes.push(Mistake { line, object: Some(reference), field: String::new(), reason });
+            }
+        }
+        let mut kept = Vec::new();
+        for (line, object) in old.iter().flat_map(File::objects) {
+            let reference = object.reference();
+            if seen.contains(&reference) {
+                continue;
+            }
+            if is_broken(&reference) {
+                seen.insert(reference);
+                kept.push((line, Arc::clone(object)));
+            } else {
+                self.undefine(&key, reference, touched);
+            }
+        }
+        let ignored = documents.ignored();
+        self.files.insert(key, File { stamp, documents, kept, mistakes, ignored });
+    }
+
+    fn define(
+        &mut self,
+        file: &Arc<FileKey>,
+        reference: ObjectRef,
+        line: u32,
+        object: &Arc<Object>,
+        touched: &mut Touched,
+    ) {
+        let definition = Definition { file: Arc::clone(file), line, object: Arc::clone(object) };
+        let Some(all) = self.definitions.get_mut(&reference) else {
+            touched.entry(reference.clone()).or_insert(None);
+            self.definitions.insert(reference, vec![definition]);
+            return;
+        };
+        let first = all.first().map(|first| Arc::clone(&first.object));
+        match all.binary_search_by(|other| other.file.cmp(file)) {
+            Ok(at) if Arc::ptr_eq(&all[at].object, object) => {
+                all[at].line = line;
+                return;
+            }
+            Ok(at) => all[at] = definition,
+            Err(at) => all.insert(at, definition),
+        }
+        if all.len() > 1 {
+            self.contested.insert(reference.clone());
+        }
+        touched.entry(reference).or_insert(first);
+    }
+
+    fn undefine(&mut self, file: &Arc<FileKey>, reference: ObjectRef, touched: &mut Touched) {
+        let Some(all) = self.definitions.get_mut(&reference) else { return };
+        let first = all.first().map(|first| Arc::clone(&first.object));
+        all.retain(|definition| definition.file != *file);
+        if all.len() < 2 {
+            self.contested.remove(&reference);
+        }
+        if all.is_empty() {
+            self.definitions.remove(&reference);
+        }
+        touched.entry(reference).or_insert(first);
     }
 
     /// Of several definitions the first by path is in force.
-    fn changes(&mut self, touched: BTreeSet<ObjectRef>) -> Vec<Change> {
-        let mut changes = Vec::new();
-        for reference in touched {
-            let first = self.definitions.get(&reference).and_then(BTreeMap::first_key_value);
-            let object = first.map(|(_, definition)| Arc::clone(&definition.object));
-            if self.in_force.get(&reference) == object.as_ref() {
-                continue;
+    fn changes(&self, touched: Touched) -> Vec<Change> {
+        let change = |(reference, before): (ObjectRef, Option<Arc<Object>>)| {
+            let object = self.definitions.get(&reference).and_then(|all| all.first());
+            match object.map(|definition| &definition.object) {
+                Some(object) if before.as_ref() == Some(object) => None,
+                Some(object) => Some(Change::Upsert(Arc::clone(object))),
+                None => before.map(|_| Change::Delete(reference)),
             }
-            if let Some(object) = object {
-                self.in_force.insert(reference, Arc::clone(&object));
-                changes.push(Change::Upsert(object));
-            } else {
-                self.in_force.remove(&reference);
-                changes.push(Change::Delete(reference));
-            }
-        }
-        changes
+        };
+        touched.into_iter().filter_map(change).collect()
     }
 
-    fn collect_problems(&self, errors: &BTreeMap<FileKey, String>, now: SystemTime) -> Vec<Problem> {
+    fn collect_problems(&self, now: SystemTime) -> Vec<Problem> {
+        // A mistake that only moved to another line is the same.
+        let identity = |problem: &Problem| {
+            let Problem { file, object, field, reason, .. } = problem.clone();
+            (file, object, field, reason)
+        };
+        let mut known = HashMap::new();
+        for old in &self.problems {
+            known.entry(identity(old)).or_insert(old.since);
+        }
         let mut problems = Vec::new();
         let mut add = |file: &Path, line, object: Option<ObjectRef>, field: &str, reason: String| {
-            let problem = Problem {
-                file: file.to_path_buf(),
-                line,
-                object,
-                field: field.to_owned(),
-                reason,
-                since: now,
-            };
-            // A mistake that only moved to another line is the same.
-            let known =
-                self.problems.iter().find(|old| old.is_same(&Problem { line: old.line, ..problem.clone() }));
-            problems.push(Problem { since: known.map_or(now, |old| old.since), ..problem });
+            let (file, field) = (file.to_path_buf(), field.to_owned());
+            let problem = Problem { file, line, object, field, reason, since: now };
+            let since = known.get(&identity(&problem)).copied().unwrap_or(now);
+            problems.push(Problem { since, ..problem });
         };
-        for ((_, path), reason) in errors {
+        for ((_, path), reason) in &self.errors {
             add(path, None, None, "", reason.clone());
         }
-        for ((_, path), file) in &self.files {
+        for (key, file) in &self.files {
             for mistake in &file.mistakes {
-                add(path, Some(mistake.line), mistake.object.clone(), &mistake.field, mistake.reason.clone());
+                let Mistake { line, object, field, reason } = mistake;
+                add(&key.1, Some(*line), object.clone(), field, reason.clone());
             }
         }
-        for (reference, definitions) in
-            self.definitions.iter().filter(|(_, definitions)| definitions.len() > 1)
-        {
-            let mut all = definitions.iter();
-            let Some(((_, first), _)) = all.next() else { continue };
-            for ((_, path), definition) in all {
-                let reason = format!("defined in {} already, which is in force", first.display());
-                add(path, Some(definition.line), Some(reference.clone()), "", reason);
+        for reference in &self.contested {
+            let mut all = self.definitions.get(reference).into_iter().flatten();
+            let Some(first) = all.next() else { continue };
+            for definition in all {
+                let reason = format!("defined in {} already, which is in force", first.file.1.display());
+                add(&definition.file.1, Some(definition.line), Some(reference.clone()), "", reason);
             }
         }
         problems.sort_by(|a, b| (&a.file, a.line, &a.field).cmp(&(&b.file, b.line, &b.field)));
@@ -202,106 +306,17 @@ impl FileSet {
     }
 }
 
-impl Listing {
-    fn visit(&mut self, rank: usize, path: &Path, depth: usize) {
-        let key = (rank, path.to_path_buf());
-        let entries = match fs::metadata(path) {
-            Ok(metadata) if !metadata.is_dir() => {
-                // Where a link leads is watched as well: that file may be written in place.
-                let target = path.is_symlink().then(|| fs::canonicalize(path).ok()).flatten();
-                self.folders.extend(target.and_then(|target| target.parent().map(Path::to_path_buf)));
-                self.files.insert(key);
-                return;
-            }
-            Ok(_) => fs::read_dir(path).and_then(Iterator::collect::<io::Result<Vec<_>>>),
-            Err(error) => Err(error),
-        };
-        match entries {
-            Ok(entries) => {
-                self.folders.insert(path.to_path_buf());
-                for entry in entries {
-                    let (path, name) = (entry.path(), entry.file_name());
-                    let hidden = name.to_string_lossy().starts_with('.');
-                    if hidden {
-                        continue;
-                    }
-                    let is_manifest = path
-                        .extension()
-                        .is_some_and(|kind| kind == "yaml" || kind == "yml" || kind == "json");
-                    if path.is_dir() {
-                        if depth < MAX_FOLDERS {
-                            self.visit(rank, &path, depth + 1);
-                        }
-                    } else if is_manifest {
-                        self.visit(rank, &path, depth + 1);
-                    }
-                }
-            }
-            // An entry that went while we looked is no problem, a path that was given and is not there is.
-            Err(error) if depth > 0 && error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => {
-                self.errors.insert(key, error.to_string());
-            }
-        }
-    }
-}
-
 impl File {
-    /// The file's objects; those that can no longer be read stay as they were.
-    fn new(decoded: Decoded, stamp: Stamp, old: Option<&BTreeMap<ObjectRef, Definition>>) -> Self {
-        let mut file = Self {
-            stamp: Some(stamp),
-            mistakes: decoded.mistakes,
-            ignored: decoded.ignored,
-            ..Self::default()
-        };
-        for item in decoded.objects {
-            let reference = item.object.reference();
-            if file.objects.contains_key(&reference) {
-                let reason = "defined above in the same file already, which is in force".to_owned();
-                let (line, object, field) = (item.line, Some(reference), String::new());
-                file.mistakes.push(Mistake { line, object, field, reason });
-                continue;
-            }
-            // An object that did not change keeps its Arc.
-            let before = old.and_then(|old| old.get(&reference)).filter(|old| old.object == item.object);
-            let object = before.map_or(item.object, |old| Arc::clone(&old.object));
-            file.objects.insert(reference, Definition { line: item.line, object });
-        }
-        let nameless = file.mistakes.iter().any(|mistake| mistake.object.is_none());
-        for (reference, definition) in old.into_iter().flatten() {
-            let broken =
-                nameless || file.mistakes.iter().any(|mistake| mistake.object.as_ref() == Some(reference));
-            if broken && !file.objects.contains_key(reference) {
-                file.objects.insert(reference.clone(), definition.clone());
-            }
-        }
-        file
+    /// Those that are written, then those that are kept; one that is there twice is so here too.
+    fn objects(&self) -> impl Iterator<Item = (u32, &Arc<Object>)> {
+        let kept = self.kept.iter().map(|(line, object)| (*line, object));
+        self.documents.objects().chain(kept)
     }
 }
 
-/// The file's text, unless it surely is the version that is known.
-fn read_changed(path: &Path, known: Option<Stamp>, now: SystemTime) -> io::Result<Option<(String, Stamp)>> {
-    let metadata = fs::metadata(path)?;
-    if !metadata.is_file() {
-        return Err(io::Error::other("not a regular file"));
+/// What was read before stays; the next look tries again. A file that went while we looked is told of as it goes.
+fn note_error(errors: &mut BTreeMap<FileKey, String>, key: FileKey, error: &io::Error) {
+    if error.kind() != io::ErrorKind::NotFound {
+        errors.insert(key, error.to_string());
     }
-    let stamp = Stamp {
-        inode: (metadata.dev(), metadata.ino()),
-        length: metadata.len(),
-        modified: (metadata.mtime(), metadata.mtime_nsec()),
-        changed: (metadata.ctime(), metadata.ctime_nsec()),
-    };
-    let settled = metadata.modified().is_ok_and(|at| now.duration_since(at).is_ok_and(|age| age > RACY));
-    if known == Some(stamp) && settled {
-        return Ok(None);
-    }
-    let too_large = || io::Error::other(format!("larger than {} MiB", MAX_FILE >> 20));
-    let mut bytes = Vec::new();
-    fs::File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_FILE {
-        return Err(too_large());
-    }
-    let text = String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-    Ok(Some((text, stamp)))
 }

@@ -1,8 +1,8 @@
 //! Manifest files and folders, followed as they change.
 //!
-//! A thread of its own watches every folder that matters with inotify and looks at the disk again 50 ms after things
-//! have calmed down. What happened is never taken from the events, only that something did: so editors that rename,
-//! atomic replacement, a `ConfigMap`'s `..data` link and paths that come and go are all the same case.
+//! A thread of its own watches every folder that matters with inotify and looks at the disk again when something happened.
+//! What happened is never taken from the events, only that something did, and which files are still being written: so
+//! editors that rename, atomic replacement, a `ConfigMap`'s `..data` link and paths that come and go are all the same case.
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt as _;
@@ -17,12 +17,13 @@ use tokio::sync::mpsc;
 
 use super::SourceError;
 use super::files::FileSet;
+use super::unfinished::Unfinished;
 use crate::resources::{Change, Problem};
 
-/// Quiet time before the disk is looked at.
-const QUIET: Duration = Duration::from_millis(50);
-/// Longest wait for quiet.
-const MAX_WAIT: Duration = Duration::from_millis(500);
+/// What happens within this time of each other is looked at together.
+const BURST: Duration = Duration::from_millis(1);
+/// Longest that a burst is waited for.
+const MAX_BURST: Duration = Duration::from_millis(20);
 /// The disk is looked at this often even when inotify says nothing (network file systems).
 const RESCAN: Duration = Duration::from_secs(30);
 /// The same where a folder cannot be watched.
@@ -50,7 +51,7 @@ pub struct Manifests {
 
 #[derive(Debug)]
 enum Signal {
-    Changed,
+    Happened(notify::Result<Event>),
     Stop,
 }
 
@@ -62,14 +63,15 @@ impl Manifests {
         let on_event = {
             let signals = signals.clone();
             move |event: notify::Result<Event>| {
-                if !event.is_ok_and(|event| is_read(event.kind)) {
+                if !event.as_ref().is_ok_and(|event| is_read(event.kind)) {
                     // Nobody listens any more: the follower ends anyway.
-                    let _ended = signals.send(Signal::Changed);
+                    let _ended = signals.send(Signal::Happened(event));
                 }
             }
         };
         let watcher = notify::recommended_watcher(on_event).map_err(SourceError::Watch)?;
-        let follower = Follower { files: FileSet::new(paths), watcher, watched: HashMap::new() };
+        let (files, unfinished, watched) = (FileSet::new(paths), Unfinished::default(), HashMap::new());
+        let follower = Follower { files, unfinished, watcher, watched };
         thread::Builder::new()
             .name("manifests".to_owned())
             .spawn(move || follower.run(&received, &sender))
@@ -96,6 +98,7 @@ const fn is_read(kind: EventKind) -> bool {
 
 struct Follower {
     files: FileSet,
+    unfinished: Unfinished,
     watcher: RecommendedWatcher,
     /// Folders that are watched, with device and inode: one that was replaced is watched anew.
     watched: HashMap<PathBuf, (u64, u64)>,
@@ -111,14 +114,37 @@ impl Follower {
             if update.is_some_and(|update| updates.blocking_send(update).is_err()) {
                 return;
             }
-            match signals.recv_timeout(if all_watched { RESCAN } else { RESCAN_UNWATCHED }) {
-                Ok(Signal::Stop) | Err(RecvTimeoutError::Disconnected) => return,
-                Ok(Signal::Changed) => {
-                    if !calm_down(signals) {
-                        return;
-                    }
+            if !self.wait(signals, if all_watched { RESCAN } else { RESCAN_UNWATCHED }) {
+                return;
+            }
+        }
+    }
+
+    /// Waits until it is time to look; false when it is time to stop.
+    fn wait(&mut self, signals: &Receiver<Signal>, rescan: Duration) -> bool {
+        let rescan = Instant::now() + rescan;
+        let mut burst: Option<(Instant, Instant)> = None;
+        loop {
+            let now = Instant::now();
+            let burst_ends = burst.map(|(first, last)| (last + BURST).min(first + MAX_BURST));
+            let given_up = self.unfinished.deadline();
+            let until = [burst_ends, given_up].into_iter().flatten().fold(rescan, Instant::min);
+            if until <= now {
+                if given_up.is_some_and(|deadline| deadline <= now) {
+                    self.unfinished.give_up();
                 }
-                Err(RecvTimeoutError::Timeout) => {}
+                return true;
+            }
+            let due = match signals.recv_timeout(until.saturating_duration_since(now)) {
+                Ok(Signal::Happened(event)) => {
+                    event.map_or(true, |event| self.unfinished.note(&event, Instant::now()))
+                }
+                Ok(Signal::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
+                Err(RecvTimeoutError::Timeout) => continue,
+            };
+            if due || burst.is_some() {
+                let now = Instant::now();
+                burst = Some((burst.map_or(now, |(first, _)| first), now));
             }
         }
     }
@@ -136,7 +162,7 @@ impl Follower {
                 break;
             }
         }
-        (self.files.rescan(listing, SystemTime::now()), all_watched)
+        (self.files.rescan(listing, &self.unfinished, SystemTime::now()), all_watched)
     }
 
     /// Whether a folder was added, and whether all could be.
@@ -169,17 +195,4 @@ impl Follower {
 
 fn inode(path: &Path) -> Option<(u64, u64)> {
     std::fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
-}
-
-/// Waits until nothing happens for a moment; false when it is time to stop.
-fn calm_down(signals: &Receiver<Signal>) -> bool {
-    let deadline = Instant::now() + MAX_WAIT;
-    while Instant::now() < deadline {
-        match signals.recv_timeout(QUIET) {
-            Ok(Signal::Changed) => {}
-            Ok(Signal::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
-            Err(RecvTimeoutError::Timeout) => break,
-        }
-    }
-    true
 }

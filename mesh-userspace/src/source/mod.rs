@@ -4,8 +4,11 @@
 //! publishes the outcome. A source that fails leaves the last state in force.
 
 mod changes;
+mod document;
 mod files;
+mod listing;
 pub mod manifests;
+mod unfinished;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

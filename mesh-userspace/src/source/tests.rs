@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::model::WorkloadUid;
 
-/// Well above the 50 ms of quiet and below the second that is promised.
+/// Well above the 50 ms that an unfinished file is waited for and below the second that is promised.
 const SOON: Duration = Duration::from_millis(900);
 
 fn pod(name: &str, address: &str) -> String {
@@ -125,6 +125,49 @@ async fn a_config_map_is_swapped() {
     watched.expect(&["a=10.0.0.1"]).await;
     version(watched.folder.path(), "..2", "10.0.0.2");
     watched.expect(&["a=10.0.0.2"]).await;
+}
+
+/// As many editors do: what was there goes aside, and for a moment there is no such file.
+#[tokio::test]
+async fn a_file_that_is_saved_is_never_gone() {
+    let mut watched = Watched::new("", |folder| {
+        fs::write(folder.join("a.yaml"), pod("a", "10.0.0.1")).unwrap();
+    })
+    .await;
+    for last in 2..30 {
+        let address = format!("10.0.0.{last}");
+        fs::rename(watched.path("a.yaml"), watched.path("a.yaml~")).unwrap();
+        let mut file = fs::File::create(watched.path("a.yaml")).unwrap();
+        for part in pod("a", &address).as_bytes().chunks(16) {
+            std::io::Write::write_all(&mut file, part).unwrap();
+        }
+        drop(file);
+        fs::remove_file(watched.path("a.yaml~")).unwrap();
+        let change = tokio::time::timeout(SOON, watched.feed.snapshot.changed()).await;
+        change.unwrap().unwrap();
+        // One snapshot, and nothing half written: the file was read once it was complete.
+        assert_eq!(pods(&watched.feed.snapshot.borrow_and_update()), [format!("a={address}")]);
+        assert_eq!(watched.feed.reports.borrow().problems, []);
+    }
+}
+
+/// More files than processors, some of which hold the same object.
+#[tokio::test]
+async fn many_files_are_read_in_their_order() {
+    let mut watched = Watched::new("", |folder| {
+        for file in 0..40 {
+            let own = pod(&format!("p{file:02}"), &format!("10.0.0.{file}"));
+            let shared = pod("shared", &format!("10.0.1.{file}"));
+            fs::write(folder.join(format!("{file:02}.yaml")), own + &shared).unwrap();
+        }
+    })
+    .await;
+    let mut wanted: Vec<String> = (0..40).map(|file| format!("p{file:02}=10.0.0.{file}")).collect();
+    wanted.push("shared=10.0.1.0".to_owned());
+    assert_eq!(pods(&watched.feed.current.load()), wanted);
+    let texts: Vec<String> =
+        (1..40).map(|file| format!("{file:02}.yaml:7: Pod shop/shared: defined in")).collect();
+    watched.expect_problems(&texts.iter().map(String::as_str).collect::<Vec<_>>()).await;
 }
 
 #[tokio::test]

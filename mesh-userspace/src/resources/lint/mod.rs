@@ -2,6 +2,8 @@
 
 mod service;
 
+use k8s_openapi::api::core::v1 as core;
+
 use super::istio::{DestinationRule, PeerAuthentication, Rest, RouteEntry, VirtualService};
 use super::{Kind, Notice, Object, ObjectRef, Severity};
 
@@ -42,6 +44,13 @@ const MATCH: &[&str] = &[
 ];
 const DESTINATION_RULE: &[&str] = &["trafficPolicy", "exportTo", "workloadSelector"];
 
+/// Everything to be said about a Service.
+pub(super) fn service(reference: &ObjectRef, service: &core::Service) -> Vec<Notice> {
+    let mut notices = Notices { object: reference.clone(), list: Vec::new() };
+    service::service(&mut notices, service);
+    notices.list
+}
+
 /// Everything to be said about the object.
 pub(super) fn lint(object: &Object, root_namespace: &str) -> Vec<Notice> {
     let mut notices = Notices { object: object.reference(), list: Vec::new() };
@@ -50,7 +59,7 @@ pub(super) fn lint(object: &Object, root_namespace: &str) -> Vec<Notice> {
         Object::DestinationRule(rule) => destination_rule(&mut notices, rule),
         Object::PeerAuthentication(policy) => peer_authentication(&mut notices, policy, root_namespace),
         Object::Unsupported(reference) => unsupported(&mut notices, reference),
-        Object::Service(service) => service::service(&mut notices, service),
+        Object::Service(service) => return service.notices.to_vec(),
         _ => {}
     }
     notices.list

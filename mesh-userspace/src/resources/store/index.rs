@@ -19,7 +19,7 @@ pub(super) fn set<K: Eq + Hash, V: Ord>(index: &mut HashMap<K, BTreeSet<V>>, key
 }
 
 /// The same for sets that mostly hold one value, sorted.
-fn set_few<K: Eq + Hash, V: Ord>(index: &mut HashMap<K, Vec<V>>, key: K, value: V, add: bool) {
+pub(super) fn set_few<K: Eq + Hash, V: Ord>(index: &mut HashMap<K, Vec<V>>, key: K, value: V, add: bool) {
     if add {
         let values = index.entry(key).or_insert_with(|| Vec::with_capacity(1));
         if let Err(at) = values.binary_search(&value) {
@@ -39,7 +39,8 @@ fn set_few<K: Eq + Hash, V: Ord>(index: &mut HashMap<K, Vec<V>>, key: K, value: 
 #[derive(Debug)]
 pub(super) struct Users<D> {
     users: HashMap<D, Vec<ServiceName>>,
-    uses: HashMap<ServiceName, BTreeSet<D>>,
+    /// Sorted.
+    uses: HashMap<ServiceName, Box<[D]>>,
 }
 
 impl<D> Default for Users<D> {
@@ -52,14 +53,14 @@ impl<D: Clone + Ord + Hash> Users<D> {
     /// Says anew what a service uses.
     pub(super) fn set(&mut self, user: &ServiceName, uses: BTreeSet<D>) {
         let old = self.uses.remove(user).unwrap_or_default();
-        for gone in old.difference(&uses) {
+        for gone in old.iter().filter(|old| !uses.contains(*old)) {
             set_few(&mut self.users, gone.clone(), user.clone(), false);
         }
-        for new in uses.difference(&old) {
+        for new in uses.iter().filter(|new| old.binary_search(new).is_err()) {
             set_few(&mut self.users, new.clone(), user.clone(), true);
         }
         if !uses.is_empty() {
-            self.uses.insert(user.clone(), uses);
+            self.uses.insert(user.clone(), uses.into_iter().collect());
         }
     }
 

@@ -1,7 +1,8 @@
 //! The objects that are in force, and the snapshot made of them.
 //!
-//! A change is carried through in five steps, each of which passes on only what really became different: objects into
-//! the indexes, nodes into zones, pods into workloads, services into endpoints, rules into routes. What is not concerned keeps its `Arc`.
+//! A change is carried through in four steps, each of which passes on only what really became different: objects into
+//! the indexes, nodes into zones, pods into workloads, services with their endpoints and rules into services with routes.
+//! What is not concerned keeps its `Arc`.
 //!
 //! Invariant: the outcome depends on the set of objects alone, never on the order in which they came.
 
@@ -29,9 +30,6 @@ use crate::model::{
 };
 use crate::policy::peer_authentication::PeerPolicy;
 
-/// The label that names an `EndpointSlice`'s service.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
-
 /// One change to the set of objects.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
@@ -52,13 +50,12 @@ pub struct Translator {
     pods: HashMap<WorkloadUid, Arc<Object>>,
     pods_by_namespace: HashMap<Arc<str>, BTreeSet<WorkloadUid>>,
     pods_by_label: HashMap<Label, BTreeSet<WorkloadUid>>,
-    slices_by_service: HashMap<ServiceName, BTreeSet<ObjectRef>>,
+    slices_by_service: HashMap<ServiceName, Vec<ObjectRef>>,
     /// By namespace, then name.
     policies: HashMap<Arc<str>, BTreeMap<Arc<str>, PeerPolicy>>,
     virtual_services: HashMap<ServiceName, ByAge>,
     destination_rules: HashMap<ServiceName, ByAge>,
-    plain: HashMap<ServiceName, PlainService>,
-    /// Those of [`Self::plain`] whose endpoints are chosen by zone.
+    /// Services whose endpoints are chosen by zone.
     zonal: HashSet<ServiceName>,
     zones: HashMap<NodeName, Arc<str>>,
     endpoint_users: Users<Dependency>,
@@ -97,7 +94,6 @@ impl Translator {
             policies: HashMap::new(),
             virtual_services: HashMap::new(),
             destination_rules: HashMap::new(),
-            plain: HashMap::new(),
             zonal: HashSet::new(),
             zones: HashMap::new(),
             endpoint_users: Users::default(),
@@ -125,8 +121,7 @@ impl Translator {
         }
         self.rebuild_nodes(&mut dirty);
         self.rebuild_workloads(&mut dirty);
-        self.rebuild_endpoints(&mut dirty);
-        self.rebuild_routes(&dirty);
+        self.rebuild_services(dirty);
         if changed {
             self.snapshot.generation += 1;
         }
@@ -196,11 +191,9 @@ impl Translator {
                 dirty.services.insert(name);
             }
             Object::EndpointSlice(slice) => {
-                let service = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME));
-                if let Some(service) = service {
-                    let service = ServiceName::new(Arc::clone(&reference.namespace), service.as_str());
-                    index::set(&mut self.slices_by_service, service.clone(), reference.clone(), add);
-                    dirty.services.insert(service);
+                if let Some(service) = &slice.service {
+                    index::set_few(&mut self.slices_by_service, service.clone(), reference.clone(), add);
+                    dirty.services.insert(service.clone());
                 }
             }
             Object::VirtualService(rule) if is_for_mesh(rule) => {
@@ -257,7 +250,7 @@ impl Translator {
             let label = (Arc::clone(&reference.namespace), key.clone(), value.clone());
             index::set(&mut self.pods_by_label, label.clone(), uid.clone(), add);
             // Readiness and named ports are no part of the workload.
-            dirty.dependencies.insert(Dependency::Label(label));
+            dirty.dependencies.insert(Dependency::Label(Box::new(label)));
         }
         if add {
             self.pods.insert(uid.clone(), Arc::clone(object));
@@ -344,29 +337,8 @@ impl Translator {
         workload(pod, &reference, namespace, policies, mesh)
     }
 
-    fn rebuild_endpoints(&mut self, dirty: &mut Dirty) {
-        for dependency in &dirty.dependencies {
-            dirty.services.extend(self.endpoint_users.of(dependency).cloned());
-        }
-        for name in std::mem::take(&mut dirty.services) {
-            let (new, uses) = self.plain_of(&name).unzip();
-            self.endpoint_users.set(&name, uses.unwrap_or_default());
-            if self.plain.get(&name) == new.as_ref() {
-                continue;
-            }
-            if new.as_ref().is_some_and(PlainService::minds_the_zone) {
-                self.zonal.insert(name.clone());
-            } else {
-                self.zonal.remove(&name);
-            }
-            match new {
-                Some(new) => self.plain.insert(name.clone(), new),
-                None => self.plain.remove(&name),
-            };
-            dirty.destinations.insert(name);
-        }
-    }
-
+    /// The service without its routes, and what it depends on. Made anew whenever it is asked for: most services are the
+    /// destination of no rule, and keeping it would cost as much as the services themselves.
     fn plain_of(&self, name: &ServiceName) -> Option<(PlainService, BTreeSet<Dependency>)> {
         let reference = ObjectRef::new(Kind::Service, Arc::clone(&name.namespace), Arc::clone(&name.name));
         let Object::Service(service) = &**self.objects.get(&reference)? else { return None };
@@ -379,13 +351,25 @@ impl Translator {
         plain_service(service, name, &slices.collect::<Vec<_>>(), self, &self.snapshot.mesh)
     }
 
-    fn rebuild_routes(&mut self, dirty: &Dirty) {
+    fn rebuild_services(&mut self, mut dirty: Dirty) {
+        for dependency in &dirty.dependencies {
+            dirty.services.extend(self.endpoint_users.of(dependency).cloned());
+        }
+        // Whoever leads there sees other endpoints too.
+        dirty.destinations.append(&mut dirty.services);
         let users = dirty.destinations.iter().flat_map(|name| self.route_users.of(name));
         let concerned: BTreeSet<ServiceName> = dirty.destinations.iter().chain(users).cloned().collect();
         let mut frontends = BTreeSet::new();
         for name in concerned {
+            let (plain, uses) = self.plain_of(&name).unzip();
+            self.endpoint_users.set(&name, uses.unwrap_or_default());
+            if plain.as_ref().is_some_and(PlainService::minds_the_zone) {
+                self.zonal.insert(name.clone());
+            } else {
+                self.zonal.remove(&name);
+            }
             let rules = self.rules_for(&name);
-            let routed = self.plain.get(&name).map(|plain| routed(plain, &rules, self, &self.snapshot.mesh));
+            let routed = plain.map(|plain| routed(&plain, &rules, self, &self.snapshot.mesh));
             let (service, notices, uses) = match routed {
                 Some(routed) => (Some(routed.service), routed.notices, routed.uses),
                 None => (None, rules_without_service(&name, &rules), BTreeSet::new()),
@@ -470,7 +454,7 @@ impl Dirty {
         }
         for (key, value) in &workload.labels {
             let label = (Arc::clone(&workload.namespace), key.clone(), value.clone());
-            self.dependencies.insert(Dependency::Label(label));
+            self.dependencies.insert(Dependency::Label(Box::new(label)));
         }
     }
 }
@@ -503,8 +487,8 @@ impl Destinations for Translator {
         Here { node: self.snapshot.mesh.node.as_ref(), zone: self.snapshot.node.zone.as_deref() }
     }
 
-    fn service(&self, name: &ServiceName) -> Option<&PlainService> {
-        self.plain.get(name)
+    fn service(&self, name: &ServiceName) -> Option<PlainService> {
+        self.plain_of(name).map(|(plain, _)| plain)
     }
 
     /// Rules of the service's own namespace come first, then those of the root namespace, then the oldest.

@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Pod, ServicePort, ServiceSpec};
-use k8s_openapi::api::discovery::v1::{Endpoint as SliceEndpoint, EndpointSlice};
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use k8s_openapi::api::core::v1::Pod;
 
-use super::service::{Cluster, Dependency, protocol};
+use super::service::{Cluster, Dependency};
 use super::topology::Hints;
-use crate::model::{Endpoint, EndpointState, Mode, NodeName, Protocol, ServiceName, Workload, WorkloadUid};
+use crate::model::{Endpoint, EndpointState, Mode, ServiceName, Workload};
+use crate::resources::service::{Distribution, Families, Service, ServicePort, Target};
+use crate::resources::slice::{EndpointSlice, SliceEndpoint};
 
 /// An endpoint, the workload behind it, whose labels subsets ask for, and whose clients it is meant for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,11 +37,8 @@ type Listed = (bool, Member);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wanted<'a> {
     pub(super) name: &'a ServiceName,
-    pub(super) spec: &'a ServiceSpec,
+    pub(super) service: &'a Service,
     pub(super) port: &'a ServicePort,
-    pub(super) protocol: Protocol,
-    /// The service's cluster addresses.
-    pub(super) addresses: &'a [IpAddr],
 }
 
 /// All endpoints of the port, sorted by address (IPv4 first), each once.
@@ -63,11 +60,11 @@ pub(super) fn members(
 }
 
 /// Conditions, as `EndpointConditions`.
-#[derive(Clone, Copy)]
-struct Conditions {
-    ready: bool,
-    serving: bool,
-    terminating: bool,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::resources) struct Conditions {
+    pub(in crate::resources) ready: bool,
+    pub(in crate::resources) serving: bool,
+    pub(in crate::resources) terminating: bool,
 }
 
 impl Conditions {
@@ -86,34 +83,12 @@ fn from_slices(
     cluster: &impl Cluster,
     uses: &mut BTreeSet<Dependency>,
 ) -> Vec<Listed> {
-    let name = wanted.port.name.as_deref().unwrap_or_default();
     let mut listed = Vec::new();
     for slice in slices {
-        let is_v4 = match slice.address_type.as_str() {
-            "IPv4" => true,
-            "IPv6" => false,
-            _ => continue,
-        };
-        let ports = slice.ports.iter().flatten().filter(|port| {
-            port.name.as_deref().unwrap_or_default() == name
-                && protocol(port.protocol.as_deref()) == wanted.protocol
-        });
-        for number in ports.filter_map(|port| u16::try_from(port.port?).ok()).filter(|&port| port != 0) {
-            for endpoint in &slice.endpoints {
-                // Addresses beyond the first mean nothing (EndpointSlice.endpoints.addresses).
-                let address = endpoint.addresses.first().and_then(|address| address.parse::<IpAddr>().ok());
-                if let Some(address) =
-                    address.filter(|address| address.is_ipv4() == is_v4 && wanted.has_family(*address))
-                {
-                    listed.push(of_slice(
-                        endpoint,
-                        SocketAddr::new(address, number),
-                        wanted.name,
-                        cluster,
-                        uses,
-                    ));
-                }
-            }
+        let is_wanted = |name: &str, protocol| *name == *wanted.port.name && protocol == wanted.port.protocol;
+        for port in slice.ports.iter().filter(|port| is_wanted(&port.name, port.protocol)) {
+            let of_family = slice.endpoints.iter().filter(|endpoint| wanted.has_family(endpoint.address));
+            listed.extend(of_family.map(|endpoint| of_slice(endpoint, port.port, cluster, uses)));
         }
     }
     listed
@@ -121,36 +96,19 @@ fn from_slices(
 
 fn of_slice(
     endpoint: &SliceEndpoint,
-    address: SocketAddr,
-    name: &ServiceName,
+    port: u16,
     cluster: &impl Cluster,
     uses: &mut BTreeSet<Dependency>,
 ) -> Listed {
-    let target = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
-    let uid = target.and_then(|target| {
-        let namespace = target.namespace.as_deref().unwrap_or(&name.namespace);
-        Some(WorkloadUid::pod(namespace, target.name.as_deref()?))
-    });
-    let workload = uid.as_ref().and_then(|uid| cluster.workload(uid));
-    let workload = workload.or_else(|| cluster.workload_at(address.ip()));
-    uses.extend(uid.map(Dependency::Pod));
-    uses.insert(Dependency::Address(address.ip()));
-    let written = endpoint.conditions.as_ref();
-    let conditions = Conditions {
-        ready: written.and_then(|all| all.ready) != Some(false),
-        serving: written.and_then(|all| all.serving) != Some(false),
-        terminating: written.and_then(|all| all.terminating) == Some(true),
-    };
-    let mut member = member(address, conditions.state(), workload);
-    member.endpoint.node = endpoint.node_name.as_deref().map(NodeName::new);
-    member.endpoint.zone = endpoint.zone.as_deref().map(Into::into);
-    member.hints = endpoint.hints.as_ref().and_then(|hints| {
-        let hints = Hints {
-            nodes: hints.for_nodes.iter().flatten().map(|node| NodeName::new(&*node.name)).collect(),
-            zones: hints.for_zones.iter().flatten().map(|zone| zone.name.as_str().into()).collect(),
-        };
-        (hints != Hints::default()).then(|| Box::new(hints))
-    });
+    let SliceEndpoint { address, conditions, .. } = *endpoint;
+    let workload = endpoint.pod.as_ref().and_then(|uid| cluster.workload(uid));
+    let workload = workload.or_else(|| cluster.workload_at(address));
+    uses.extend(endpoint.pod.clone().map(Dependency::Pod));
+    uses.insert(Dependency::Address(address));
+    let mut member = member(SocketAddr::new(address, port), conditions.state(), workload);
+    member.endpoint.node.clone_from(&endpoint.node);
+    member.endpoint.zone.clone_from(&endpoint.zone);
+    member.hints.clone_from(&endpoint.hints);
     (conditions.terminating, member)
 }
 
@@ -169,17 +127,20 @@ fn member(address: SocketAddr, state: EndpointState, workload: Option<&Arc<Workl
 
 /// What the `EndpointSlice` controller would write, for manifests without slices.
 fn from_pods(wanted: Wanted<'_>, cluster: &impl Cluster, uses: &mut BTreeSet<Dependency>) -> Vec<Listed> {
-    let Some(selector) = &wanted.spec.selector else { return Vec::new() };
-    let Some((key, value)) = selector.first_key_value() else { return Vec::new() };
+    let selector = &wanted.service.selector;
+    let Some((key, value)) = selector.first() else { return Vec::new() };
     // One label of the selector finds the candidates, the others are compared.
-    let label = (Arc::clone(&wanted.name.namespace), key.clone(), value.clone());
+    let label = (Arc::clone(&wanted.name.namespace), key.to_string(), value.to_string());
     let pods = cluster.labelled(&label);
-    uses.insert(Dependency::Label(label));
-    let unready_too = wanted.spec.publish_not_ready_addresses == Some(true);
+    uses.insert(Dependency::Label(Box::new(label)));
+    let unready_too = wanted.service.publish_not_ready_addresses;
     let mut listed = Vec::new();
     for (pod, workload) in pods {
-        let selected = selector.iter().all(|(key, value)| workload.labels.get(key) == Some(value));
-        let Some(number) = target_port(pod, wanted.port, wanted.protocol).filter(|_| selected) else {
+        let has = |(key, value): &(Box<str>, Box<str>)| {
+            workload.labels.get(&**key).is_some_and(|own| **own == **value)
+        };
+        let selected = selector.iter().all(has);
+        let Some(number) = target_port(pod, wanted.port).filter(|_| selected) else {
             continue;
         };
         let (serving, terminating) = (is_ready(pod), pod.metadata.deletion_timestamp.is_some());
@@ -193,7 +154,7 @@ fn from_pods(wanted: Wanted<'_>, cluster: &impl Cluster, uses: &mut BTreeSet<Dep
             member.endpoint.node.clone_from(&workload.node);
             member.endpoint.zone = zone.map(Arc::clone);
             if conditions.ready {
-                member.hints = hints(wanted.spec.traffic_distribution.as_deref(), &member.endpoint);
+                member.hints = hints(wanted.service.distribution, &member.endpoint);
             }
             listed.push((terminating, member));
         }
@@ -202,12 +163,8 @@ fn from_pods(wanted: Wanted<'_>, cluster: &impl Cluster, uses: &mut BTreeSet<Dep
 }
 
 /// What `trafficDistribution` makes of an endpoint (staging/src/k8s.io/endpointslice/trafficdist).
-fn hints(distribution: Option<&str>, endpoint: &Endpoint) -> Option<Box<Hints>> {
-    let by_node = match distribution? {
-        "PreferClose" | "PreferSameZone" => false,
-        "PreferSameNode" => true,
-        _ => return None,
-    };
+fn hints(distribution: Option<Distribution>, endpoint: &Endpoint) -> Option<Box<Hints>> {
+    let by_node = distribution? == Distribution::SameNode;
     let hints = Hints {
         nodes: endpoint.node.iter().filter(|_| by_node).cloned().collect(),
         zones: endpoint.zone.iter().map(Arc::clone).collect(),
@@ -218,12 +175,11 @@ fn hints(distribution: Option<&str>, endpoint: &Endpoint) -> Option<Box<Hints>> 
 impl Wanted<'_> {
     /// Whether the service is of the address's family.
     fn has_family(&self, address: IpAddr) -> bool {
-        if !self.addresses.is_empty() {
-            return super::external::has_family(self.addresses, address);
+        let Service { addresses, families, .. } = self.service;
+        if !addresses.is_empty() {
+            return super::external::has_family(addresses, address);
         }
-        let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
-        let families = self.spec.ip_families.as_deref().unwrap_or_default();
-        families.is_empty() || families.iter().any(|own| own == family)
+        families.is_none_or(|Families { v4, v6 }| if address.is_ipv4() { v4 } else { v6 })
     }
 }
 
@@ -234,22 +190,18 @@ fn is_ready(pod: &Pod) -> bool {
 }
 
 /// `targetPort` as a number: itself, or the container port of that name.
-fn target_port(pod: &Pod, port: &ServicePort, protocol: Protocol) -> Option<u16> {
-    match &port.target_port {
-        None | Some(IntOrString::Int(0)) => u16::try_from(port.port).ok(),
-        Some(IntOrString::Int(number)) => u16::try_from(*number).ok(),
-        Some(IntOrString::String(name)) => {
-            if let Ok(number) = name.parse() {
-                return Some(number);
-            }
-            let spec = pod.spec.as_ref()?;
-            let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-            let mut ports = containers.flat_map(|container| container.ports.iter().flatten());
-            let found = ports.find(|candidate| {
-                candidate.name.as_deref() == Some(name)
-                    && super::service::protocol(candidate.protocol.as_deref()) == protocol
-            })?;
-            u16::try_from(found.container_port).ok()
-        }
-    }
+fn target_port(pod: &Pod, port: &ServicePort) -> Option<u16> {
+    let name = match &port.target {
+        Target::Number(number) => return Some(*number),
+        Target::Nothing => return None,
+        Target::Name(name) => name,
+    };
+    let spec = pod.spec.as_ref()?;
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let mut ports = containers.flat_map(|container| container.ports.iter().flatten());
+    let found = ports.find(|candidate| {
+        candidate.name.as_deref() == Some(&**name)
+            && super::service::protocol(candidate.protocol.as_deref()) == port.protocol
+    })?;
+    u16::try_from(found.container_port).ok()
 }

@@ -16,7 +16,7 @@ const WHOLE: u32 = 100;
 
 /// Where destinations are looked up.
 pub(in crate::resources) trait Destinations {
-    fn service(&self, name: &ServiceName) -> Option<&PlainService>;
+    fn service(&self, name: &ServiceName) -> Option<PlainService>;
     /// The labels of a subset, as the `DestinationRule`s for the service name them.
     fn subset(&self, service: &ServiceName, subset: &str) -> Option<&BTreeMap<String, String>>;
     /// The node for whose clients the service is translated.

@@ -4,16 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Pod, Service, ServiceSpec};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::core::v1::{Pod, ServiceSpec};
 
 use super::endpoints::{Member, Wanted, members};
-use super::external::{external, internal_policy, kind, left_alone, node_port};
 use super::topology::{Here, serving};
 use crate::model::{
     Endpoint, External, MeshConfig, NodeName, Protocol, ServiceKind, ServiceName, TrafficPolicy, Workload,
     WorkloadUid,
 };
+use crate::resources::{EndpointSlice, Service};
 
 /// Seconds that a client keeps its endpoint where `sessionAffinityConfig` does not say.
 const AFFINITY_SECONDS: u32 = 10_800;
@@ -26,7 +25,7 @@ pub(in crate::resources) enum Dependency {
     /// Whichever pod has the address.
     Address(IpAddr),
     /// The pods of a namespace that have a label.
-    Label(Label),
+    Label(Box<Label>),
     /// The zone that a node is in.
     Zone(NodeName),
 }
@@ -105,45 +104,39 @@ pub(in crate::resources) fn plain_service(
     cluster: &impl Cluster,
     mesh: &MeshConfig,
 ) -> Option<(PlainService, BTreeSet<Dependency>)> {
-    let spec = service.spec.as_ref()?;
-    if spec.type_.as_deref() == Some("ExternalName") {
+    if service.is_external_name {
         return None;
     }
-    let own = cluster_addresses(spec);
-    let is_served = !own.is_empty() && left_alone(service).is_none();
-    let external = if is_served { external(service, spec, &own) } else { External::default() };
-    let internal = if is_served { internal_policy(spec) } else { TrafficPolicy::Cluster };
+    let external = service.external.as_deref().cloned().unwrap_or_default();
     let is_reached_at_addresses = !external.addresses.is_empty() || !external.load_balancer.is_empty();
     let mut uses = BTreeSet::new();
-    let mut ports = Vec::new();
-    for port in spec.ports.iter().flatten() {
-        let Ok(number) = u16::try_from(port.port) else { continue };
-        let protocol = protocol(port.protocol.as_deref());
-        let members =
-            members(Wanted { name, spec, port, protocol, addresses: &own }, slices, cluster, &mut uses);
-        let node_port = node_port(port).filter(|_| is_served);
+    let mut ports = Vec::with_capacity(service.ports.len());
+    for port in &service.ports {
+        let members = members(Wanted { name, service, port }, slices, cluster, &mut uses);
+        let node_port = port.node_port.filter(|_| service.is_served);
         let is_reached_from_outside = node_port.is_some() || is_reached_at_addresses;
-        let uses_local = internal == TrafficPolicy::Local
+        let uses_local = service.internal == TrafficPolicy::Local
             || (external.policy == TrafficPolicy::Local && is_reached_from_outside);
-        let port_name: Arc<str> = port.name.as_deref().unwrap_or_default().into();
-        let application = port
-            .app_protocol
-            .as_deref()
-            .or_else(|| port_name.split('-').next().filter(|name| !name.is_empty()));
-        let application = application.map(Into::into);
-        let name = port_name;
-        ports.push(PlainPort { name, port: number, protocol, node_port, application, uses_local, members });
+        ports.push(PlainPort {
+            name: Arc::clone(&port.name),
+            port: port.port,
+            protocol: port.protocol,
+            node_port,
+            application: port.application.clone(),
+            uses_local,
+            members,
+        });
     }
     let host = format!("{}.{}.svc.{}", name.name, name.namespace, mesh.cluster_domain).into();
     let plain = PlainService {
         name: name.clone(),
         host,
-        kind: kind(spec),
-        addresses: if is_served { own } else { Vec::new() },
+        kind: service.kind,
+        addresses: if service.is_served { service.addresses.to_vec() } else { Vec::new() },
         ports,
-        internal,
+        internal: service.internal,
         external,
-        affinity_seconds: affinity_seconds(spec).filter(|_| is_served),
+        affinity_seconds: service.affinity_seconds,
     };
     Some((plain, uses))
 }
@@ -158,7 +151,8 @@ pub(in crate::resources) fn cluster_addresses(spec: &ServiceSpec) -> Vec<IpAddr>
     addresses
 }
 
-fn affinity_seconds(spec: &ServiceSpec) -> Option<u32> {
+/// `sessionAffinity`, with how long it lasts.
+pub(in crate::resources) fn affinity_seconds(spec: &ServiceSpec) -> Option<u32> {
     if spec.session_affinity.as_deref() != Some("ClientIP") {
         return None;
     }
@@ -167,7 +161,7 @@ fn affinity_seconds(spec: &ServiceSpec) -> Option<u32> {
     Some(written.and_then(|seconds| u32::try_from(seconds).ok()).unwrap_or(AFFINITY_SECONDS))
 }
 
-pub(super) fn protocol(name: Option<&str>) -> Protocol {
+pub(in crate::resources) fn protocol(name: Option<&str>) -> Protocol {
     match name {
         Some("UDP") => Protocol::Udp,
         Some("SCTP") => Protocol::Sctp,
