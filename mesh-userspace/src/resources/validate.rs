@@ -46,9 +46,17 @@ fn check_name(wrong: &mut Vec<Wrong>, field: &str, name: &str) {
     }
 }
 
+/// An address that others come to: of a pod, an endpoint or a service.
 fn check_address(wrong: &mut Vec<Wrong>, field: String, address: &str) {
-    if address.parse::<IpAddr>().is_err() {
-        wrong.push((field, format!("{address:?} is no IP address")));
+    match address.parse::<IpAddr>() {
+        Ok(address) if is_special(address) => {
+            wrong.push((field, format!("{address} is no address that others can come to")));
+        }
+        Ok(address) if address.to_canonical() != address => {
+            wrong.push((field, format!("{address} is an IPv4 address: write it as one")));
+        }
+        Ok(_) => {}
+        Err(_) => wrong.push((field, format!("{address:?} is no IP address"))),
     }
 }
 
@@ -149,13 +157,7 @@ fn check_reach(wrong: &mut Vec<Wrong>, service: &Service, spec: &ServiceSpec) {
         check_port(wrong, "spec.healthCheckNodePort".to_owned(), port);
     }
     for (index, address) in spec.external_ips.iter().flatten().enumerate() {
-        let field = format!("spec.externalIPs[{index}]");
-        match address.parse::<IpAddr>() {
-            Ok(address) if is_special(address) => {
-                wrong.push((field, format!("{address} is no address that others can come to")));
-            }
-            _ => check_address(wrong, field, address),
-        }
+        check_address(wrong, format!("spec.externalIPs[{index}]"), address);
     }
     for (index, ingress) in ingress(service).enumerate() {
         if let Some(address) = ingress.ip.as_deref().filter(|address| !address.is_empty()) {

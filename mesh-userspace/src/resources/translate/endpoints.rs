@@ -101,8 +101,10 @@ fn of_slice(
     uses: &mut BTreeSet<Dependency>,
 ) -> Listed {
     let SliceEndpoint { address, conditions, .. } = *endpoint;
-    let workload = endpoint.pod.as_ref().and_then(|uid| cluster.workload(uid));
-    let workload = workload.or_else(|| cluster.workload_at(address));
+    // Whom a slice names has no say over an address that is another pod's: that one's policy holds.
+    let named = endpoint.pod.as_ref().and_then(|uid| cluster.workload(uid));
+    let named = named.filter(|workload| workload.addresses.contains(&address));
+    let workload = named.or_else(|| cluster.workload_at(address));
     uses.extend(endpoint.pod.clone().map(Dependency::Pod));
     uses.insert(Dependency::Address(address));
     let mut member = member(SocketAddr::new(address, port), conditions.state(), workload);
