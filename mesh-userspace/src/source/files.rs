@@ -3,6 +3,7 @@
 //! Nothing here waits or watches; [`FileSet::rescan`] looks at the disk once and says what became different. What it costs
 //! follows from the files that changed, not from all that there are.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::RandomState;
 use std::io;
@@ -33,6 +34,8 @@ pub(super) struct FileSet {
     definitions: HashMap<ObjectRef, Vec<Definition>>,
     /// Objects that have several definitions.
     contested: BTreeSet<ObjectRef>,
+    /// Counts the files that were read.
+    round: u32,
     /// Files that could not be read.
     errors: BTreeMap<FileKey, String>,
     problems: Vec<Problem>,
@@ -52,6 +55,8 @@ struct File {
 struct Definition {
     file: Arc<FileKey>,
     line: u32,
+    /// Of its file, when it was seen there last.
+    round: u32,
     object: Arc<Object>,
 }
 
@@ -66,6 +71,7 @@ impl FileSet {
             files: BTreeMap::new(),
             definitions: HashMap::new(),
             contested: BTreeSet::new(),
+            round: 0,
             errors: BTreeMap::new(),
             problems: Vec::new(),
         }
@@ -185,24 +191,21 @@ impl FileSet {
         let is_broken = |reference: &ObjectRef| {
             !broken.is_empty() && (broken.contains(&None) || broken.contains(&Some(reference.clone())))
         };
-        let mut seen = HashSet::new();
+        self.round = self.round.wrapping_add(1);
         for (line, object) in documents.objects() {
-            let reference = object.reference();
-            if seen.insert(reference.clone()) {
-                self.define(&key, reference, line, object, touched);
-            } else {
+            if !self.define(&key, line, object, touched) {
                 let reason = "defined above in the same file already, which is in force".to_owned();
-                mistakes.push(Mistake { line, object: Some(reference), field: String::new(), reason });
+                let (object, field) = (Some(object.reference()), String::new());
+                mistakes.push(Mistake { line, object, field, reason });
             }
         }
         let mut kept = Vec::new();
         for (line, object) in old.iter().flat_map(File::objects) {
             let reference = object.reference();
-            if seen.contains(&reference) {
-                continue;
-            }
+            let mut all = self.definitions.get_mut(&reference).into_iter().flatten();
+            let Some(own) = all.find(|own| own.file == key && own.round != self.round) else { continue };
             if is_broken(&reference) {
-                seen.insert(reference);
+                own.round = self.round;
                 kept.push((line, Arc::clone(object)));
             } else {
                 self.undefine(&key, reference, touched);
@@ -212,33 +215,40 @@ impl FileSet {
         self.files.insert(key, File { stamp, documents, kept, mistakes, ignored });
     }
 
+    /// False where the file has defined the object in this round already.
     fn define(
         &mut self,
         file: &Arc<FileKey>,
-        reference: ObjectRef,
         line: u32,
         object: &Arc<Object>,
         touched: &mut Touched,
-    ) {
-        let definition = Definition { file: Arc::clone(file), line, object: Arc::clone(object) };
-        let Some(all) = self.definitions.get_mut(&reference) else {
-            touched.entry(reference.clone()).or_insert(None);
-            self.definitions.insert(reference, vec![definition]);
-            return;
+    ) -> bool {
+        let round = self.round;
+        let definition = Definition { file: Arc::clone(file), line, round, object: Arc::clone(object) };
+        let mut entry = match self.definitions.entry(object.reference()) {
+            Entry::Vacant(entry) => {
+                touched.entry(entry.key().clone()).or_insert(None);
+                entry.insert(vec![definition]);
+                return true;
+            }
+            Entry::Occupied(entry) => entry,
         };
+        let all = entry.get_mut();
         let first = all.first().map(|first| Arc::clone(&first.object));
         match all.binary_search_by(|other| other.file.cmp(file)) {
+            Ok(at) if all[at].round == round => return false,
             Ok(at) if Arc::ptr_eq(&all[at].object, object) => {
-                all[at].line = line;
-                return;
+                all[at] = definition;
+                return true;
             }
             Ok(at) => all[at] = definition,
             Err(at) => all.insert(at, definition),
         }
         if all.len() > 1 {
-            self.contested.insert(reference.clone());
+            self.contested.insert(entry.key().clone());
         }
-        touched.entry(reference).or_insert(first);
+        touched.entry(entry.key().clone()).or_insert(first);
+        true
     }
 
     fn undefine(&mut self, file: &Arc<FileKey>, reference: ObjectRef, touched: &mut Touched) {
