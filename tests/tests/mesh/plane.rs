@@ -386,7 +386,11 @@ fn an_agent_that_its_own_programs_do_not_see_says_so() -> Result<()> {
     std::fs::create_dir(&cgroup)?;
     let agent = node.agent().flag("--cgroup", &cgroup.to_string_lossy()).start()?;
     let problems = agent.problems()?;
-    assert!(problems.iter().any(|problem| problem.starts_with("the agent is in no cgroup")), "{:#}", agent.json("/v1/check")?);
+    assert!(
+        problems.iter().any(|problem| problem.starts_with("the agent is in no cgroup")),
+        "{:#}",
+        agent.json("/v1/check")?
+    );
     agent.terminate(SECONDS_10)?;
     std::fs::remove_dir(&cgroup)?;
     Ok(())
