@@ -155,8 +155,10 @@ impl<'a> Attempt<'a> {
         }
     }
 
+    /// The workload behind an endpoint; whose address it is counts for more than whom it names.
     fn workload(&self, endpoint: &Endpoint) -> Option<&'a Arc<Workload>> {
-        endpoint.workload.as_ref().and_then(|uid| self.snapshot.workloads.get(uid))
+        let named = || endpoint.workload.as_ref().and_then(|uid| self.snapshot.workloads.get(uid));
+        self.snapshot.workload_at(endpoint.address.ip()).or_else(named)
     }
 
     /// The record of the connection as this node sees it.
