@@ -657,6 +657,40 @@ fn an_endpoint_that_is_a_service_of_the_node_leads_nowhere() -> Result<()> {
 }
 
 #[test]
+fn a_slice_that_says_a_strict_pod_is_another_is_no_way_past_it() -> Result<()> {
+    let front = Front::new("liar", 9, "");
+    let outside = Outside::start(true, &[front, NEAR])?;
+    let world = &outside.world;
+    let _server = world.near.serve(&["--listen", &format!("[::]:{PORT}")])?;
+    let slice = format!(
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: liar-4\n  namespace: default\n  \
+         labels: {{kubernetes.io/service-name: liar}}\naddressType: IPv4\nports:\n\
+         - {{name: tcp, port: {PORT}, protocol: TCP}}\nendpoints:\n- addresses: [\"{}\"]\n  nodeName: {}\n  \
+         targetRef: {{kind: Pod, name: ghost, namespace: default}}\n  conditions: {{ready: true}}\n",
+        world.near.v4,
+        world.b.name(),
+    );
+    world.lab.manifests().apply("liar.yaml", &slice)?;
+    world.agent_a.wait_for("services", "the endpoint is known", |services| {
+        let mut all = services.as_array().into_iter().flatten();
+        all.any(|service| {
+            service["name"] == "liar"
+                && service["ports"][0]["backends"].as_array().is_some_and(|backends| !backends.is_empty())
+        })
+    })?;
+    let target = SocketAddr::new(front.addresses()[0], PORT);
+    // Who takes plaintext sees the client, not the node.
+    let summary = outside.connect(target, &["--count", "3"])?;
+    assert_eq!((summary.ok, &summary.peers_seen), (3, &summary.locals), "{summary:?}");
+    let strict = peer_authentication("default", "istio-system", "  mtls: {mode: STRICT}\n");
+    world.lab.manifests().apply("strict.yaml", &strict)?;
+    wait_mode(&world.agent_a, "STRICT")?;
+    let summary = outside.connect(target, &["--count", "3"])?;
+    assert_eq!(summary.ok, 0, "{summary:?}");
+    Ok(())
+}
+
+#[test]
 fn large_datagrams_arrive_whole_and_those_of_two_clients_apart() -> Result<()> {
     let outside = Outside::start(false, &[NEAR, FAR])?;
     let world = &outside.world;
