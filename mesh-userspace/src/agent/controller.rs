@@ -234,6 +234,7 @@ impl Controller {
 
     fn apply(&mut self, snapshot: &Snapshot) {
         let began = Instant::now();
+        self.reaper.announce(snapshot);
         let problems = self.datapath.sync(snapshot);
         let metrics = self.shared.telemetry.metrics();
         metrics.sync().synced(snapshot.generation, began.elapsed(), problems.len());

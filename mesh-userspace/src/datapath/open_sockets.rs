@@ -26,6 +26,8 @@ pub struct OpenSocket {
     pub asked: SocketAddr,
     /// Where it was sent.
     pub backend: SocketAddr,
+    /// `CLOCK_MONOTONIC` in ns when it was sent there; 0 for UDP, of which that is not kept.
+    pub since_ns: u64,
 }
 
 /// Reads those maps, for any thread.
@@ -72,6 +74,7 @@ fn flow_socket(cookie: u64, flow: &OpenFlow) -> Option<OpenSocket> {
         protocol: Protocol::Tcp,
         asked: SocketAddr::new(ip_of(flow.asked.address), flow.asked.port),
         backend: SocketAddr::new(ip_of(flow.backend), flow.backend_port),
+        since_ns: flow.start_ns,
     })
 }
 
@@ -84,6 +87,7 @@ fn peer_socket(key: &UdpPeerKey, peer: &UdpPeer) -> Option<OpenSocket> {
         protocol: Protocol::Udp,
         asked: SocketAddr::new(ip_of(peer.address), peer.port),
         backend: SocketAddr::new(ip_of(key.address), key.port),
+        since_ns: 0,
     })
 }
 
@@ -112,7 +116,8 @@ mod tests {
 
     fn socket(protocol: Protocol) -> OpenSocket {
         let (asked, backend) = (SocketAddr::from((ASKED, 80)), SocketAddr::from((BACKEND, 8080)));
-        OpenSocket { cookie: 1, netns_cookie: 7, protocol, asked, backend }
+        let since_ns = if protocol == Protocol::Tcp { 1 } else { 0 };
+        OpenSocket { cookie: 1, netns_cookie: 7, protocol, asked, backend, since_ns }
     }
 
     #[test]

@@ -149,7 +149,8 @@ mod tests {
         for (protocol, backend, wanted) in cases {
             let snapshot = snapshot(1, protocol, &[1], &[1, 2]);
             let asked = SocketAddr::from(([10, 96, 0, 1], 80));
-            let socket = OpenSocket { cookie: 1, netns_cookie: 1, protocol, asked, backend: at(backend) };
+            let socket =
+                OpenSocket { cookie: 1, netns_cookie: 1, protocol, asked, backend: at(backend), since_ns: 0 };
             let mut judge = Judge::new(&snapshot);
             assert_eq!(judge.reason(&socket), wanted, "{protocol:?} {backend}");
             assert_eq!(judge.reason(&socket), wanted, "the second time");

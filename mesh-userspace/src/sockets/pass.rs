@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
@@ -95,6 +96,10 @@ impl Tally {
 pub(super) struct Pass<'a> {
     pub(super) open: &'a OpenSockets,
     pub(super) snapshot: &'a Snapshot,
+    /// `CLOCK_MONOTONIC` in ns when the kernel maps held what the snapshot says.
+    pub(super) in_force_ns: u64,
+    /// The latest snapshot that the kernel maps may hold parts of.
+    pub(super) newest: &'a (dyn Fn() -> Option<Arc<Snapshot>> + Sync),
     pub(super) node: &'a NodeName,
     pub(super) namespaces: &'a mut Namespaces,
     pub(super) absent: &'a mut Absent,
@@ -143,7 +148,20 @@ impl Pass<'_> {
                 place.insert(way, (*socket, reason));
             }
         })?;
+        self.spare_newer(&mut doomed);
         Ok((open, doomed))
+    }
+
+    /// An endpoint that went may have come back by now: what was sent there since is not judged by the snapshot in which it
+    /// was away. Whatever was read from the maps was sent by the newest snapshot or an earlier one.
+    fn spare_newer(&self, doomed: &mut DoomedByPlace) {
+        let Some(newest) = (self.newest)() else { return };
+        let mut judge = Judge::new(&newest);
+        for place in doomed.values_mut() {
+            place.retain(|_, (socket, _)| {
+                socket.since_ns < self.in_force_ns || judge.reason(socket).is_some()
+            });
+        }
     }
 
     /// Ends these; returns those that were not found.

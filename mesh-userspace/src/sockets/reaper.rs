@@ -11,7 +11,7 @@ use super::Ended;
 use super::doomed::something_went;
 use super::namespaces::Namespaces;
 use super::pass::{Absent, Pass, PassError, Tally};
-use crate::datapath::OpenSockets;
+use crate::datapath::{OpenSockets, monotonic_ns};
 use crate::model::{NodeName, Protocol, Snapshot};
 use crate::telemetry::Metrics;
 
@@ -48,6 +48,7 @@ impl Reaper {
             on_pass,
             namespaces: Namespaces::default(),
             absent: Absent::default(),
+            letters: Arc::clone(&mailbox),
             latest: None,
             is_due: false,
             retry: false,
@@ -55,8 +56,8 @@ impl Reaper {
         let thread = std::thread::Builder::new().name("sockets".into()).spawn(move || {
             let mut earliest = Instant::now();
             while let Some(arrived) = letters.take(worker.is_due.then_some(earliest)) {
-                for snapshot in arrived {
-                    worker.see(snapshot);
+                for (snapshot, in_force_ns) in arrived {
+                    worker.see(snapshot, in_force_ns);
                 }
                 if worker.is_due && Instant::now() >= earliest {
                     let taken = worker.look();
@@ -67,9 +68,14 @@ impl Reaper {
         Ok(Self { mailbox, thread: Some(thread) })
     }
 
+    /// The kernel maps are about to be brought in line with this snapshot. Does not wait.
+    pub fn announce(&self, snapshot: &Snapshot) {
+        self.mailbox.letters().newest = Some(Arc::new(snapshot.clone()));
+    }
+
     /// The kernel maps now hold what this snapshot says. Does not wait.
     pub fn follow(&self, snapshot: &Snapshot) {
-        self.mailbox.put(Arc::new(snapshot.clone()));
+        self.mailbox.put(Arc::new(snapshot.clone()), monotonic_ns());
     }
 }
 
@@ -92,8 +98,9 @@ struct Worker {
     on_pass: OnPass,
     namespaces: Namespaces,
     absent: Absent,
-    /// What the kernel holds.
-    latest: Option<Arc<Snapshot>>,
+    letters: Arc<Mailbox>,
+    /// What the kernel holds, and since when (`CLOCK_MONOTONIC` in ns).
+    latest: Option<(Arc<Snapshot>, u64)>,
     /// Something went since the last pass began.
     is_due: bool,
     /// The last pass left something undone that may be possible with the next snapshot.
@@ -102,19 +109,19 @@ struct Worker {
 
 impl Worker {
     /// Every snapshot must be seen, in order: an endpoint may come with one and go with the next.
-    fn see(&mut self, snapshot: Arc<Snapshot>) {
-        self.is_due |=
-            self.retry || self.latest.as_ref().is_none_or(|before| something_went(before, &snapshot));
-        self.latest = Some(snapshot);
+    fn see(&mut self, snapshot: Arc<Snapshot>, in_force_ns: u64) {
+        let went = |(before, _): &(Arc<Snapshot>, u64)| something_went(before, &snapshot);
+        self.is_due |= self.retry || self.latest.as_ref().is_none_or(went);
+        self.latest = Some((snapshot, in_force_ns));
     }
 
     /// Makes a pass; returns how long it took.
     fn look(&mut self) -> Duration {
         let started = Instant::now();
         self.is_due = false;
-        let Some(snapshot) = self.latest.clone() else { return Duration::ZERO };
+        let Some((snapshot, in_force_ns)) = self.latest.clone() else { return Duration::ZERO };
         (self.on_pass)(&snapshot);
-        match self.pass(&snapshot) {
+        match self.pass(&snapshot, in_force_ns) {
             Ok(tally) => {
                 self.tell(&tally, started.elapsed());
                 self.retry = tally.is_worth_another();
@@ -130,9 +137,11 @@ impl Worker {
     }
 
     /// A pass on a thread that may end up in any namespace.
-    fn pass(&mut self, snapshot: &Snapshot) -> Result<Tally, PassError> {
-        let Self { open, node, ended, namespaces, absent, .. } = self;
-        let mut pass = Pass { open, snapshot, node, namespaces, absent, ended };
+    fn pass(&mut self, snapshot: &Snapshot, in_force_ns: u64) -> Result<Tally, PassError> {
+        let Self { open, node, ended, namespaces, absent, letters, .. } = self;
+        let newest = || letters.letters().newest.clone();
+        let newest = &newest;
+        let mut pass = Pass { open, snapshot, in_force_ns, newest, node, namespaces, absent, ended };
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().name("sockets-pass".into());
             let thread = thread.spawn_scoped(scope, move || pass.run()).map_err(PassError::Start)?;
@@ -177,13 +186,16 @@ struct Mailbox {
 
 #[derive(Default)]
 struct Letters {
-    snapshots: Vec<Arc<Snapshot>>,
+    /// With the time since when they are in force.
+    snapshots: Vec<(Arc<Snapshot>, u64)>,
+    /// What the kernel maps may hold parts of already.
+    newest: Option<Arc<Snapshot>>,
     closed: bool,
 }
 
 impl Mailbox {
-    fn put(&self, snapshot: Arc<Snapshot>) {
-        self.letters().snapshots.push(snapshot);
+    fn put(&self, snapshot: Arc<Snapshot>, in_force_ns: u64) {
+        self.letters().snapshots.push((snapshot, in_force_ns));
         self.changed.notify_one();
     }
 
@@ -193,7 +205,7 @@ impl Mailbox {
     }
 
     /// Waits for snapshots, or until the time has come, with none; `None` once it is closed.
-    fn take(&self, until: Option<Instant>) -> Option<Vec<Arc<Snapshot>>> {
+    fn take(&self, until: Option<Instant>) -> Option<Vec<(Arc<Snapshot>, u64)>> {
         let mut letters = self.letters();
         loop {
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
@@ -228,10 +240,10 @@ mod tests {
     fn every_snapshot_is_handed_over_in_order() {
         let mailbox = Mailbox::default();
         for generation in 1..=200 {
-            mailbox.put(snapshot(generation));
+            mailbox.put(snapshot(generation), generation);
         }
         let taken = mailbox.take(None).unwrap();
-        assert!(taken.iter().map(|snapshot| snapshot.generation).eq(1..=200));
+        assert!(taken.iter().map(|(snapshot, _)| snapshot.generation).eq(1..=200));
         let until = Instant::now() + Duration::from_millis(30);
         assert!(mailbox.take(Some(until)).unwrap().is_empty());
         assert!(Instant::now() >= until);
@@ -245,7 +257,7 @@ mod tests {
             mailbox.close();
             assert!(idle.join().unwrap());
         });
-        mailbox.put(snapshot(1));
+        mailbox.put(snapshot(1), 1);
         assert!(mailbox.take(Some(Instant::now() + Duration::from_hours(1))).is_none());
     }
 }
