@@ -116,7 +116,7 @@ mod tests {
 
     fn socket(protocol: Protocol) -> OpenSocket {
         let (asked, backend) = (SocketAddr::from((ASKED, 80)), SocketAddr::from((BACKEND, 8080)));
-        let since_ns = if protocol == Protocol::Tcp { 1 } else { 0 };
+        let since_ns = u64::from(protocol == Protocol::Tcp);
         OpenSocket { cookie: 1, netns_cookie: 7, protocol, asked, backend, since_ns }
     }
 
