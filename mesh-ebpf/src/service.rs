@@ -96,7 +96,7 @@ pub(crate) fn choose(service: &Service, netns: u64, random: u64) -> Option<Choic
     let key = AffinityKey::netns(service.affinity_id, netns);
     let now = now();
     if let Some(kept) = AFFINITY.get_ptr_mut(key) {
-        // SAFETY: not preallocated: freed only after this program has run; its words are written whole.
+        // SAFETY: memory of the map while this program runs (what may be in it: maps.rs); its words are written whole.
         let kept = unsafe { &mut *kept };
         if affinity::holds(kept.seen_ns, now, service.affinity_seconds)
             && let Some(choice) = member(service, &kept.address, kept.port, true)
@@ -128,7 +128,7 @@ pub(crate) fn member(
     let member = MEMBERS.get_ptr_mut(key)?;
     if counts {
         count(Counter::MemberKept);
-        // SAFETY: not preallocated: freed only after this program has run; the field is aligned and only ever added to.
+        // SAFETY: memory of the map while this program runs (what may be in it: maps.rs); the field is aligned and only ever added to.
         unsafe { add_one(&raw mut (*member).connections) };
     }
     // SAFETY: as above.
@@ -150,7 +150,7 @@ fn draw(service: &Service, random: u64) -> Option<Choice> {
     };
     let mut slot = SLOTS.get_ptr_mut(key);
     if let Some(first) = slot {
-        // SAFETY: not preallocated: freed only after this program has run.
+        // SAFETY: memory of the map while this program runs (what may be in it: maps.rs).
         let Slot { threshold, alias, .. } = unsafe { *first };
         if !pick::stays(random, threshold) {
             key.slot = alias;

@@ -52,7 +52,7 @@ fn cookie(ctx: &SockOpsContext) -> u64 {
 #[inline(always)]
 fn flow(ctx: &SockOpsContext) -> Option<&'static mut OpenFlow> {
     let flow = OPEN_FLOWS.get_ptr_mut(cookie(ctx))?;
-    // SAFETY: not preallocated: freed only after this program has run; the socket's lock orders its hooks.
+    // SAFETY: memory of the map while this program runs (what may be in it: maps.rs); the socket's lock orders its hooks.
     Some(unsafe { &mut *flow })
 }
 
@@ -133,7 +133,7 @@ fn is_in_node(ctx: &SockOpsContext) -> bool {
 #[inline(always)]
 fn present(ctx: &SockOpsContext) -> bool {
     let cookie = cookie(ctx);
-    // SAFETY: not preallocated: freed only after this program has run.
+    // SAFETY: memory of the map while this program runs (what may be in it: maps.rs).
     let Some(client) = (unsafe { CLIENTS.get(cookie) }) else { return false };
     let (source, server) = addresses(ctx);
     show(ctx, source, server, client, Shown::Own);

@@ -30,7 +30,7 @@ fn mesh_sock_release(ctx: SockContext) -> i32 {
     } else if kind == STREAM
         && let Some(flow) = OPEN_FLOWS.get_ptr_mut(&cookie)
     {
-        // SAFETY: not preallocated: freed only after this program has run; the socket's owner orders its hooks.
+        // SAFETY: memory of the map while this program runs (what may be in it: maps.rs); the socket's owner orders its hooks.
         unsafe { (*flow).flags |= FLOW_RELEASED };
     }
     ALLOW

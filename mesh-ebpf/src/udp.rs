@@ -134,7 +134,7 @@ fn presented(cookie: u64, from: &(Address, u16)) -> Option<(Address, u16)> {
         pad: [0; 3],
     };
     let client = PRESENTED.get_ptr_mut(key)?;
-    // SAFETY: not preallocated: freed only after this program has run; its words are written whole.
+    // SAFETY: memory of the map while this program runs (what may be in it: maps.rs); its words are written whole.
     let client = unsafe { &mut *client };
     let key = ReplyKey { cookie, address: client.address, port: client.port, pad: [0; 3] };
     let reply = Reply { source: from.0, source_port: from.1, pad: 0 };
@@ -154,7 +154,7 @@ fn presented(cookie: u64, from: &(Address, u16)) -> Option<(Address, u16)> {
 #[inline(always)]
 fn reply_to(cookie: u64, client: &ServiceKey) -> Option<&'static Reply> {
     let key = ReplyKey { cookie, address: client.address, port: client.port, pad: [0; 3] };
-    // SAFETY: not preallocated: freed only after this program has run.
+    // SAFETY: memory of the map while this program runs (what may be in it: maps.rs).
     unsafe { REPLIES.get(key) }
 }
 

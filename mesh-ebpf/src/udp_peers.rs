@@ -42,7 +42,7 @@ impl Peers {
         let (address, port) = (choice.address, choice.port);
         if let Some(peer) = UDP_PEERS.get_ptr_mut(key(self.cookie, &asked.address, asked.port, PEER_SERVICE))
         {
-            // SAFETY: not preallocated: freed only after this program has run; the socket's lock orders its hooks.
+            // SAFETY: memory of the map while this program runs (what may be in it: maps.rs); the socket's lock orders its hooks.
             let peer = unsafe { &mut *peer };
             if peer.port != port || peer.address != *address {
                 // Late answers of the one before show its own address. An entry that gave way already is no loss.
@@ -68,7 +68,7 @@ impl Peers {
             pad: 0,
             previous: [0; 16],
         };
-        // SAFETY: not preallocated: freed only after this program has run.
+        // SAFETY: memory of the map while this program runs (what may be in it: maps.rs).
         if let Some(before) = unsafe { UDP_SOCKETS.get(self.cookie) } {
             if before.services >= UDP_SOCKET_PEERS {
                 count(Counter::PeerMapFull);
@@ -149,7 +149,7 @@ pub(crate) fn forget(cookie: u64) {
 
 #[inline(always)]
 fn peer_at(cookie: u64, address: &Address, port: u16, kind: u16) -> Option<&'static UdpPeer> {
-    // SAFETY: not preallocated: freed only after this program has run.
+    // SAFETY: memory of the map while this program runs (what may be in it: maps.rs).
     unsafe { UDP_PEERS.get(key(cookie, address, port, kind)) }
 }
 
