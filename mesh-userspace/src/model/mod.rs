@@ -4,6 +4,7 @@
 //! whole; its collections share structure with the one before, so that a small change costs little.
 
 mod alias;
+mod authorization;
 mod fate;
 mod identity;
 mod mtls;
@@ -13,6 +14,7 @@ mod snapshot;
 mod workload;
 
 pub use alias::{AliasTable, Draw};
+pub use authorization::{PolicyAction, PolicyName};
 pub use fate::Fate;
 pub use identity::{Identity, IdentityError, TrustDomain};
 pub use mtls::{Mode, MtlsModes};
