@@ -305,6 +305,7 @@ async fn on(mut flag: watch::Receiver<bool>) {
 fn mesh_config(config: &AgentConfig) -> MeshConfig {
     MeshConfig {
         trust_domain: config.trust_domain.clone(),
+        trust_domain_aliases: Arc::default(),
         root_namespace: config.root_namespace.as_str().into(),
         cluster_domain: config.cluster_domain.as_str().into(),
         node: Some(NodeName::new(config.node.as_str())),

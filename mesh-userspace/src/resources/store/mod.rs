@@ -19,6 +19,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use self::index::{Claims, Users};
 use super::lint::lint;
+use super::translate::authorization::authorization_policy;
 use super::translate::node::{local_node, zone};
 use super::translate::route::{Destinations, resolve_host, routed};
 use super::translate::service::{Cluster, Dependency, Label, PlainService, plain_service};
@@ -26,7 +27,8 @@ use super::translate::topology::Here;
 use super::translate::workload::{peer_policy, workload};
 use super::{Kind, Notice, Object, ObjectRef, Severity, VirtualService};
 use crate::model::{
-    Frontend, LocalNode, MeshConfig, NodeName, Service, ServiceName, Snapshot, Workload, WorkloadUid,
+    Frontend, LocalNode, MeshConfig, NodeName, PolicyName, Service, ServiceName, Snapshot, Workload,
+    WorkloadUid,
 };
 use crate::policy::peer_authentication::PeerPolicy;
 
@@ -227,6 +229,16 @@ impl Translator {
                 } else {
                     let pods = self.pods_by_namespace.get(&reference.namespace);
                     dirty.pods.extend(pods.into_iter().flatten().cloned());
+                }
+            }
+            Object::AuthorizationPolicy(policy) => {
+                let policies = &mut self.snapshot.policies;
+                if add {
+                    let policy = authorization_policy(policy, reference, &self.snapshot.mesh);
+                    policies.insert(Arc::new(policy));
+                } else {
+                    let name = PolicyName::new(Arc::clone(&reference.namespace), Arc::clone(&reference.name));
+                    policies.remove(&name);
                 }
             }
             Object::Node(_) => {
