@@ -16,12 +16,13 @@ use super::entry::Entry;
 use super::listeners::watch;
 use crate::datapath::{Stay, Stayer};
 use crate::model::{Endpoint, Protocol, Snapshot, Workload};
+use crate::policy::authorization::Refusal;
 use crate::proxy::Pod;
 use crate::proxy::ask::Ask;
 use crate::proxy::hbone::Peer;
 use crate::proxy::inbound::{self, Delivery, DeliveryError};
 use crate::proxy::outbound::{
-    CONNECT_DEADLINE, TRIES, Upstream, UpstreamError, canonical, carry, takes_plaintext,
+    AtDestination, CONNECT_DEADLINE, TRIES, Upstream, UpstreamError, canonical, carry, takes_plaintext,
 };
 use crate::proxy::record::{party, service_at};
 use crate::proxy::worker::{ACCEPT_PAUSE, Worker, is_of_the_connection};
@@ -94,7 +95,7 @@ async fn serve(worker: &Worker, entry: &Entry, client: TcpStream) {
     let carried = worker.carried.enter(asked, endpoint);
     let gone = carried.gone(&worker.shared.snapshot.load());
     tokio::select! {
-        outcome = carry(&client, upstream, &record, gone) => record.finish(outcome),
+        outcome = carry(worker, &client, upstream, &record, gone) => record.finish(outcome),
         () = entry.cut() => reset_on_close(&client),
     }
 }
@@ -204,7 +205,7 @@ impl<'a> Attempt<'a> {
             return self.deliver(&pod, workload, address).await;
         }
         if !takes_plaintext(workload.mtls.at(address.port())) {
-            return Err(DeliveryError::Strict(address).into());
+            return Err(DeliveryError::Refused { address, refusal: Refusal::Plaintext }.into());
         }
         // A pod of this node that is not enrolled yet: nobody takes HBONE for it.
         if !endpoint.in_mesh() || self.entry.is_here(endpoint, Some(workload)) {
@@ -228,17 +229,13 @@ impl<'a> Attempt<'a> {
         workload: &Arc<Workload>,
         address: SocketAddr,
     ) -> Result<Upstream, UpstreamError> {
-        let record = inbound::open(self.worker, workload, self.source, address, None, self.started);
-        let delivery = Delivery {
-            worker: self.worker,
-            pod,
-            workload,
-            source: None,
-            client: self.source,
-            destination: address,
-        };
-        match delivery.connect().await {
-            Ok(socket) => Ok(Upstream::Local(socket, Box::new(record))),
+        let mut record = inbound::open(self.worker, workload, self.source, address, None, self.started);
+        let delivery =
+            Delivery { worker: self.worker, pod, source: None, client: self.source, destination: address };
+        match delivery.connect(&mut record).await {
+            Ok((socket, admission)) => {
+                Ok(Upstream::Local(socket, Box::new(AtDestination { record, admission })))
+            }
             Err(error) => {
                 record.fail(error.outcome(), &error);
                 Err(error.into())

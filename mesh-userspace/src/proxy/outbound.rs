@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
+use super::admission::Admission;
 use super::ask::Ask;
 use super::copy::{SocketIs, tcp_to_tcp, tcp_to_tunnel};
 use super::hbone::Peer;
@@ -87,9 +88,17 @@ impl UpstreamError {
 
 pub(crate) enum Upstream {
     Socket(TcpStream),
-    /// A pod of this node; the record is the one that the destination's agent would write.
-    Local(TcpStream, Box<ConnectionRecord>),
+    /// A pod of this node.
+    Local(TcpStream, Box<AtDestination>),
     Tunnel(super::copy::Tunnel, Lease),
+}
+
+/// What the destination's agent would hold of a connection.
+pub(crate) struct AtDestination {
+    /// Its record.
+    pub(crate) record: ConnectionRecord,
+    /// For how long the connection may stay.
+    pub(crate) admission: Admission,
 }
 
 pub(crate) type Lease = hbone::Lease;
@@ -132,7 +141,7 @@ pub(super) async fn serve(worker: &Worker, pod: &Arc<Pod>, client: TcpStream) {
         }
     };
     tokio::select! {
-        outcome = carry(&client, upstream, &record, gone) => record.finish(outcome),
+        outcome = carry(worker, &client, upstream, &record, gone) => record.finish(outcome),
         () = pod.cut() => reset_on_close(&client),
     }
 }
@@ -262,17 +271,19 @@ impl<'a> Attempt<'a> {
         address: SocketAddr,
     ) -> Result<Upstream, UpstreamError> {
         let identity = &self.workload.identity;
-        let record = inbound::open(self.worker, workload, self.source, address, Some(identity), self.started);
+        let mut record =
+            inbound::open(self.worker, workload, self.source, address, Some(identity), self.started);
         let delivery = Delivery {
             worker: self.worker,
             pod,
-            workload,
             source: Some(identity),
             client: self.source,
             destination: address,
         };
-        match delivery.connect().await {
-            Ok(socket) => Ok(Upstream::Local(socket, Box::new(record))),
+        match delivery.connect(&mut record).await {
+            Ok((socket, admission)) => {
+                Ok(Upstream::Local(socket, Box::new(AtDestination { record, admission })))
+            }
             Err(error) => {
                 record.fail(error.outcome(), &error);
                 Err(error.into())
@@ -305,16 +316,19 @@ impl<'a> Attempt<'a> {
     }
 }
 
-/// Carries the connection to its end, or until its endpoint is gone.
+/// Carries the connection to its end, or until its endpoint is gone or may no longer be reached.
 pub(crate) async fn carry(
+    worker: &Worker,
     client: &TcpStream,
     upstream: Upstream,
     record: &ConnectionRecord,
     gone: impl Future<Output = ()>,
 ) -> Outcome {
-    let (upstream, at_destination) = match upstream {
-        Upstream::Local(server, at_destination) => (Upstream::Socket(server), Some(at_destination)),
-        upstream => (upstream, None),
+    let (upstream, (at_destination, mut admission)) = match upstream {
+        Upstream::Local(server, there) => {
+            (Upstream::Socket(server), (Some(there.record), Some(there.admission)))
+        }
+        upstream => (upstream, (None, None)),
     };
     let bytes = record.bytes();
     let carried = async {
@@ -323,16 +337,26 @@ pub(crate) async fn carry(
             Upstream::Tunnel(tunnel, _lease) => tcp_to_tunnel(client, tunnel, SocketIs::Client, bytes).await,
         }
     };
+    let revoked = async {
+        match &mut admission {
+            Some(admission) => admission.revoked().await,
+            None => std::future::pending().await,
+        }
+    };
     // What is dropped while it carries is reset on both sides.
-    let outcome = tokio::select! {
-        outcome = carried => outcome,
-        () = gone => Outcome::Withdrawn,
+    let (outcome, refusal) = tokio::select! {
+        outcome = carried => (outcome, None),
+        () = gone => (Outcome::Withdrawn, None),
+        refusal = revoked => (Outcome::Revoked, Some(refusal)),
     };
     if let Some(at_destination) = at_destination {
         let (to_server, to_client) = bytes.totals();
         at_destination.bytes().add_to_server(to_server);
         at_destination.bytes().add_to_client(to_client);
-        at_destination.finish(outcome);
+        match refusal {
+            Some(refusal) => inbound::revoked(worker, at_destination, &refusal),
+            None => at_destination.finish(outcome),
+        }
     }
     outcome
 }
