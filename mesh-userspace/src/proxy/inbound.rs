@@ -18,8 +18,8 @@ use super::record::party;
 use super::worker::Worker;
 use super::{Pod, Stop, upstream};
 use crate::identity::{handshake_reason, server_config};
-use crate::model::{Identity, Workload};
-use crate::policy::authorization::{Refusal, Verdict};
+use crate::model::{Identity, Snapshot, Workload};
+use crate::policy::authorization::{Connection, Guard, Refusal, Verdict};
 use crate::socket::reset_on_close;
 use crate::telemetry::{ConnectionRecord, Direction, OpenedConnection, Outcome, Reporter, Security};
 
@@ -147,6 +147,7 @@ pub(super) async fn hbone(worker: &Worker, pod: &Arc<Pod>, socket: TcpStream) {
     let metrics = worker.shared.telemetry.metrics();
     let peer = socket.peer_addr().ok();
     let Some(leave) = peer.and_then(|peer| pod.handshake(peer.ip())) else {
+        // No record: who opens so many is not to fill the log.
         metrics.handshake_failed("server", "too_many");
         return reset_on_close(&socket);
     };
@@ -156,6 +157,7 @@ pub(super) async fn hbone(worker: &Worker, pod: &Arc<Pod>, socket: TcpStream) {
         Err(error) => {
             tracing::warn!(%error, dst.identity = %identity, "hbone refused: no certificate");
             metrics.handshake_failed("server", "no_own_certificate");
+            refused(worker, pod, peer, &error);
             return reset_on_close(&socket);
         }
     };
@@ -163,6 +165,8 @@ pub(super) async fn hbone(worker: &Worker, pod: &Arc<Pod>, socket: TcpStream) {
         Ok(config) => config,
         Err(error) => {
             tracing::warn!(%error, dst.identity = %identity, "hbone refused: no configuration");
+            metrics.handshake_failed("server", "no_own_certificate");
+            refused(worker, pod, peer, &error);
             return reset_on_close(&socket);
         }
     };
@@ -201,7 +205,7 @@ pub(super) async fn hbone(worker: &Worker, pod: &Arc<Pod>, socket: TcpStream) {
 }
 
 /// A handshake that failed leaves a record as well.
-fn refused(worker: &Worker, pod: &Arc<Pod>, peer: Option<SocketAddr>, error: &ServerError) {
+fn refused(worker: &Worker, pod: &Arc<Pod>, peer: Option<SocketAddr>, error: &dyn std::error::Error) {
     let Some(peer) = peer else { return };
     let workload = pod.workload(&worker.shared.snapshot.load());
     let Some(address) = workload.addresses.iter().find(|address| address.is_ipv4() == peer.is_ipv4()) else {
@@ -253,6 +257,21 @@ async fn tunnel(worker: &Worker, pod: &Arc<Pod>, request: TunnelRequest) {
 pub(crate) fn revoked(worker: &Worker, record: ConnectionRecord, refusal: &Refusal) {
     admission::refused(worker.shared.telemetry.metrics(), "revoked", refusal);
     record.fail(Outcome::Revoked, refusal);
+}
+
+/// Whether policy lets a connection pass to a workload of this node that is not enrolled yet: nobody there will ask.
+pub(crate) fn judge(
+    snapshot: &Snapshot,
+    workload: &Workload,
+    source: Option<&Identity>,
+    client: SocketAddr,
+    destination: SocketAddr,
+) -> Result<(), DeliveryError> {
+    let connection = Connection { source, client: client.ip(), destination };
+    match Guard::of(snapshot, workload).decide(&connection).verdict {
+        Verdict::Refused(refusal) => Err(DeliveryError::Refused { address: destination, refusal }),
+        Verdict::Unguarded | Verdict::Allowed(_) => Ok(()),
+    }
 }
 
 /// A connection to a pod of this node, as it is seen there.
