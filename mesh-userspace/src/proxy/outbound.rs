@@ -15,7 +15,7 @@ use super::hbone::Peer;
 use super::hbone::client::ClientError;
 use super::inbound::{self, Delivery};
 use super::record::{party, service_at};
-use super::route::{self, Destination, Transport};
+use super::route::{self, Destination, Way};
 use super::worker::Worker;
 use super::{Pod, hbone, upstream};
 use crate::datapath::{Stay, Stayer};
@@ -248,15 +248,11 @@ impl<'a> Attempt<'a> {
 
     async fn connect(&self, destination: &Destination) -> Result<Upstream, UpstreamError> {
         let address = destination.address;
-        if let (Transport::Mutual, Some(workload)) = (destination.transport(), &destination.workload) {
-            let shared = &self.worker.shared;
-            match shared.pod(&workload.uid) {
-                Some(local) => return self.deliver(&local, workload, address).await,
-                // A pod of this node that is not enrolled yet: nobody takes HBONE for it, and nothing leaves the node.
-                None if workload.is_on(&shared.node) && takes_plaintext(workload.mtls.at(address.port())) => {
-                }
-                None => return self.tunnel(workload, address).await,
-            }
+        let shared = &self.worker.shared;
+        match destination.way(&shared.node, |uid| shared.pod(uid)) {
+            Way::Local(pod, workload) => return self.deliver(&pod, workload, address).await,
+            Way::Tunnel(workload) => return self.tunnel(workload, address).await,
+            Way::Plain => {}
         }
         let connect = timeout(CONNECT_DEADLINE, upstream::plain(&self.pod.netns, address)).await;
         let socket = connect.map_err(|_elapsed| UpstreamError::Timeout(address))?;
