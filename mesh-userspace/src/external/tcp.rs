@@ -207,8 +207,12 @@ impl<'a> Attempt<'a> {
         if !takes_plaintext(workload.mtls.at(address.port())) {
             return Err(DeliveryError::Refused { address, refusal: Refusal::Plaintext }.into());
         }
-        // A pod of this node that is not enrolled yet: nobody takes HBONE for it.
-        if !endpoint.in_mesh() || self.entry.is_here(endpoint, Some(workload)) {
+        // A pod of this node that is not enrolled yet: nobody takes HBONE for it, and nobody there asks.
+        let is_here = self.entry.is_here(endpoint, Some(workload));
+        if is_here {
+            inbound::judge(self.snapshot, workload, None, self.source, address)?;
+        }
+        if !endpoint.in_mesh() || is_here {
             return self.dial(endpoint).await;
         }
         self.tunnel(workload, address).await

@@ -252,6 +252,10 @@ impl<'a> Attempt<'a> {
         match destination.way(&shared.node, |uid| shared.pod(uid)) {
             Way::Local(pod, workload) => return self.deliver(&pod, workload, address).await,
             Way::Tunnel(workload) => return self.tunnel(workload, address).await,
+            Way::Unserved(workload) => {
+                let source = Some(&self.workload.identity);
+                inbound::judge(self.snapshot, workload, source, self.source, address)?;
+            }
             Way::Plain => {}
         }
         let connect = timeout(CONNECT_DEADLINE, upstream::plain(&self.pod.netns, address)).await;

@@ -28,7 +28,9 @@ pub(crate) enum Way<'a, P> {
     Local(P, &'a Arc<Workload>),
     /// Authenticated at both ends, to the workload's own agent: HBONE.
     Tunnel(&'a Arc<Workload>),
-    /// In plaintext: outside the mesh, `DISABLE`, or a pod of this node that nobody serves yet.
+    /// In plaintext, to a pod of this node that nobody serves yet: nobody there asks whether it may be reached.
+    Unserved(&'a Arc<Workload>),
+    /// In plaintext: outside the mesh, or `DISABLE`.
     Plain,
 }
 
@@ -45,8 +47,10 @@ impl Destination {
         let Some(workload) = self.workload.as_ref().filter(in_mesh) else { return Way::Plain };
         match served(&workload.uid) {
             Some(pod) => Way::Local(pod, workload),
-            // A pod of this node that is not enrolled yet: nobody takes HBONE for it, and nothing leaves the node.
-            None if workload.is_on(node) && takes_plaintext(workload.mtls.at(port)) => Way::Plain,
+            // Nobody takes HBONE for it, and nothing leaves the node.
+            None if workload.is_on(node) && takes_plaintext(workload.mtls.at(port)) => {
+                Way::Unserved(workload)
+            }
             None => Way::Tunnel(workload),
         }
     }
@@ -169,7 +173,7 @@ mod tests {
             ("of another node, disabled", true, Disable, elsewhere, false, "plain"),
             ("served here", true, Strict, here, true, "local"),
             ("served here, disabled", true, Disable, here, true, "plain"),
-            ("here, served by nobody yet", true, Permissive, here, false, "plain"),
+            ("here, served by nobody yet", true, Permissive, here, false, "unserved"),
             // It fails, as nothing else may be done.
             ("here, served by nobody yet, strict", true, Strict, here, false, "tunnel"),
         ];
@@ -195,6 +199,7 @@ mod tests {
             let way = match destination.way(&NodeName::new("node-1"), |_| served.then_some(())) {
                 Way::Local((), _) => "local",
                 Way::Tunnel(_) => "tunnel",
+                Way::Unserved(_) => "unserved",
                 Way::Plain => "plain",
             };
             assert_eq!(way, expected, "{name}");
