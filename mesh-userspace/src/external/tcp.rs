@@ -17,13 +17,10 @@ use super::listeners::watch;
 use crate::datapath::{Stay, Stayer};
 use crate::model::{Endpoint, Protocol, Snapshot, Workload};
 use crate::policy::authorization::Refusal;
-use crate::proxy::Pod;
 use crate::proxy::ask::Ask;
-use crate::proxy::hbone::Peer;
-use crate::proxy::inbound::{self, Delivery, DeliveryError};
-use crate::proxy::outbound::{
-    AtDestination, CONNECT_DEADLINE, TRIES, Upstream, UpstreamError, canonical, carry, takes_plaintext,
-};
+use crate::proxy::forward::{CONNECT_DEADLINE, Forward, Upstream, UpstreamError, carry, note_failure};
+use crate::proxy::inbound::{self, DeliveryError};
+use crate::proxy::outbound::{TRIES, canonical, takes_plaintext};
 use crate::proxy::record::{party, service_at};
 use crate::proxy::worker::{ACCEPT_PAUSE, Worker, is_of_the_connection};
 use crate::socket::{cookie, prepare, reset_on_close, tcp};
@@ -140,11 +137,7 @@ impl<'a> Attempt<'a> {
                 }
                 Err(error) => error,
             };
-            if let UpstreamError::Tunnel { source, .. } = &error
-                && let Some(reason) = source.handshake_reason()
-            {
-                self.worker.shared.telemetry.metrics().handshake_failed("client", reason);
-            }
+            note_failure(self.worker, &error);
             failed.push(endpoint.address);
             let again =
                 error.is_retryable() && failed.len() < TRIES && self.ask.endpoint(None, 0, &failed).is_some();
@@ -201,8 +194,9 @@ impl<'a> Attempt<'a> {
         let Some(workload) = workload.filter(|workload| workload.enrolled && !workload.host_network) else {
             return self.dial(endpoint).await;
         };
+        let forward = Forward { worker: self.worker, client: self.source, started: self.started };
         if let Some(pod) = self.worker.shared.pod(&workload.uid) {
-            return self.deliver(&pod, workload, address).await;
+            return forward.deliver(&pod, workload, None, address).await;
         }
         if !takes_plaintext(workload.mtls.at(address.port())) {
             return Err(DeliveryError::Refused { address, refusal: Refusal::Plaintext }.into());
@@ -215,7 +209,9 @@ impl<'a> Attempt<'a> {
         if !endpoint.in_mesh() || is_here {
             return self.dial(endpoint).await;
         }
-        self.tunnel(workload, address).await
+        // Its agent believes this one who the client is.
+        let agent = &self.worker.shared.agent;
+        forward.tunnel(&self.entry.netns, agent, workload, address, None).await
     }
 
     /// In plaintext from the node's own namespace. An application of this node is told whom the connection is for.
@@ -224,50 +220,6 @@ impl<'a> Attempt<'a> {
         let connect = timeout(CONNECT_DEADLINE, dial(self.worker, address, self.source)).await;
         let socket = connect.map_err(|_elapsed| UpstreamError::Timeout(address))?;
         socket.map(Upstream::Socket).map_err(|source| UpstreamError::Connect { address, source })
-    }
-
-    /// To an enrolled pod of this node, inside its namespace.
-    async fn deliver(
-        &self,
-        pod: &Arc<Pod>,
-        workload: &Arc<Workload>,
-        address: SocketAddr,
-    ) -> Result<Upstream, UpstreamError> {
-        let mut record = inbound::open(self.worker, workload, self.source, address, None, self.started);
-        let delivery =
-            Delivery { worker: self.worker, pod, source: None, client: self.source, destination: address };
-        match delivery.connect(&mut record).await {
-            Ok((socket, admission)) => {
-                Ok(Upstream::Local(socket, Box::new(AtDestination { record, admission })))
-            }
-            Err(error) => {
-                record.fail(error.outcome(), &error);
-                Err(error.into())
-            }
-        }
-    }
-
-    /// To an enrolled pod of another node: its agent believes this one who the client is.
-    async fn tunnel(&self, workload: &Workload, address: SocketAddr) -> Result<Upstream, UpstreamError> {
-        let shared = &self.worker.shared;
-        let peer = Peer {
-            netns_cookie: self.entry.netns.cookie(),
-            source: shared.agent.clone(),
-            address: SocketAddr::new(address.ip(), mesh_common::abi::HBONE_PORT),
-            destination: workload.identity.clone(),
-        };
-        let tunnel = self.worker.pool.tunnel(
-            &peer,
-            &self.entry.netns,
-            &shared.certificates,
-            address,
-            self.source,
-            None,
-        );
-        let tunnel =
-            timeout(CONNECT_DEADLINE, tunnel).await.map_err(|_elapsed| UpstreamError::Timeout(address))?;
-        let (tunnel, lease) = tunnel.map_err(|source| UpstreamError::Tunnel { address, source })?;
-        Ok(Upstream::Tunnel(tunnel, lease))
     }
 }
 

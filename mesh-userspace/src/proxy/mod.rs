@@ -9,6 +9,7 @@ pub(crate) mod ask;
 mod canary;
 pub(crate) mod carried;
 pub(crate) mod copy;
+pub(crate) mod forward;
 pub(crate) mod hbone;
 pub(crate) mod inbound;
 pub(crate) mod outbound;
