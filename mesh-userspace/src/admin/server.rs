@@ -416,6 +416,7 @@ mod tests {
             outcome: Outcome::Closed,
             response_flags: ResponseFlags::None,
             error: None,
+            policy: None,
             srtt_us: None,
             retransmits: None,
         }

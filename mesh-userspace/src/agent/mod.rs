@@ -238,6 +238,7 @@ async fn serve(
         certificates.clone(),
         telemetry.clone(),
     ));
+    tokio::spawn(follow_policy(feed.snapshot.clone(), Arc::clone(&shared)));
     let (requests, maps) = start_controller(&config, &cgroup, replaces, lifeline, &shared, &feed).await?;
     let data = Arc::new(AgentData {
         node: config.node.clone(),
@@ -294,6 +295,13 @@ async fn serve(
         result = ended => result,
         // None of these ends before `ended` does.
         ((), (), (), (), ()) = async { tokio::join!(api, metrics, proxy, flush, certificates.run()) } => Ok(()),
+    }
+}
+
+/// Ends connections that a new snapshot no longer allows, whatever the controller is busy with.
+async fn follow_policy(mut snapshots: watch::Receiver<Arc<Snapshot>>, shared: Arc<Shared>) {
+    while snapshots.changed().await.is_ok() {
+        shared.refresh_pods();
     }
 }
 

@@ -16,13 +16,11 @@ use super::entry::Entry;
 use super::listeners::watch;
 use crate::datapath::{Stay, Stayer};
 use crate::model::{Endpoint, Protocol, Snapshot, Workload};
-use crate::proxy::Pod;
+use crate::policy::authorization::Refusal;
 use crate::proxy::ask::Ask;
-use crate::proxy::hbone::Peer;
-use crate::proxy::inbound::{self, Delivery, DeliveryError};
-use crate::proxy::outbound::{
-    CONNECT_DEADLINE, TRIES, Upstream, UpstreamError, canonical, carry, takes_plaintext,
-};
+use crate::proxy::forward::{CONNECT_DEADLINE, Forward, Upstream, UpstreamError, carry, note_failure};
+use crate::proxy::inbound::{self, DeliveryError};
+use crate::proxy::outbound::{TRIES, canonical, takes_plaintext};
 use crate::proxy::record::{party, service_at};
 use crate::proxy::worker::{ACCEPT_PAUSE, Worker, is_of_the_connection};
 use crate::socket::{cookie, prepare, reset_on_close, tcp};
@@ -94,7 +92,7 @@ async fn serve(worker: &Worker, entry: &Entry, client: TcpStream) {
     let carried = worker.carried.enter(asked, endpoint);
     let gone = carried.gone(&worker.shared.snapshot.load());
     tokio::select! {
-        outcome = carry(&client, upstream, &record, gone) => record.finish(outcome),
+        outcome = carry(worker, &client, upstream, &record, gone) => record.finish(outcome),
         () = entry.cut() => reset_on_close(&client),
     }
 }
@@ -139,11 +137,7 @@ impl<'a> Attempt<'a> {
                 }
                 Err(error) => error,
             };
-            if let UpstreamError::Tunnel { source, .. } = &error
-                && let Some(reason) = source.handshake_reason()
-            {
-                self.worker.shared.telemetry.metrics().handshake_failed("client", reason);
-            }
+            note_failure(self.worker, &error);
             failed.push(endpoint.address);
             let again =
                 error.is_retryable() && failed.len() < TRIES && self.ask.endpoint(None, 0, &failed).is_some();
@@ -200,17 +194,24 @@ impl<'a> Attempt<'a> {
         let Some(workload) = workload.filter(|workload| workload.enrolled && !workload.host_network) else {
             return self.dial(endpoint).await;
         };
+        let forward = Forward { worker: self.worker, client: self.source, started: self.started };
         if let Some(pod) = self.worker.shared.pod(&workload.uid) {
-            return self.deliver(&pod, workload, address).await;
+            return forward.deliver(&pod, workload, None, address).await;
         }
         if !takes_plaintext(workload.mtls.at(address.port())) {
-            return Err(DeliveryError::Strict(address).into());
+            return Err(DeliveryError::Refused { address, refusal: Refusal::Plaintext }.into());
         }
-        // A pod of this node that is not enrolled yet: nobody takes HBONE for it.
-        if !endpoint.in_mesh() || self.entry.is_here(endpoint, Some(workload)) {
+        // A pod of this node that is not enrolled yet: nobody takes HBONE for it, and nobody there asks.
+        let is_here = self.entry.is_here(endpoint, Some(workload));
+        if is_here {
+            inbound::judge(self.snapshot, workload, None, self.source, address)?;
+        }
+        if !endpoint.in_mesh() || is_here {
             return self.dial(endpoint).await;
         }
-        self.tunnel(workload, address).await
+        // Its agent believes this one who the client is.
+        let agent = &self.worker.shared.agent;
+        forward.tunnel(&self.entry.netns, agent, workload, address, None).await
     }
 
     /// In plaintext from the node's own namespace. An application of this node is told whom the connection is for.
@@ -219,54 +220,6 @@ impl<'a> Attempt<'a> {
         let connect = timeout(CONNECT_DEADLINE, dial(self.worker, address, self.source)).await;
         let socket = connect.map_err(|_elapsed| UpstreamError::Timeout(address))?;
         socket.map(Upstream::Socket).map_err(|source| UpstreamError::Connect { address, source })
-    }
-
-    /// To an enrolled pod of this node, inside its namespace.
-    async fn deliver(
-        &self,
-        pod: &Arc<Pod>,
-        workload: &Arc<Workload>,
-        address: SocketAddr,
-    ) -> Result<Upstream, UpstreamError> {
-        let record = inbound::open(self.worker, workload, self.source, address, None, self.started);
-        let delivery = Delivery {
-            worker: self.worker,
-            pod,
-            workload,
-            source: None,
-            client: self.source,
-            destination: address,
-        };
-        match delivery.connect().await {
-            Ok(socket) => Ok(Upstream::Local(socket, Box::new(record))),
-            Err(error) => {
-                record.fail(error.outcome(), &error);
-                Err(error.into())
-            }
-        }
-    }
-
-    /// To an enrolled pod of another node: its agent believes this one who the client is.
-    async fn tunnel(&self, workload: &Workload, address: SocketAddr) -> Result<Upstream, UpstreamError> {
-        let shared = &self.worker.shared;
-        let peer = Peer {
-            netns_cookie: self.entry.netns.cookie(),
-            source: shared.agent.clone(),
-            address: SocketAddr::new(address.ip(), mesh_common::abi::HBONE_PORT),
-            destination: workload.identity.clone(),
-        };
-        let tunnel = self.worker.pool.tunnel(
-            &peer,
-            &self.entry.netns,
-            &shared.certificates,
-            address,
-            self.source,
-            None,
-        );
-        let tunnel =
-            timeout(CONNECT_DEADLINE, tunnel).await.map_err(|_elapsed| UpstreamError::Timeout(address))?;
-        let (tunnel, lease) = tunnel.map_err(|source| UpstreamError::Tunnel { address, source })?;
-        Ok(Upstream::Tunnel(tunnel, lease))
     }
 }
 

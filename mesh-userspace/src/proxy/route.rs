@@ -1,59 +1,77 @@
-//! Where a captured connection goes: a pure function of the snapshot and a random number.
+//! Where a captured connection goes, and how: pure functions of the snapshot, of who is enrolled here, and of a random
+//! number. `explain` asks them too.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::ask::Ask;
-use crate::model::{BackendSet, Endpoint, Mode, Protocol, Service, Snapshot, Workload};
+use super::outbound::takes_plaintext;
+use crate::model::{
+    BackendSet, Endpoint, Mode, NodeName, Protocol, Service, Snapshot, Workload, WorkloadUid,
+};
 
 /// Where to.
 #[derive(Clone, Debug)]
-pub(super) struct Destination {
+pub(crate) struct Destination {
     /// The endpoint's address.
-    pub(super) address: SocketAddr,
+    pub(crate) address: SocketAddr,
     /// The workload behind it, where there is one.
-    pub(super) workload: Option<Arc<Workload>>,
+    pub(crate) workload: Option<Arc<Workload>>,
     /// The service that was asked for.
-    pub(super) service: Option<Arc<Service>>,
+    pub(crate) service: Option<Arc<Service>>,
 }
 
-impl Destination {
-    /// How the endpoint is to be reached.
-    pub(super) fn transport(&self) -> Transport {
-        match &self.workload {
-            Some(workload) if workload.enrolled && workload.mtls.at(self.address.port()) != Mode::Disable => {
-                Transport::Mutual
-            }
-            _ => Transport::Plain,
-        }
-    }
-}
-
-/// How an endpoint is reached.
+/// How the agent of the source carries a connection to its endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Transport {
-    /// Authenticated at both ends: HBONE, or directly between two pods of this node.
-    Mutual,
+pub(crate) enum Way<'a, P> {
+    /// To a pod that this agent serves: both identities are known here, nothing is encrypted and nothing leaves the node.
+    Local(P, &'a Arc<Workload>),
+    /// Authenticated at both ends, to the workload's own agent: HBONE.
+    Tunnel(&'a Arc<Workload>),
+    /// In plaintext, to a pod of this node that nobody serves yet: nobody there asks whether it may be reached.
+    Unserved(&'a Arc<Workload>),
     /// In plaintext: outside the mesh, or `DISABLE`.
     Plain,
 }
 
+impl Destination {
+    /// How the endpoint is to be reached from `node`; `served` finds a pod that this agent serves.
+    pub(crate) fn way<P>(
+        &self,
+        node: &NodeName,
+        served: impl FnOnce(&WorkloadUid) -> Option<P>,
+    ) -> Way<'_, P> {
+        let port = self.address.port();
+        let in_mesh =
+            |workload: &&Arc<Workload>| workload.enrolled && workload.mtls.at(port) != Mode::Disable;
+        let Some(workload) = self.workload.as_ref().filter(in_mesh) else { return Way::Plain };
+        match served(&workload.uid) {
+            Some(pod) => Way::Local(pod, workload),
+            // Nobody takes HBONE for it, and nothing leaves the node.
+            None if workload.is_on(node) && takes_plaintext(workload.mtls.at(port)) => {
+                Way::Unserved(workload)
+            }
+            None => Way::Tunnel(workload),
+        }
+    }
+}
+
 /// Why a connection goes nowhere.
 #[derive(Clone, Debug)]
-pub(super) struct NoEndpoint {
+pub(crate) struct NoEndpoint {
     /// The service that was asked for.
-    pub(super) service: Arc<Service>,
+    pub(crate) service: Arc<Service>,
 }
 
 /// What a pod of this node asked for, where that is a service. An address of a workload is nobody's node port.
-pub(super) fn ask(snapshot: &Snapshot, asked: SocketAddr) -> Option<Ask<'_>> {
+pub(crate) fn ask(snapshot: &Snapshot, asked: SocketAddr) -> Option<Ask<'_>> {
     let ask = Ask::resolve(snapshot, asked, Protocol::Tcp, true)?;
     (ask.frontend.address.is_some() || snapshot.workload_at(asked.ip()).is_none()).then_some(ask)
 }
 
 /// Picks where a connection to `asked` goes; `avoid` are endpoints that have just failed, `stays` is the one that the
 /// client is to be sent to while it serves.
-pub(super) fn pick(
+pub(crate) fn pick(
     snapshot: &Snapshot,
     ask: Option<&Ask<'_>>,
     asked: SocketAddr,
@@ -87,8 +105,10 @@ pub(crate) fn draw<'a>(set: &'a BackendSet, random: u64, avoid: &[SocketAddr]) -
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
-    use crate::model::{ServiceName, ServicePort};
+    use crate::model::{MtlsModes, ServiceName, ServicePort};
 
     fn snapshot(endpoints: &[&str]) -> Snapshot {
         let name = ServiceName::new("default", "reviews");
@@ -137,6 +157,52 @@ mod tests {
     fn what_is_no_service_goes_where_it_was_sent() {
         let elsewhere: SocketAddr = "10.9.9.9:80".parse().unwrap();
         let destination = picked(&snapshot(&["10.0.0.1:80"]), elsewhere, 1, &[]).unwrap();
-        assert_eq!((destination.address, destination.transport()), (elsewhere, Transport::Plain));
+        assert_eq!(destination.address, elsewhere);
+        assert_eq!(destination.way(&NodeName::new("node-1"), |_| Some(())), Way::Plain);
+    }
+
+    #[test]
+    fn an_endpoint_is_reached_by_what_is_known_of_its_workload() {
+        use Mode::{Disable, Permissive, Strict};
+        let (here, elsewhere) = (Some("node-1"), Some("node-2"));
+        let cases = [
+            ("not enrolled", false, Permissive, elsewhere, false, "plain"),
+            ("of another node", true, Permissive, elsewhere, false, "tunnel"),
+            ("of another node, strict", true, Strict, elsewhere, false, "tunnel"),
+            ("of no node", true, Permissive, None, false, "tunnel"),
+            ("of another node, disabled", true, Disable, elsewhere, false, "plain"),
+            ("served here", true, Strict, here, true, "local"),
+            ("served here, disabled", true, Disable, here, true, "plain"),
+            ("here, served by nobody yet", true, Permissive, here, false, "unserved"),
+            // It fails, as nothing else may be done.
+            ("here, served by nobody yet, strict", true, Strict, here, false, "tunnel"),
+        ];
+        for (name, enrolled, mode, node, served, expected) in cases {
+            let workload = Workload {
+                uid: WorkloadUid::pod("shop", "web"),
+                namespace: "shop".into(),
+                name: "web".into(),
+                workload_name: "web".into(),
+                addresses: vec![asked().ip()],
+                node: node.map(NodeName::new),
+                identity: "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap(),
+                labels: BTreeMap::new(),
+                canonical_name: "web".into(),
+                canonical_revision: "latest".into(),
+                enrolled,
+                host_network: false,
+                netns: None,
+                mtls: MtlsModes { default: mode, ports: BTreeMap::new() },
+            };
+            let destination =
+                Destination { address: asked(), workload: Some(Arc::new(workload)), service: None };
+            let way = match destination.way(&NodeName::new("node-1"), |_| served.then_some(())) {
+                Way::Local((), _) => "local",
+                Way::Tunnel(_) => "tunnel",
+                Way::Unserved(_) => "unserved",
+                Way::Plain => "plain",
+            };
+            assert_eq!(way, expected, "{name}");
+        }
     }
 }
