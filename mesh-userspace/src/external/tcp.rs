@@ -20,10 +20,9 @@ use crate::proxy::Pod;
 use crate::proxy::ask::Ask;
 use crate::proxy::hbone::Peer;
 use crate::proxy::inbound::{self, Delivery, DeliveryError};
-use crate::proxy::outbound::{
-    CONNECT_DEADLINE, TRIES, Upstream, UpstreamError, canonical, carry, takes_plaintext,
-};
+use crate::proxy::outbound::{CONNECT_DEADLINE, TRIES, Upstream, UpstreamError, canonical, carry};
 use crate::proxy::record::{party, service_at};
+use crate::proxy::route::{Arrival, Entrance};
 use crate::proxy::worker::{ACCEPT_PAUSE, Worker, is_of_the_connection};
 use crate::socket::{cookie, prepare, reset_on_close, tcp};
 use crate::telemetry::{ConnectionRecord, Direction, OpenedConnection, Outcome, Reporter, Security};
@@ -126,7 +125,7 @@ impl<'a> Attempt<'a> {
                 self.open(self.asked, None, Security::Unknown).fail(Outcome::NoEndpoint, &error);
                 return None;
             };
-            let workload = self.workload(endpoint);
+            let workload = Arrival::workload(self.snapshot, endpoint);
             let error = match self.connect(endpoint, workload).await {
                 Ok(upstream) => {
                     if let Some(Err(error)) = stay.map(|stay| stay.keep(endpoint.address)) {
@@ -153,12 +152,6 @@ impl<'a> Attempt<'a> {
                 return None;
             }
         }
-    }
-
-    /// The workload behind an endpoint; whose address it is counts for more than whom it names.
-    fn workload(&self, endpoint: &Endpoint) -> Option<&'a Arc<Workload>> {
-        let named = || endpoint.workload.as_ref().and_then(|uid| self.snapshot.workloads.get(uid));
-        self.snapshot.workload_at(endpoint.address.ip()).or_else(named)
     }
 
     /// The record of the connection as this node sees it.
@@ -194,23 +187,19 @@ impl<'a> Attempt<'a> {
         workload: Option<&Arc<Workload>>,
     ) -> Result<Upstream, UpstreamError> {
         let address = endpoint.address;
-        if self.entry.is_frontend(self.snapshot, address, Protocol::Tcp) {
-            return Err(UpstreamError::Loop(address));
-        }
-        let Some(workload) = workload.filter(|workload| workload.enrolled && !workload.host_network) else {
-            return self.dial(endpoint).await;
+        let arrival = Arrival {
+            endpoint,
+            workload,
+            is_frontend: self.entry.is_frontend(self.snapshot, address, Protocol::Tcp),
+            is_here: self.entry.is_here(endpoint, workload.map(|workload| &**workload)),
         };
-        if let Some(pod) = self.worker.shared.pod(&workload.uid) {
-            return self.deliver(&pod, workload, address).await;
+        match arrival.entrance(|uid| self.worker.shared.pod(uid)) {
+            Entrance::Loop => Err(UpstreamError::Loop(address)),
+            Entrance::Local(pod, workload) => self.deliver(&pod, workload, address).await,
+            Entrance::Strict => Err(DeliveryError::Strict(address).into()),
+            Entrance::Tunnel(workload) => self.tunnel(workload, address).await,
+            Entrance::Plain => self.dial(endpoint).await,
         }
-        if !takes_plaintext(workload.mtls.at(address.port())) {
-            return Err(DeliveryError::Strict(address).into());
-        }
-        // A pod of this node that is not enrolled yet: nobody takes HBONE for it.
-        if !endpoint.in_mesh() || self.entry.is_here(endpoint, Some(workload)) {
-            return self.dial(endpoint).await;
-        }
-        self.tunnel(workload, address).await
     }
 
     /// In plaintext from the node's own namespace. An application of this node is told whom the connection is for.
