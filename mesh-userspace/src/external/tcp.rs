@@ -20,8 +20,9 @@ use crate::policy::authorization::Refusal;
 use crate::proxy::ask::Ask;
 use crate::proxy::forward::{CONNECT_DEADLINE, Forward, Upstream, UpstreamError, carry, note_failure};
 use crate::proxy::inbound::{self, DeliveryError};
-use crate::proxy::outbound::{TRIES, canonical, takes_plaintext};
+use crate::proxy::outbound::{TRIES, canonical};
 use crate::proxy::record::{party, service_at};
+use crate::proxy::route::{Arrival, Entrance};
 use crate::proxy::worker::{ACCEPT_PAUSE, Worker, is_of_the_connection};
 use crate::socket::{cookie, prepare, reset_on_close, tcp};
 use crate::telemetry::{ConnectionRecord, Direction, OpenedConnection, Outcome, Reporter, Security};
@@ -124,7 +125,7 @@ impl<'a> Attempt<'a> {
                 self.open(self.asked, None, Security::Unknown).fail(Outcome::NoEndpoint, &error);
                 return None;
             };
-            let workload = self.workload(endpoint);
+            let workload = Arrival::workload(self.snapshot, endpoint);
             let error = match self.connect(endpoint, workload).await {
                 Ok(upstream) => {
                     if let Some(Err(error)) = stay.map(|stay| stay.keep(endpoint.address)) {
@@ -147,12 +148,6 @@ impl<'a> Attempt<'a> {
                 return None;
             }
         }
-    }
-
-    /// The workload behind an endpoint; whose address it is counts for more than whom it names.
-    fn workload(&self, endpoint: &Endpoint) -> Option<&'a Arc<Workload>> {
-        let named = || endpoint.workload.as_ref().and_then(|uid| self.snapshot.workloads.get(uid));
-        self.snapshot.workload_at(endpoint.address.ip()).or_else(named)
     }
 
     /// The record of the connection as this node sees it.
@@ -188,30 +183,28 @@ impl<'a> Attempt<'a> {
         workload: Option<&Arc<Workload>>,
     ) -> Result<Upstream, UpstreamError> {
         let address = endpoint.address;
-        if self.entry.is_frontend(self.snapshot, address, Protocol::Tcp) {
-            return Err(UpstreamError::Loop(address));
-        }
-        let Some(workload) = workload.filter(|workload| workload.enrolled && !workload.host_network) else {
-            return self.dial(endpoint).await;
+        let arrival = Arrival {
+            endpoint,
+            workload,
+            is_frontend: self.entry.is_frontend(self.snapshot, address, Protocol::Tcp),
+            is_here: self.entry.is_here(endpoint, workload.map(|workload| &**workload)),
         };
         let forward = Forward { worker: self.worker, client: self.source, started: self.started };
-        if let Some(pod) = self.worker.shared.pod(&workload.uid) {
-            return forward.deliver(&pod, workload, None, address).await;
+        match arrival.entrance(|uid| self.worker.shared.pod(uid)) {
+            Entrance::Loop => Err(UpstreamError::Loop(address)),
+            Entrance::Local(pod, workload) => forward.deliver(&pod, workload, None, address).await,
+            Entrance::Strict => Err(DeliveryError::Refused { address, refusal: Refusal::Plaintext }.into()),
+            // Its agent believes this one who the client is.
+            Entrance::Tunnel(workload) => {
+                let agent = &self.worker.shared.agent;
+                forward.tunnel(&self.entry.netns, agent, workload, address, None).await
+            }
+            Entrance::Unserved(workload) => {
+                inbound::judge(self.snapshot, workload, None, self.source, address)?;
+                self.dial(endpoint).await
+            }
+            Entrance::Plain => self.dial(endpoint).await,
         }
-        if !takes_plaintext(workload.mtls.at(address.port())) {
-            return Err(DeliveryError::Refused { address, refusal: Refusal::Plaintext }.into());
-        }
-        // A pod of this node that is not enrolled yet: nobody takes HBONE for it, and nobody there asks.
-        let is_here = self.entry.is_here(endpoint, Some(workload));
-        if is_here {
-            inbound::judge(self.snapshot, workload, None, self.source, address)?;
-        }
-        if !endpoint.in_mesh() || is_here {
-            return self.dial(endpoint).await;
-        }
-        // Its agent believes this one who the client is.
-        let agent = &self.worker.shared.agent;
-        forward.tunnel(&self.entry.netns, agent, workload, address, None).await
     }
 
     /// In plaintext from the node's own namespace. An application of this node is told whom the connection is for.

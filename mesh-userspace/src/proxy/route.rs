@@ -35,6 +35,17 @@ pub(crate) enum Way<'a, P> {
 }
 
 impl Destination {
+    /// An endpoint of a service.
+    pub(crate) fn of(snapshot: &Snapshot, service: &Arc<Service>, endpoint: &Endpoint) -> Self {
+        let workload = endpoint.workload.as_ref().and_then(|uid| snapshot.workloads.get(uid)).cloned();
+        Self { address: endpoint.address, workload, service: Some(Arc::clone(service)) }
+    }
+
+    /// An address that is no service's.
+    pub(crate) fn plain(snapshot: &Snapshot, asked: SocketAddr) -> Self {
+        Self { address: asked, workload: snapshot.workload_at(asked.ip()).cloned(), service: None }
+    }
+
     /// How the endpoint is to be reached from `node`; `served` finds a pod that this agent serves.
     pub(crate) fn way<P>(
         &self,
@@ -79,15 +90,69 @@ pub(crate) fn pick(
     random: u64,
     avoid: &[SocketAddr],
 ) -> Result<Destination, NoEndpoint> {
-    let Some(ask) = ask else {
-        let workload = snapshot.workload_at(asked.ip()).cloned();
-        return Ok(Destination { address: asked, workload, service: None });
-    };
+    let Some(ask) = ask else { return Ok(Destination::plain(snapshot, asked)) };
     let Some(endpoint) = ask.endpoint(stays, random, avoid) else {
         return Err(NoEndpoint { service: Arc::clone(ask.service) });
     };
-    let workload = endpoint.workload.as_ref().and_then(|uid| snapshot.workloads.get(uid)).cloned();
-    Ok(Destination { address: endpoint.address, workload, service: Some(Arc::clone(ask.service)) })
+    Ok(Destination::of(snapshot, ask.service, endpoint))
+}
+
+/// How the node's listener carries a client from outside, who is plaintext, to an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Entrance<'a, P> {
+    /// The endpoint is an address that this node serves itself: it would come back.
+    Loop,
+    /// To an enrolled pod of this node, inside its namespace.
+    Local(P, &'a Arc<Workload>),
+    /// The endpoint takes mutual TLS only.
+    Strict,
+    /// To the workload's own agent, in the name of this one.
+    Tunnel(&'a Arc<Workload>),
+    /// In plaintext from the node, to a pod of it that nobody serves yet: nobody there asks whether it may be reached.
+    Unserved(&'a Arc<Workload>),
+    /// In plaintext from the node.
+    Plain,
+}
+
+/// An endpoint as a client from outside may be carried to it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Arrival<'a> {
+    /// The endpoint.
+    pub(crate) endpoint: &'a Endpoint,
+    /// The workload behind it.
+    pub(crate) workload: Option<&'a Arc<Workload>>,
+    /// Whether the endpoint's address is one that this node serves.
+    pub(crate) is_frontend: bool,
+    /// Whether the endpoint is on this node.
+    pub(crate) is_here: bool,
+}
+
+impl<'a> Arrival<'a> {
+    /// The workload behind an endpoint; whose address it is counts for more than whom it names.
+    pub(crate) fn workload(snapshot: &'a Snapshot, endpoint: &Endpoint) -> Option<&'a Arc<Workload>> {
+        let named = || endpoint.workload.as_ref().and_then(|uid| snapshot.workloads.get(uid));
+        snapshot.workload_at(endpoint.address.ip()).or_else(named)
+    }
+
+    /// How it is carried; `served` finds a pod that this agent serves.
+    pub(crate) fn entrance<P>(&self, served: impl FnOnce(&WorkloadUid) -> Option<P>) -> Entrance<'a, P> {
+        if self.is_frontend {
+            return Entrance::Loop;
+        }
+        let in_mesh = |workload: &&Arc<Workload>| workload.enrolled && !workload.host_network;
+        let Some(workload) = self.workload.filter(in_mesh) else { return Entrance::Plain };
+        if let Some(pod) = served(&workload.uid) {
+            return Entrance::Local(pod, workload);
+        }
+        if !takes_plaintext(workload.mtls.at(self.endpoint.address.port())) {
+            return Entrance::Strict;
+        }
+        match (self.is_here, self.endpoint.in_mesh()) {
+            (true, _) => Entrance::Unserved(workload),
+            (false, true) => Entrance::Tunnel(workload),
+            (false, false) => Entrance::Plain,
+        }
+    }
 }
 
 /// An endpoint of the set, by weight; another of those that are not to be avoided where it is one of these.
