@@ -15,6 +15,7 @@ mod service;
 mod slice;
 mod store;
 mod translate;
+mod trial;
 mod validate;
 mod yaml;
 
@@ -30,3 +31,4 @@ pub use report::{Notice, Problem, Severity};
 pub use service::Service;
 pub use slice::EndpointSlice;
 pub use store::{Change, Translator};
+pub use trial::{Trial, try_policies};

@@ -102,10 +102,14 @@ fn rule(notices: &mut Notices, at: &str, rule: &Rule, action: PolicyAction) {
     for (index, from) in rule.from.iter().flatten().enumerate() {
         source(notices, &format!("{at}.from[{index}].source"), &from.source, action);
     }
-    for (index, when) in rule.when.iter().enumerate().filter(|(_, when)| when.key == "source.principal") {
-        let lists = [("values", &when.values), ("notValues", &when.not_values)];
-        for (name, list) in lists {
-            principals(notices, &format!("{at}.when[{index}].{name}"), list);
+    for (index, when) in rule.when.iter().enumerate() {
+        for (name, list) in [("values", &when.values), ("notValues", &when.not_values)] {
+            let at = format!("{at}.when[{index}].{name}");
+            match when.key.as_str() {
+                "source.principal" => principals(notices, &at, list),
+                "source.namespace" => wildcards(notices, &at, list),
+                _ => {}
+            }
         }
     }
 }

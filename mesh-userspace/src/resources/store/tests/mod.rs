@@ -375,6 +375,18 @@ fn any_change() -> impl Strategy<Value = Change> {
     let whole = prop::sample::select(vec!["", "selector: {matchLabels: {v: a}}, "]);
     let subset = || prop::sample::select(vec!["a", "b", "c"]);
     let zone = || prop::sample::select(vec!["a", "b"]);
+    let scope = prop::sample::select(vec![
+        "",
+        "selector: {matchLabels: {app: web}}, ",
+        "selector: {matchLabels: {v: a}}, ",
+        "targetRefs: [{kind: Service, name: web}, {kind: Service, name: db}], ",
+    ]);
+    let rules = prop::sample::select(vec![
+        "",
+        "rules: [{}]",
+        "action: DENY, rules: [{from: [{source: {namespaces: [a]}}]}]",
+        "action: CUSTOM, rules: [{to: [{operation: {ports: ['80']}}]}]",
+    ]);
     let reach = prop::sample::select(vec![
         "",
         ", internalTrafficPolicy: Local",
@@ -422,6 +434,10 @@ fn any_change() -> impl Strategy<Value = Change> {
             let namespace = if root { "istio-system" } else { "bookinfo" };
             format!("apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{{selector}mtls: {{mode: {mode}}}}}\n")
         }),
+        3 => (name(), prop::bool::ANY, scope, rules).prop_map(|(name, root, scope, rules)| {
+            let namespace = if root { "istio-system" } else { "bookinfo" };
+            format!("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{{scope}{rules}}}\n")
+        }),
         2 => (name(), name(), subset(), 0_u32..3).prop_map(|(host, to, subset, weight)| {
             let route = format!("tcp: [{{route: [{{destination: {{host: {to}, subset: {subset}}}, weight: {weight}}}, {{destination: {{host: web}}, weight: 1}}]}}]");
             rule(to, weight, &route).replace("[reviews]", &format!("[{host}]"))
@@ -459,6 +475,7 @@ proptest! {
             prop_assert_eq!(&step.services, &whole.services);
             prop_assert_eq!(&step.frontends, &whole.frontends);
             prop_assert_eq!(&step.node, &whole.node);
+            prop_assert_eq!(&step.policies, &whole.policies);
             prop_assert_eq!(step_notices, whole_notices);
         }
     }
