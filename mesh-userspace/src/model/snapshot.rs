@@ -13,6 +13,8 @@ use super::{NodeName, Protocol, Service, ServiceName, ServicePort, TrustDomain, 
 pub struct MeshConfig {
     /// Trust domain of every identity made here.
     pub trust_domain: TrustDomain,
+    /// Trust domains whose identities are taken for the same accounts of `trust_domain` (Istio's `trustDomainAliases`).
+    pub trust_domain_aliases: Arc<[TrustDomain]>,
     /// Istio's root namespace: what is configured there without a selector holds everywhere.
     pub root_namespace: Arc<str>,
     /// Cluster domain, the end of every service's host.
@@ -25,6 +27,7 @@ impl Default for MeshConfig {
     fn default() -> Self {
         Self {
             trust_domain: TrustDomain::new("cluster.local").expect("cluster.local is a trust domain"),
+            trust_domain_aliases: Arc::new([]),
             root_namespace: "istio-system".into(),
             cluster_domain: "cluster.local".into(),
             node: None,
