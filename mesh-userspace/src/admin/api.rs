@@ -278,12 +278,16 @@ pub struct CertReport {
     pub not_after: Option<u64>,
     /// When it will be renewed.
     pub renew_at: Option<u64>,
-    /// `valid`, `pending`, `renewal_failing`, `unavailable`.
+    /// `valid`, `pending`, `renewal_failing`, `expiring` (in the last quarter of its life), `unavailable`.
     pub state: String,
     /// Why the last try to sign failed.
     pub error: Option<String>,
-    /// SHA-256 of the root that is trusted first.
+    /// SHA-256 of the root that it is from.
     pub root_fingerprint: String,
+    /// SHA-256 of each root that its peers are verified by.
+    pub trusted_roots: Vec<String>,
+    /// What is wrong with the local authority; the same for all.
+    pub authority_problem: Option<String>,
 }
 
 /// One line of `GET /v1/flows?follow=true`.

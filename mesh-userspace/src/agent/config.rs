@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use super::{KubeProxyConfig, OutsideConfig};
+use super::{KubeProxyConfig, OutsideConfig, RotateConfig};
 use crate::model::TrustDomain;
 
 /// The node agent of the mesh.
@@ -25,6 +25,8 @@ pub enum Command {
     Run(Box<AgentConfig>),
     /// Take everything off this node: programs, maps, and what enrolment has left in pods. No agent may be running.
     Uninstall(Places),
+    /// Replace the root of the local certificate authority, a step at a time, with both roots trusted in between.
+    RotateRoot(RotateConfig),
 }
 
 /// Where an agent keeps what outlives it.
@@ -68,6 +70,9 @@ pub struct AgentConfig {
     /// Trust domain of every identity.
     #[arg(long, default_value = "cluster.local", value_name = "DOMAIN")]
     pub trust_domain: TrustDomain,
+    /// Trust domains whose identities stand for those of --trust-domain, while a mesh is given another.
+    #[arg(long, value_name = "DOMAIN,...", value_delimiter = ',')]
+    pub trust_domain_aliases: Vec<TrustDomain>,
     /// Domain that every service's host ends in.
     #[arg(long, default_value = "cluster.local", value_name = "DOMAIN")]
     pub cluster_domain: String,
@@ -128,7 +133,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 /// Shortest life of a certificate: below it, renewal would never rest.
 const SHORTEST_LIFE: Duration = Duration::from_secs(2);
 
-fn lifetime(text: &str) -> Result<Duration, String> {
+pub(super) fn lifetime(text: &str) -> Result<Duration, String> {
     let life = duration(text)?;
     if life < SHORTEST_LIFE { Err(format!("`{text}` is too short: at least 2s")) } else { Ok(life) }
 }
@@ -179,7 +184,7 @@ mod tests {
             let words = [&["meshd", "run", "--manifests", "/x"], flags].concat();
             let parsed = Cli::try_parse_from(&words).ok().and_then(|cli| match cli.command {
                 Command::Run(config) => Some(config.kube_proxy.kube_proxy_replacement),
-                Command::Uninstall(_) => None,
+                Command::Uninstall(_) | Command::RotateRoot(_) => None,
             });
             assert_eq!(parsed, expected, "{flags:?}");
         }

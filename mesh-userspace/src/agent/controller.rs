@@ -212,6 +212,8 @@ impl Controller {
                 _ = retry.tick() => {
                     self.end_replaced();
                     self.tell_attachments();
+                    // A pod that has left, or a connection of its that was still being made, has asked since.
+                    self.forget_certificates();
                     self.test_pods(|pod| match &pod.canary {
                         None => true,
                         Some(Err(_)) => pod.tested.elapsed() >= RETEST_FAILED,
@@ -435,12 +437,17 @@ impl Controller {
         }
     }
 
-    /// Lets the data path know who is here, and the certificate store whose certificates are wanted.
+    /// Lets the data path know who is here.
     fn publish(&self) {
         let pods: HashMap<_, _> =
             self.pods.iter().map(|(uid, pod)| (uid.clone(), Arc::clone(&pod.pod))).collect();
         self.shared.telemetry.metrics().set_enrolled(pods.len());
         self.shared.set_pods(pods);
+        self.forget_certificates();
+    }
+
+    /// Certificates of accounts that have no pod here any more go away; the agent's own stays.
+    fn forget_certificates(&self) {
         let leaving = self.leaving.iter().map(|leaving| &leaving.enrolled);
         let identities: BTreeSet<_> =
             self.pods.values().chain(leaving).map(|pod| pod.workload.identity.clone()).collect();

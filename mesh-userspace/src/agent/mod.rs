@@ -12,6 +12,7 @@ mod fill;
 mod kube_proxy;
 mod outside;
 mod report;
+mod rotate;
 mod service_report;
 
 use std::fs::{self, File};
@@ -30,6 +31,7 @@ pub use self::config::{AgentConfig, Cli, Command, Places};
 pub use self::kube_proxy::{Bind, KubeProxyConfig, Replacement};
 pub use self::outside::OutsideConfig;
 pub use self::report::needs;
+pub use self::rotate::{RotateConfig, Step, rotate_root};
 
 pub use self::controller::chain;
 
@@ -43,7 +45,7 @@ use crate::datapath::{
     self, CounterReader, Datapath, DatapathConfig, DatapathError, FlowEvents, Lifeline, check,
 };
 use crate::external::{self, ExternalError};
-use crate::identity::{Authority, AuthorityError, CertificateStore};
+use crate::identity::{Authority, AuthorityError, CertificateState, CertificateStore, RotateError};
 use crate::model::{IdentityError, MeshConfig, NodeName, Snapshot};
 use crate::node::{self, EnrolError, Enroller};
 use crate::proxy::{Handles, Shared, Workers};
@@ -83,6 +85,9 @@ pub enum AgentError {
     /// The certificate authority.
     #[error("cannot open the certificate authority")]
     Authority(#[source] AuthorityError),
+    /// The rotation of its root.
+    #[error("cannot rotate the root")]
+    Rotate(#[source] RotateError),
     /// A path of `--manifests` is not there: an agent that began without what it stands for would take all of it out of
     /// force.
     #[error("cannot read {}: what --manifests names must be there when the agent starts", path.display())]
@@ -225,7 +230,10 @@ async fn serve(
         TcpListener::bind(address).await.map_err(|source| AgentError::Metrics { address, source })?;
     let proxy_ports = ProxyPorts::bind(&config.kube_proxy, replaces).await?;
     let authority = Authority::open(&config.ca_dir, &config.trust_domain).map_err(AgentError::Authority)?;
-    let certificates = CertificateStore::with_validity(Arc::new(authority), config.cert_ttl);
+    let authority = Arc::new(authority);
+    let signer = Arc::<Authority>::clone(&authority);
+    let aliases = config.trust_domain_aliases.clone().into();
+    let certificates = CertificateStore::accepting(signer, config.cert_ttl, aliases);
     let (stop, stopped) = watch::channel(false);
     let feed = source::run(config.manifests.clone(), mesh_config(&config), on(stopped.clone()))
         .await
@@ -247,6 +255,7 @@ async fn serve(
         bpffs: config.places.bpffs.clone(),
         feed,
         shared,
+        authority: Some(authority),
         maps,
         requests: requests.clone(),
     });
@@ -313,7 +322,7 @@ async fn on(mut flag: watch::Receiver<bool>) {
 fn mesh_config(config: &AgentConfig) -> MeshConfig {
     MeshConfig {
         trust_domain: config.trust_domain.clone(),
-        trust_domain_aliases: Arc::default(),
+        trust_domain_aliases: config.trust_domain_aliases.clone().into(),
         root_namespace: config.root_namespace.as_str().into(),
         cluster_domain: config.cluster_domain.as_str().into(),
         node: Some(NodeName::new(config.node.as_str())),
@@ -332,15 +341,19 @@ fn telemetry(cluster: &str, certificates: &CertificateStore, feed: &Feed, replac
         (certificates.clone(), feed.reports.clone(), Arc::clone(&feed.current));
     metrics.on_scrape(move |metrics| {
         let certificates = certificates.certificates();
-        let ends: Vec<(String, u64)> = certificates
+        let ends: Vec<(String, u64, bool)> = certificates
             .iter()
             .filter_map(|status| {
                 let end =
                     status.certificate.as_ref()?.not_after().duration_since(SystemTime::UNIX_EPOCH).ok()?;
-                Some((status.identity.to_string(), end.as_secs()))
+                let expiring =
+                    matches!(status.state, CertificateState::Expiring | CertificateState::Unavailable);
+                Some((status.identity.to_string(), end.as_secs(), expiring))
             })
             .collect();
-        metrics.set_certificates(ends.iter().map(|(identity, end)| (identity.as_str(), *end)));
+        metrics.set_certificates(
+            ends.iter().map(|(identity, end, expiring)| (identity.as_str(), *end, *expiring)),
+        );
         let reports = reports.borrow();
         metrics.sync().refresh(&current.load());
         metrics.set_config(current.load().generation, reports.problems.len(), reports.notices.len());

@@ -8,7 +8,7 @@ use mesh_common::abi::LAYOUT_VERSION;
 use tokio::sync::{mpsc, oneshot};
 
 use super::controller::{NodeStatus, PodState, ROLES, Request};
-use super::{explain, fill, service_report};
+use super::{chain, explain, fill, service_report};
 use crate::admin::AdminData;
 use crate::admin::api::{
     Canary, CertReport, CheckItem, CheckReport, KernelReport, PodStatus, ProgramStatus, ServiceReport,
@@ -17,7 +17,7 @@ use crate::admin::api::{
 use crate::admin::plane::{ExplainQuery, ExplainReport, MapReport, QueryError};
 use crate::datapath::check;
 use crate::datapath::maps::MapReader;
-use crate::identity::{CertificateState, CertificateStatus};
+use crate::identity::{Authority, CertificateState, CertificateStatus};
 use crate::model::{NodeName, Workload};
 use crate::proxy::Shared;
 use crate::source::Feed;
@@ -31,6 +31,8 @@ pub(super) struct AgentData {
     pub(super) bpffs: PathBuf,
     pub(super) feed: Feed,
     pub(super) shared: Arc<Shared>,
+    /// The authority in this process, if it is one.
+    pub(super) authority: Option<Arc<Authority>>,
     pub(super) maps: MapReader,
     pub(super) requests: mpsc::Sender<Request>,
 }
@@ -42,6 +44,10 @@ impl AgentData {
             return NodeStatus::default();
         }
         answered.await.unwrap_or_default()
+    }
+
+    fn authority_problem(&self) -> Option<String> {
+        self.authority.as_ref()?.problem()
     }
 
     fn kernel(&self, status: &NodeStatus) -> KernelReport {
@@ -81,7 +87,7 @@ impl AgentData {
                 self.cgroup.display()
             )
         });
-        let errors = status.sync_errors.iter().cloned();
+        let errors = status.sync_errors.iter().cloned().chain(self.authority_problem());
         rejected.chain(errors).chain(detached).chain(elsewhere).chain(pods).collect()
     }
 }
@@ -164,7 +170,9 @@ impl AdminData for AgentData {
     }
 
     async fn certs(&self) -> Vec<CertReport> {
-        self.shared.certificates.certificates().into_iter().map(cert_report).collect()
+        let problem = self.authority_problem();
+        let report = |status| CertReport { authority_problem: problem.clone(), ..cert_report(status) };
+        self.shared.certificates.certificates().into_iter().map(report).collect()
     }
 
     async fn maps(&self, name: Option<String>, limit: usize) -> Result<Vec<MapReport>, QueryError> {
@@ -295,13 +303,16 @@ fn cert_report(status: CertificateStatus) -> CertReport {
             CertificateState::Pending => "pending",
             CertificateState::Valid => "valid",
             CertificateState::RenewalFailing => "renewal_failing",
+            CertificateState::Expiring => "expiring",
             CertificateState::Unavailable => "unavailable",
         }
         .to_owned(),
-        error: status.error.map(|error| error.to_string()),
-        root_fingerprint: certificate
-            .map(|certificate| certificate.root_fingerprint().to_owned())
+        error: status.error.map(|error| chain(&error)),
+        root_fingerprint: certificate.map(|certificate| certificate.issuer().to_owned()).unwrap_or_default(),
+        trusted_roots: certificate
+            .map(|certificate| certificate.trusted().current().fingerprints().to_vec())
             .unwrap_or_default(),
+        authority_problem: None,
     }
 }
 

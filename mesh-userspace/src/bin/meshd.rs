@@ -14,9 +14,14 @@ fn main() -> ExitCode {
         EnvFilter::try_from_env("MESH_LOG").unwrap_or_else(|_error| EnvFilter::new("info,access=warn"));
     let colours = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
+    // A core dump would hold every private key.
+    if let Err(error) = nix::sys::prctl::set_dumpable(false) {
+        tracing::warn!(%error, "core dumps of this process, with its private keys, are not prevented");
+    }
     let result = match cli.command {
         Command::Run(config) => agent::run(*config),
         Command::Uninstall(places) => agent::uninstall(&places),
+        Command::RotateRoot(config) => agent::rotate_root(&config),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

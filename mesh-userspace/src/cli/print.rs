@@ -1,5 +1,6 @@
 //! The documents as tables.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use super::table::{Rows, Tone, list, plain, span, yes};
@@ -176,12 +177,23 @@ pub(super) fn workloads(reports: &[WorkloadReport], view: View) -> String {
 }
 
 pub(super) fn certs(reports: &[CertReport], view: View) -> String {
-    let header = ["IDENTITY", "STATE", "EXPIRES", "RENEWED", "SERIAL", "ISSUED", "ROOT SHA-256", "ERROR"];
-    let mut rows = Rows::new(if view.wide { &header } else { &header[..4] }, view.colour);
+    let header = [
+        "IDENTITY",
+        "STATE",
+        "EXPIRES",
+        "RENEWED",
+        "ROOT",
+        "TRUSTS",
+        "SERIAL",
+        "ISSUED",
+        "ROOT SHA-256",
+        "ERROR",
+    ];
+    let mut rows = Rows::new(if view.wide { &header } else { &header[..6] }, view.colour);
     for cert in reports {
         let tone = match cert.state.as_str() {
             "valid" => Tone::Good,
-            "unavailable" => Tone::Bad,
+            "expiring" | "unavailable" => Tone::Bad,
             _ => Tone::Warn,
         };
         rows.add([
@@ -189,13 +201,54 @@ pub(super) fn certs(reports: &[CertReport], view: View) -> String {
             (cert.state.clone(), tone),
             plain(view.until(cert.not_after)),
             plain(view.until(cert.renew_at)),
+            plain(short(&cert.root_fingerprint)),
+            list(&cert.trusted_roots.iter().map(|root| short(root)).collect::<Vec<_>>()),
             plain(&cert.serial),
             plain(view.until(cert.not_before)),
             plain(&cert.root_fingerprint),
             plain(cert.error.as_deref().unwrap_or_default()),
         ]);
     }
-    rows.render()
+    let mut text = rows.render();
+    if let Some(line) = rotation(reports) {
+        let _ = writeln!(text, "\n{line}");
+    }
+    if let Some(problem) = reports.iter().find_map(|cert| cert.authority_problem.as_ref()) {
+        let _ = writeln!(text, "authority: {problem}");
+    }
+    text
+}
+
+/// What of a fingerprint is enough to tell roots apart.
+fn short(fingerprint: &str) -> &str {
+    fingerprint.get(..12).unwrap_or(fingerprint)
+}
+
+/// How far the node has followed a change of roots. The root that signs now is that of the youngest certificate.
+fn rotation(reports: &[CertReport]) -> Option<String> {
+    let signed = || reports.iter().filter(|cert| !cert.root_fingerprint.is_empty());
+    let newest = &signed().max_by_key(|cert| cert.not_before)?.root_fingerprint;
+    let roots: BTreeSet<&String> = signed().flat_map(|cert| &cert.trusted_roots).collect();
+    let (all, from) = (signed().count(), signed().filter(|cert| cert.root_fingerprint == *newest).count());
+    let behind = signed().filter(|cert| cert.trusted_roots.len() < roots.len()).count();
+    let newest = short(newest);
+    let mut line = match roots.len() {
+        0 => return None,
+        1 => format!("roots: {newest} is trusted; {from} of {all} certificates are from it"),
+        many => format!(
+            "rotation: {many} roots trusted; {from} of {all} certificates are from the new one, {newest}"
+        ),
+    };
+    if roots.len() > 1 && from == all {
+        line = format!(
+            "roots: {} roots trusted; all {all} certificates are from {newest}, which signs now",
+            roots.len()
+        );
+    }
+    if behind > 0 {
+        let _ = write!(line, "; {behind} of {all} do not trust all of them yet");
+    }
+    Some(line)
 }
 
 #[cfg(test)]
@@ -285,5 +338,38 @@ mod tests {
         };
         let text = certs(&[report], VIEW);
         assert!(text.contains("spiffe://a/ns/b/sa/c   valid   in 2h0m   in 1m0s"), "{text}");
+        assert!(!text.contains("root:") && !text.contains("authority:"), "{text}");
+    }
+
+    #[test]
+    fn certificates_say_how_far_a_rotation_is() {
+        let (old, new) = ("aaaaaaaaaaaaaaaaaaaa", "bbbbbbbbbbbbbbbbbbbb");
+        let cert = |age: u64, root: &str, trusted: &[&str]| CertReport {
+            not_before: Some(VIEW.now - age),
+            root_fingerprint: root.to_owned(),
+            trusted_roots: trusted.iter().map(|&root| root.to_owned()).collect(),
+            ..CertReport::default()
+        };
+        let cases = [
+            (
+                vec![cert(9, old, &[old]), cert(8, old, &[old])],
+                "roots: aaaaaaaaaaaa is trusted; 2 of 2 certificates are from it",
+            ),
+            (
+                vec![cert(9, old, &[old]), cert(1, old, &[old, new])],
+                "roots: 2 roots trusted; all 2 certificates are from aaaaaaaaaaaa, which signs now; 1 of 2 do not trust \
+                 all of them yet",
+            ),
+            (
+                vec![cert(9, old, &[old, new]), cert(1, new, &[old, new]), cert(2, new, &[old, new])],
+                "rotation: 2 roots trusted; 2 of 3 certificates are from the new one, bbbbbbbbbbbb",
+            ),
+        ];
+        for (certs, line) in cases {
+            assert_eq!(rotation(&certs).as_deref(), Some(line));
+        }
+        let problem = Some("gone".to_owned());
+        let text = certs(&[CertReport { authority_problem: problem, ..cert(1, old, &[old]) }], VIEW);
+        assert!(text.ends_with("\nauthority: gone\n"), "{text}");
     }
 }

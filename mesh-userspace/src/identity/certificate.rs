@@ -7,11 +7,12 @@ use std::time::{Duration, SystemTime};
 
 use rustls::crypto::aws_lc_rs::sign::any_ecdsa_type;
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 
-use super::{Expected, SignedChain, peer_identity, provider};
-use crate::model::Identity;
+use super::roots::hex;
+use super::{Expected, Roots, RootsError, SignedChain, TrustedRoots, peer_identity};
+use crate::model::{Identity, TrustDomain};
 
 /// Most client configurations kept for one certificate.
 const MAX_CLIENT_CONFIGS: usize = 4096;
@@ -22,9 +23,17 @@ pub enum CertificateError {
     /// The chain is empty.
     #[error("the authority answered without a certificate")]
     Empty,
-    /// The leaf or a root is no X.509 certificate.
+    /// The leaf is no X.509 certificate.
     #[error("the authority answered with what is no certificate")]
     Malformed,
+    /// The roots cannot be used.
+    #[error("use the roots that the authority answered with")]
+    Roots(#[source] RootsError),
+    /// Peers that trust what the authority trusts would not take it: expired, of another root, or a chain with a gap.
+    #[error(
+        "the authority answered with a certificate that its own roots do not make valid: compare the clocks"
+    )]
+    Untrusted,
     /// The leaf is somebody else's.
     #[error("the authority answered with a certificate of {0}")]
     WrongIdentity(String),
@@ -33,12 +42,14 @@ pub enum CertificateError {
     Key(#[source] rustls::Error),
 }
 
-/// A certificate chain and its key. Immutable; a renewed one is another value.
+/// A certificate chain and its key, which never change: a renewed one is another value. What it trusts in others follows
+/// the newest roots, as long as they are roots of its own too.
 pub struct WorkloadCertificate {
     identity: Identity,
     certified: Arc<CertifiedKey>,
-    roots: Arc<RootCertStore>,
-    root_fingerprint: String,
+    accepted: Arc<[TrustDomain]>,
+    trusted: TrustedRoots,
+    issuer: String,
     serial: String,
     not_before: SystemTime,
     not_after: SystemTime,
@@ -57,10 +68,11 @@ impl fmt::Debug for WorkloadCertificate {
 }
 
 impl WorkloadCertificate {
-    /// Joins what the authority signed with the key (PKCS#8) that it was asked for.
+    /// Joins what the authority signed with the key (PKCS#8) that it was asked for. Peers are taken from the identity's own
+    /// trust domain.
     ///
     /// # Errors
-    /// The certificate is not the identity's, or does not belong to the key.
+    /// The certificate is not the identity's, does not belong to the key, or is not valid for the authority's own roots.
     pub fn new(identity: Identity, signed: SignedChain, key: &[u8]) -> Result<Self, CertificateError> {
         let leaf = signed.chain.first().ok_or(CertificateError::Empty)?;
         match peer_identity(&signed.chain) {
@@ -73,25 +85,40 @@ impl WorkloadCertificate {
         let serial = hex(parsed.raw_serial());
         let not_before = system_time(parsed.validity().not_before.timestamp());
         let not_after = system_time(parsed.validity().not_after.timestamp());
-        let mut roots = RootCertStore::empty();
-        for root in &signed.roots {
-            roots.add(root.clone()).map_err(|_error| CertificateError::Malformed)?;
-        }
-        let root_fingerprint = signed.roots.first().map(|root| fingerprint(root)).unwrap_or_default();
+        let roots = Roots::new(&signed.roots).map_err(CertificateError::Roots)?;
+        let issuer = roots.issuer_of(&signed.chain).ok_or(CertificateError::Untrusted)?.to_owned();
         let key = any_ecdsa_type(&PrivatePkcs8KeyDer::from(key).into()).map_err(CertificateError::Key)?;
         let certified = CertifiedKey::new(signed.chain, key);
         certified.keys_match().map_err(CertificateError::Key)?;
         Ok(Self {
+            accepted: Arc::new([identity.trust_domain.clone()]),
             identity,
             certified: Arc::new(certified),
-            roots: Arc::new(roots),
-            root_fingerprint,
+            trusted: TrustedRoots::new(Arc::new(roots)),
+            issuer,
             serial,
             not_before,
             not_after,
             server: OnceLock::new(),
             clients: ClientConfigs::default(),
         })
+    }
+
+    /// With peers taken from these trust domains too.
+    #[must_use]
+    pub fn accepting(mut self, aliases: &[TrustDomain]) -> Self {
+        let own = self.identity.trust_domain.clone();
+        let others = aliases.iter().filter(|alias| **alias != own).cloned();
+        self.accepted = std::iter::once(own.clone()).chain(others).collect();
+        self
+    }
+
+    /// Trusts these roots in peers from the next handshake on, if they are roots of this certificate too: whoever holds a
+    /// certificate that its own side does not trust is better served by the roots that it came with, until it is renewed.
+    pub(super) fn adopt(&self, roots: &Arc<Roots>) {
+        if roots.issuer_of(self.chain()).is_some() {
+            self.trusted.replace(Arc::clone(roots));
+        }
     }
 
     /// Whose it is.
@@ -109,14 +136,19 @@ impl WorkloadCertificate {
         &self.certified
     }
 
-    /// The roots that its authority trusts.
-    pub const fn roots(&self) -> &Arc<RootCertStore> {
-        &self.roots
+    /// The trust domains that peers are taken from; the identity's own is the first.
+    pub fn accepted(&self) -> &Arc<[TrustDomain]> {
+        &self.accepted
     }
 
-    /// SHA-256 of the first root, in hexadecimal.
-    pub fn root_fingerprint(&self) -> &str {
-        &self.root_fingerprint
+    /// The roots that peers are verified by.
+    pub const fn trusted(&self) -> &TrustedRoots {
+        &self.trusted
+    }
+
+    /// SHA-256 of the root that it leads to, in hexadecimal.
+    pub fn issuer(&self) -> &str {
+        &self.issuer
     }
 
     /// Serial number in hexadecimal.
@@ -161,24 +193,4 @@ impl ClientConfigs {
 
 fn system_time(unix_seconds: i64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(unix_seconds).unwrap_or(0))
-}
-
-/// SHA-256 in hexadecimal, from the provider that TLS uses.
-fn fingerprint(der: &[u8]) -> String {
-    provider()
-        .cipher_suites
-        .iter()
-        .find(|suite| suite.suite() == rustls::CipherSuite::TLS13_AES_128_GCM_SHA256)
-        .and_then(rustls::SupportedCipherSuite::tls13)
-        .map(|suite| hex(suite.common.hash_provider.hash(der).as_ref()))
-        .unwrap_or_default()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing to a String does not fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

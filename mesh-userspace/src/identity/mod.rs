@@ -8,18 +8,22 @@ mod authority;
 mod certificate;
 mod expiry;
 mod reason;
+mod roots;
 mod signer;
 mod store;
 mod tls;
 mod verify;
 
+use roots::fingerprint;
+
 #[cfg(test)]
 mod testing;
 
-pub use authority::{Authority, AuthorityError};
+pub use authority::{Authority, AuthorityError, Phase, RotateError, Rotation, RotationStatus, RotationStep};
 pub use certificate::{CertificateError, WorkloadCertificate};
 pub use expiry::chain_end;
-pub use reason::{PeerError, handshake_error_reason, handshake_reason};
+pub use reason::{PeerError, handshake_error_reason, handshake_peer, handshake_reason};
+pub use roots::{Roots, RootsError, TrustedRoots};
 pub use signer::{SignError, SignedChain, Signer, SigningRequest};
 pub use store::{CertificateState, CertificateStatus, CertificateStore, StoreError};
 pub use tls::{ALPN_H2, TlsError, client_config, provider, server_config};

@@ -1,5 +1,6 @@
 //! Why a handshake failed, as a bounded label.
 
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use rustls::{AlertDescription, CertificateError, Error, OtherError, PeerIncompat
 use crate::model::{Identity, IdentityError};
 
 /// What is wrong with a certificate that its authority signed in order.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PeerError {
     /// No certificate, or one that cannot be parsed.
     #[error("peer presented no certificate that can be parsed")]
@@ -27,7 +28,22 @@ pub enum PeerError {
     WrongTrustDomain(Identity),
 }
 
+/// As `Display`: rustls shows an error of its own making by `Debug` alone, and it is that which flow records hold.
+impl fmt::Debug for PeerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 impl PeerError {
+    /// Who the peer is, by a certificate in order that is not wanted here.
+    pub const fn peer(&self) -> Option<&Identity> {
+        match self {
+            Self::WrongIdentity(peer) | Self::WrongTrustDomain(peer) => Some(peer),
+            Self::Unreadable | Self::UriNames(_) | Self::NoIdentity(_) => None,
+        }
+    }
+
     /// Bounded label.
     pub const fn reason(&self) -> &'static str {
         match self {
@@ -59,6 +75,13 @@ pub fn handshake_reason(error: &io::Error) -> &'static str {
         io::ErrorKind::TimedOut => "timeout",
         _ => "other",
     }
+}
+
+/// Who the peer of a handshake is that was refused for who it is, from what `tokio-rustls` returns.
+pub fn handshake_peer(error: &io::Error) -> Option<&Identity> {
+    let tls = error.get_ref()?.downcast_ref::<Error>()?;
+    let Error::InvalidCertificate(CertificateError::Other(OtherError(inner))) = tls else { return None };
+    inner.downcast_ref::<PeerError>()?.peer()
 }
 
 /// As [`handshake_reason`], from rustls' own error.

@@ -1,6 +1,7 @@
 //! An authority in memory, and certificates that are wrong in one way each.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use futures_util::future::BoxFuture;
@@ -43,8 +44,10 @@ impl Drop for TempDir {
     }
 }
 
+/// Clones are the same authority.
+#[derive(Clone)]
 pub(super) struct TestAuthority {
-    key: KeyPair,
+    key: Arc<KeyPair>,
     pub(super) root: CertificateDer<'static>,
 }
 
@@ -52,7 +55,7 @@ impl TestAuthority {
     pub(super) fn new() -> Self {
         let key = KeyPair::generate().unwrap();
         let root = root_params(&trust_domain()).unwrap().self_signed(&key).unwrap();
-        Self { root: root.der().clone(), key }
+        Self { root: root.der().clone(), key: Arc::new(key) }
     }
 
     /// Signs what the test made of a proper leaf's parameters.
@@ -66,22 +69,27 @@ impl TestAuthority {
         params.not_before = OffsetDateTime::now_utc() - time::Duration::minutes(2);
         params.not_after = OffsetDateTime::now_utc() + time::Duration::hours(1);
         spoil(&mut params);
-        let issuer = Issuer::from_ca_cert_der(&self.root, &self.key).unwrap();
+        let issuer = Issuer::from_ca_cert_der(&self.root, &*self.key).unwrap();
         params.signed_by(key, &issuer).unwrap().der().clone()
+    }
+}
+
+impl TestAuthority {
+    /// Signs what it is asked.
+    pub(super) fn sign_now(&self, request: SigningRequest<'_>) -> Result<SignedChain, SignError> {
+        let csr = CertificateSigningRequestParams::from_der(request.csr).map_err(SignError::Signing)?;
+        let mut params = leaf_params(request.identity).unwrap();
+        params.not_before = OffsetDateTime::now_utc() - time::Duration::minutes(2);
+        params.not_after = OffsetDateTime::now_utc() + request.validity;
+        params.serial_number = Some(fastrand::u64(1..).to_be_bytes().to_vec().into());
+        let issuer = Issuer::from_ca_cert_der(&self.root, &*self.key).unwrap();
+        let leaf = params.signed_by(&csr.public_key, &issuer).map_err(SignError::Signing)?;
+        Ok(SignedChain { chain: vec![leaf.der().clone()], roots: vec![self.root.clone()] })
     }
 }
 
 impl Signer for TestAuthority {
     fn sign<'a>(&'a self, request: SigningRequest<'a>) -> BoxFuture<'a, Result<SignedChain, SignError>> {
-        Box::pin(async move {
-            let csr = CertificateSigningRequestParams::from_der(request.csr).map_err(SignError::Signing)?;
-            let mut params = leaf_params(request.identity).unwrap();
-            params.not_before = OffsetDateTime::now_utc() - time::Duration::minutes(2);
-            params.not_after = OffsetDateTime::now_utc() + request.validity;
-            params.serial_number = Some(fastrand::u64(1..).to_be_bytes().to_vec().into());
-            let issuer = Issuer::from_ca_cert_der(&self.root, &self.key).unwrap();
-            let leaf = params.signed_by(&csr.public_key, &issuer).map_err(SignError::Signing)?;
-            Ok(SignedChain { chain: vec![leaf.der().clone()], roots: vec![self.root.clone()] })
-        })
+        Box::pin(async move { self.sign_now(request) })
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyPair, SanType};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
+use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection};
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
 use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -45,7 +45,7 @@ fn client_with(authority: &TestAuthority, presented: Option<Arc<CertifiedKey>>) 
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(PeerVerifier::new(&roots(authority), expected).unwrap()));
+        .with_custom_certificate_verifier(Arc::new(PeerVerifier::new(roots(authority), expected)));
     let mut config = match presented {
         Some(key) => builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(key))),
         None => builder.with_no_client_auth(),
@@ -59,16 +59,14 @@ fn server_with(authority: &TestAuthority, presented: Arc<CertifiedKey>) -> Arc<S
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
-        .with_client_cert_verifier(Arc::new(PeerVerifier::new(&roots(authority), expected).unwrap()))
+        .with_client_cert_verifier(Arc::new(PeerVerifier::new(roots(authority), expected)))
         .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(presented)));
     config.alpn_protocols = vec![ALPN_H2.to_vec()];
     Arc::new(config)
 }
 
-fn roots(authority: &TestAuthority) -> Arc<RootCertStore> {
-    let mut roots = RootCertStore::empty();
-    roots.add(authority.root.clone()).unwrap();
-    Arc::new(roots)
+fn roots(authority: &TestAuthority) -> TrustedRoots {
+    TrustedRoots::new(Arc::new(Roots::new(std::slice::from_ref(&authority.root)).unwrap()))
 }
 
 /// What each end makes of the handshake: the peer's identity, or the reason of its failure.
@@ -111,6 +109,73 @@ async fn the_right_certificates_pass() {
     let (client, server) = handshake(client_config(&a, &expected).unwrap(), server_config(&b).unwrap()).await;
     assert_eq!(client, Ok(identity("b").to_string()));
     assert_eq!(server, Ok(identity("a").to_string()));
+}
+
+/// What a client's certificate is to a server's, where both take other trust domains for their own.
+#[tokio::test]
+async fn an_alias_stands_for_its_trust_domain() {
+    let authority = TestAuthority::new();
+    let alias = other_domain();
+    let strict = certificate(&authority, identity("b"));
+    let lenient =
+        || certificate(&authority, identity("b")).accepting(std::slice::from_ref(&alias.trust_domain));
+    let former = certificate(&authority, alias.clone());
+
+    // A server takes clients of the alias if it knows it.
+    let expected = Expected::identity(identity("b"));
+    let client = || client_with(&authority, Some(Arc::clone(former.certified_key())));
+    let (_, server) = handshake(client(), server_config(&lenient()).unwrap()).await;
+    assert_eq!(server, Ok(alias.to_string()));
+    let (_, server) = handshake(client(), server_config(&strict).unwrap()).await;
+    assert_eq!(server, Err("wrong_trust_domain"));
+
+    // A client takes the account that it wants, under either name, and no other.
+    let other_account = Identity { service_account: "c".into(), ..alias.clone() };
+    let other_account = certificate(&authority, other_account);
+    let to = |named: &WorkloadCertificate| server_with(&authority, Arc::clone(named.certified_key()));
+    let a = lenient();
+    let wanted = || client_config(&a, &expected).unwrap();
+    assert_eq!(handshake(wanted(), to(&former)).await.0, Ok(alias.to_string()));
+    assert_eq!(handshake(wanted(), to(&other_account)).await.0, Err("wrong_identity"));
+    let unaware = client_config(&strict, &expected).unwrap();
+    assert_eq!(handshake(unaware, to(&former)).await.0, Err("wrong_trust_domain"));
+}
+
+#[test]
+fn a_refused_peer_is_named() {
+    let error: rustls::Error = PeerError::WrongIdentity(identity("c")).into();
+    let error = std::io::Error::new(std::io::ErrorKind::InvalidData, error);
+    assert_eq!(handshake_peer(&error), Some(&identity("c")));
+    assert!(
+        error.to_string().contains("peer is spiffe://cluster.local/ns/default/sa/c, which is not"),
+        "{error}"
+    );
+    let error: rustls::Error = PeerError::UriNames(2).into();
+    assert_eq!(handshake_peer(&std::io::Error::other(error)), None);
+}
+
+/// Verifiers that are in use already use the roots that a certificate is given.
+#[tokio::test]
+async fn roots_are_replaced_under_a_configuration() {
+    let (old, new) = (TestAuthority::new(), TestAuthority::new());
+    let both = Arc::new(Roots::new(&[old.root.clone(), new.root.clone()]).unwrap());
+    let only_new = Arc::new(Roots::new(std::slice::from_ref(&new.root)).unwrap());
+    let b = certificate(&new, identity("b"));
+    let server = server_config(&b).unwrap();
+    let client = || {
+        let key = KeyPair::generate().unwrap();
+        let leaf = old.leaf(&identity("a"), &key, no_change);
+        client_with(&new, Some(certified(leaf, &key)))
+    };
+    let taken = async || handshake(client(), Arc::clone(&server)).await.1;
+    assert_eq!(taken().await, Err("unknown_issuer"));
+    b.adopt(&both);
+    assert_eq!(taken().await, Ok(identity("a").to_string()));
+    b.adopt(&only_new);
+    assert_eq!(taken().await, Err("unknown_issuer"));
+    // Not those that its own chain does not lead to.
+    b.adopt(&Arc::new(Roots::new(std::slice::from_ref(&old.root)).unwrap()));
+    assert_eq!(b.trusted().current(), only_new);
 }
 
 fn other_domain() -> Identity {

@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{self, cipher_suite};
-use rustls::server::{NoServerSessionStorage, VerifierBuilderError};
+use rustls::server::NoServerSessionStorage;
 use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, ServerConfig};
 
@@ -19,9 +19,6 @@ pub const ALPN_H2: &[u8] = b"h2";
 /// Why a configuration cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// The certificate came without roots.
-    #[error("make a verifier of the certificate's roots")]
-    Roots(#[source] VerifierBuilderError),
     /// The provider does not do TLS 1.3.
     #[error("configure TLS 1.3")]
     Versions(#[source] rustls::Error),
@@ -41,16 +38,17 @@ pub fn provider() -> Arc<CryptoProvider> {
     Arc::clone(&PROVIDER)
 }
 
-/// What a server presents this certificate with: it takes clients of its own trust domain, each with a certificate.
+/// What a server presents this certificate with: it takes clients of the trust domains that the certificate accepts, each
+/// with a certificate of its own.
 ///
 /// # Errors
-/// The certificate has no roots.
+/// The provider does not do TLS 1.3.
 pub fn server_config(certificate: &WorkloadCertificate) -> Result<Arc<ServerConfig>, TlsError> {
     if let Some(config) = certificate.server.get() {
         return Ok(Arc::clone(config));
     }
-    let expected = Expected::trust_domain(certificate.identity().trust_domain.clone());
-    let verifier = PeerVerifier::new(certificate.roots(), expected).map_err(TlsError::Roots)?;
+    let expected = Expected::TrustDomains(Arc::clone(certificate.accepted()));
+    let verifier = PeerVerifier::new(certificate.trusted().clone(), expected);
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(TlsError::Versions)?
@@ -62,16 +60,18 @@ pub fn server_config(certificate: &WorkloadCertificate) -> Result<Arc<ServerConf
     Ok(Arc::clone(certificate.server.get_or_init(|| Arc::new(config))))
 }
 
-/// What a client presents this certificate with to a server that must be `expected`.
+/// What a client presents this certificate with to a server that must be `expected`. Trust domains that the certificate
+/// accepts stand for each other, as Istio's `trustDomainAliases` do.
 ///
 /// # Errors
-/// The certificate has no roots.
+/// The provider does not do TLS 1.3.
 pub fn client_config(
     certificate: &WorkloadCertificate,
     expected: &Expected,
 ) -> Result<Arc<ClientConfig>, TlsError> {
     certificate.clients.get_or_make(expected, || {
-        let verifier = PeerVerifier::new(certificate.roots(), expected.clone()).map_err(TlsError::Roots)?;
+        let expected = expected.clone().with_aliases(certificate.accepted());
+        let verifier = PeerVerifier::new(certificate.trusted().clone(), expected);
         let mut config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(TlsError::Versions)?

@@ -6,18 +6,13 @@
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature};
-use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ParsedCertificate, VerifierBuilderError};
-use rustls::{
-    DigitallySignedStruct, DistinguishedName, Error, PeerIncompatible, RootCertStore, SignatureScheme,
-};
+use rustls::{DigitallySignedStruct, DistinguishedName, Error, PeerIncompatible, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use x509_parser::extensions::GeneralName;
 
-use super::{PeerError, provider};
+use super::{PeerError, TrustedRoots, provider};
 use crate::model::{Identity, TrustDomain};
 
 /// Whom a verifier lets pass.
@@ -38,6 +33,28 @@ impl Expected {
     /// Anybody of this trust domain.
     pub fn trust_domain(domain: TrustDomain) -> Self {
         Self::TrustDomains(Arc::new([domain]))
+    }
+
+    /// With the same account of every trust domain in `accepted` expected where one of these domains is. Nothing changes
+    /// for other domains, nor where none is accepted but one's own.
+    #[must_use]
+    pub fn with_aliases(self, accepted: &[TrustDomain]) -> Self {
+        let Self::Identities(identities) = &self else { return self };
+        if accepted.len() < 2 {
+            return self;
+        }
+        let mut all: Vec<Identity> = Vec::new();
+        for identity in identities.iter() {
+            let own = std::iter::once(&identity.trust_domain);
+            let aliases = accepted.iter().filter(|_| accepted.contains(&identity.trust_domain));
+            for domain in own.chain(aliases) {
+                let alias = Identity { trust_domain: domain.clone(), ..identity.clone() };
+                if !all.contains(&alias) {
+                    all.push(alias);
+                }
+            }
+        }
+        Self::Identities(all.into())
     }
 
     /// Whether the peer is among them.
@@ -82,27 +99,18 @@ pub fn peer_identity(chain: &[CertificateDer<'_>]) -> Result<Identity, PeerError
     uri.parse().map_err(PeerError::NoIdentity)
 }
 
-/// Verifies peers of both kinds, TLS 1.3 alone.
+/// Verifies peers of both kinds, TLS 1.3 alone, by the roots that are trusted at the moment.
 #[derive(Debug)]
 pub struct PeerVerifier {
     expected: Expected,
-    roots: Arc<RootCertStore>,
-    clients: Arc<dyn ClientCertVerifier>,
+    trusted: TrustedRoots,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl PeerVerifier {
-    /// A verifier that trusts `roots` and lets `expected` pass.
-    ///
-    /// # Errors
-    /// There are no roots.
-    pub fn new(roots: &Arc<RootCertStore>, expected: Expected) -> Result<Self, VerifierBuilderError> {
-        let provider = provider();
-        let algorithms = provider.signature_verification_algorithms;
-        let clients = WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider)
-            .clear_root_hint_subjects()
-            .build()?;
-        Ok(Self { expected, roots: Arc::clone(roots), clients, algorithms })
+    /// A verifier that trusts `trusted` and lets `expected` pass.
+    pub fn new(trusted: TrustedRoots, expected: Expected) -> Self {
+        Self { expected, trusted, algorithms: provider().signature_verification_algorithms }
     }
 
     fn check(&self, leaf: &CertificateDer<'_>) -> Result<(), Error> {
@@ -111,9 +119,32 @@ impl PeerVerifier {
     }
 }
 
-/// TLS 1.2 is not offered and not taken; this is never reached.
-const fn no_tls12() -> Error {
-    Error::PeerIncompatible(PeerIncompatible::Tls12NotOffered)
+/// What both of rustls' traits ask of a verifier in the same words: signatures of TLS 1.3. TLS 1.2 is not offered and not
+/// taken, so that its part is never reached.
+macro_rules! tls13_signatures {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            _message: &[u8],
+            _cert: &CertificateDer<'_>,
+            _dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            Err(Error::PeerIncompatible(PeerIncompatible::Tls12NotOffered))
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls13_signature(message, cert, dss, &self.algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.algorithms.supported_schemes()
+        }
+    };
 }
 
 impl ServerCertVerifier for PeerVerifier {
@@ -125,34 +156,12 @@ impl ServerCertVerifier for PeerVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let parsed = ParsedCertificate::try_from(end_entity)?;
-        let algorithms = self.algorithms.all;
-        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)?;
+        self.trusted.current().verify_server(end_entity, intermediates, now)?;
         self.check(end_entity)?;
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(no_tls12())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
+    tls13_signatures!();
 }
 
 impl ClientCertVerifier for PeerVerifier {
@@ -166,30 +175,11 @@ impl ClientCertVerifier for PeerVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self.clients.verify_client_cert(end_entity, intermediates, now)?;
+        let roots = self.trusted.current();
+        let verified = roots.clients().verify_client_cert(end_entity, intermediates, now)?;
         self.check(end_entity)?;
         Ok(verified)
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(no_tls12())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
+    tls13_signatures!();
 }

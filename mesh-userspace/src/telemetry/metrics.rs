@@ -72,6 +72,9 @@ metrics! {
     "mesh_certificate_expiry_timestamp_seconds"
     /// When an identity's certificate ends, in seconds since the Unix epoch
     certificate_expiry: Family<Labels<1>, Gauge>;
+    "mesh_certificate_expiring"
+    /// Whether a certificate is in the last quarter of its life, or past its end (1), or not (0)
+    certificate_expiring: Family<Labels<1>, Gauge>;
     "mesh_certificate_failures"
     /// Certificates that could not be had or renewed, by reason
     certificate_failures: Family<Labels<1>, Counter>;
@@ -175,7 +178,7 @@ impl Metrics {
         u64::try_from(self.families.connections.get()).unwrap_or(0)
     }
 
-    /// A handshake failed; `side` is `client` or `server`, `reason` that of [`crate::identity::handshake_reason`].
+    /// A handshake failed; `side` is `client` or `server`, `reason` one of a closed set that the layer above gives.
     pub fn handshake_failed(&self, side: &'static str, reason: &'static str) {
         let labels = [("side", side.to_owned()), ("reason", reason.to_owned())];
         self.families.handshake_failures.get_or_create_owned(&labels).inc();
@@ -227,13 +230,15 @@ impl Metrics {
         self.families.pool_streams.set(gauge_value(streams));
     }
 
-    /// The ends of all certificates (identity, Unix seconds); what is not among them goes away.
-    pub fn set_certificates<'a>(&self, certificates: impl IntoIterator<Item = (&'a str, u64)>) {
+    /// The ends of all certificates (identity, Unix seconds, whether that is near); what is not among them goes away.
+    pub fn set_certificates<'a>(&self, certificates: impl IntoIterator<Item = (&'a str, u64, bool)>) {
         self.families.certificate_expiry.clear();
-        for (identity, not_after) in certificates {
+        self.families.certificate_expiring.clear();
+        for (identity, not_after, expiring) in certificates {
             let labels = [("identity", identity.to_owned())];
             let gauge = self.families.certificate_expiry.get_or_create_owned(&labels);
             gauge.set(i64::try_from(not_after).unwrap_or(i64::MAX));
+            self.families.certificate_expiring.get_or_create_owned(&labels).set(expiring.into());
         }
     }
 
@@ -316,7 +321,7 @@ mod tests {
         let metrics = Metrics::new("1");
         metrics.on_scrape(|metrics| {
             metrics.set_kernel_events("no_endpoint", 7);
-            metrics.set_certificates([("spiffe://a/ns/b/sa/c", 1_700_000_000)]);
+            metrics.set_certificates([("spiffe://a/ns/b/sa/c", 1_700_000_000, true)]);
         });
         metrics.handshake_failed("server", "unknown_issuer");
         let text = metrics.render();
@@ -324,6 +329,7 @@ mod tests {
             "mesh_kernel_events_total{reason=\"no_endpoint\"} 7",
             "mesh_tls_handshake_failures_total{side=\"server\",reason=\"unknown_issuer\"} 1",
             "mesh_certificate_expiry_timestamp_seconds{identity=\"spiffe://a/ns/b/sa/c\"} 1700000000",
+            "mesh_certificate_expiring{identity=\"spiffe://a/ns/b/sa/c\"} 1",
         ] {
             assert!(text.lines().any(|each| each == line), "{line}\nnot in\n{text}");
         }

@@ -3,8 +3,15 @@
 //! One certificate an identity, signed at its first use (one request, however many wait) and renewed at half its life
 //! by [`CertificateStore::run`]. While the authority is away a certificate is used until it ends. Connections hold what
 //! they were made with; nothing here ends one.
+//!
+//! The roots are the node's: those of the authority's newest answer are what every certificate trusts in its peers from
+//! then on, and certificates that came with others are renewed within seconds. So a node learns all of a change of roots
+//! with the first certificate that it renews, and what the authority has dropped is not trusted any longer.
+
+mod entry;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -14,15 +21,12 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
-use super::{CertificateError, SignError, Signer, SigningRequest, WorkloadCertificate};
-use crate::model::Identity;
+use self::entry::Entry;
+use super::{CertificateError, Roots, SignError, Signer, SigningRequest, WorkloadCertificate};
+use crate::model::{Identity, TrustDomain};
 
 /// Life that is asked for where nothing else is configured.
 const DEFAULT_VALIDITY: Duration = Duration::from_hours(24);
-/// Wait after the first failure; doubled with each.
-const FIRST_RETRY: Duration = Duration::from_secs(1);
-/// Longest wait between two tries.
-const LAST_RETRY: Duration = Duration::from_mins(1);
 /// Longest that the authority may take.
 const SIGN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Renewals under way at once.
@@ -70,6 +74,8 @@ pub enum CertificateState {
     Valid,
     /// In use; the last try to renew it failed.
     RenewalFailing,
+    /// In use, in the last quarter of its life: no try to renew it has succeeded since half of it.
+    Expiring,
     /// Past its end, or never signed.
     Unavailable,
 }
@@ -89,52 +95,41 @@ pub struct CertificateStatus {
     pub error: Option<StoreError>,
 }
 
-struct Current {
-    certificate: Arc<WorkloadCertificate>,
-    expires: Instant,
-}
-
-#[derive(Default)]
-struct Progress {
-    current: Option<Current>,
-    /// When [`CertificateStore::run`] has work with it, and when a first use may try again.
-    due: Option<Instant>,
-    failures: u32,
-    error: Option<StoreError>,
-}
-
-impl Progress {
-    fn usable(&self) -> Option<Arc<WorkloadCertificate>> {
-        // Both clocks: the monotonic one stands still while the machine sleeps, the other may be set.
-        let usable = |current: &&Current| {
-            Instant::now() < current.expires && SystemTime::now() < current.certificate.not_after()
-        };
-        let current = self.current.as_ref().filter(usable)?;
-        Some(Arc::clone(&current.certificate))
-    }
-}
-
-struct Entry {
-    identity: Identity,
-    progress: Mutex<Progress>,
-    /// Held while the authority is asked.
-    flight: tokio::sync::Mutex<()>,
-}
-
-impl Entry {
-    fn progress(&self) -> MutexGuard<'_, Progress> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 type Listener = Box<dyn Fn(&StoreError) + Send + Sync>;
 
 struct Shared {
     signer: Arc<dyn Signer>,
     validity: Duration,
+    aliases: Arc<[TrustDomain]>,
     entries: Mutex<BTreeMap<Identity, Arc<Entry>>>,
+    /// Taken before `entries` and any entry's progress.
+    newest: Mutex<Newest>,
+    /// Questions to the authority so far.
+    asked: AtomicU64,
     changed: Notify,
     on_failure: OnceLock<Listener>,
+}
+
+/// The roots of the authority's newest answer.
+#[derive(Default)]
+struct Newest {
+    roots: Option<Arc<Roots>>,
+    /// The number of the question that it answered: an answer to an earlier one that took longer is not newer.
+    asked: u64,
+}
+
+impl Newest {
+    /// Takes note of an answer; returns whether the roots are others than before.
+    fn learn(&mut self, roots: &Arc<Roots>, asked: u64) -> bool {
+        if asked < self.asked {
+            return false;
+        }
+        self.asked = asked;
+        if self.roots.as_ref().is_some_and(|held| held == roots) {
+            return false;
+        }
+        self.roots.replace(Arc::clone(roots)).is_some()
+    }
 }
 
 /// The certificates of this node. Clones are the same store; usable from any runtime.
@@ -149,10 +144,18 @@ impl CertificateStore {
 
     /// A store that asks for certificates of this life.
     pub fn with_validity(signer: Arc<dyn Signer>, validity: Duration) -> Self {
+        Self::accepting(signer, validity, Arc::new([]))
+    }
+
+    /// The same, with peers taken from these trust domains beside each identity's own.
+    pub fn accepting(signer: Arc<dyn Signer>, validity: Duration, aliases: Arc<[TrustDomain]>) -> Self {
         Self(Arc::new(Shared {
             signer,
             validity,
+            aliases,
             entries: Mutex::default(),
+            newest: Mutex::default(),
+            asked: AtomicU64::new(0),
             changed: Notify::new(),
             on_failure: OnceLock::new(),
         }))
@@ -181,10 +184,8 @@ impl CertificateStore {
             if let Some(certificate) = progress.usable() {
                 return Ok(certificate);
             }
-            if let (Some(error), Some(due)) = (&progress.error, progress.due)
-                && Instant::now() < due
-            {
-                return Err(error.clone());
+            if let Some(error) = progress.refusal() {
+                return Err(error);
             }
         }
         self.fetch(&entry).await
@@ -198,7 +199,7 @@ impl CertificateStore {
     /// Every identity's certificate.
     pub fn certificates(&self) -> Vec<CertificateStatus> {
         let entries: Vec<_> = self.entries().values().map(Arc::clone).collect();
-        entries.iter().map(|entry| status(entry)).collect()
+        entries.iter().map(|entry| entry.status()).collect()
     }
 
     /// Renews certificates, for ever. Run once; dropping the future stops renewal.
@@ -206,6 +207,7 @@ impl CertificateStore {
         let mut renewals = JoinSet::new();
         let mut busy = BTreeSet::new();
         loop {
+            self.warn();
             while renewals.len() < MAX_RENEWALS {
                 let Some(entry) = self.next(&busy).filter(|(due, _)| *due <= Instant::now()) else { break };
                 let (store, entry) = (self.clone(), entry.1);
@@ -216,6 +218,7 @@ impl CertificateStore {
                 });
             }
             let next = self.next(&busy).map(|(due, _)| due).filter(|_| renewals.len() < MAX_RENEWALS);
+            let next = next.into_iter().chain(self.next_warning()).min();
             tokio::select! {
                 Some(done) = renewals.join_next() => match done {
                     Ok(identity) => { busy.remove(&identity); }
@@ -233,46 +236,77 @@ impl CertificateStore {
 
     async fn renew(&self, entry: &Entry) {
         let _flight = entry.flight.lock().await;
-        if entry.progress().due.is_some_and(|due| due <= Instant::now())
-            && let Err(error) = self.fetch(entry).await
-        {
-            tracing::warn!(
-                identity = %entry.identity,
-                reason = error.reason(),
-                error = &error as &dyn std::error::Error,
-                "certificate not renewed"
-            );
+        if entry.progress().is_due() {
+            // Whoever listens has been told of a failure.
+            let _ = self.fetch(entry).await;
         }
     }
 
     /// Asks the authority and keeps what it says. The caller holds the entry's flight.
     async fn fetch(&self, entry: &Entry) -> Result<Arc<WorkloadCertificate>, StoreError> {
+        let asked = self.0.asked.fetch_add(1, Ordering::Relaxed);
         let result = self.sign(&entry.identity).await;
-        let now = Instant::now();
-        let mut progress = entry.progress();
         match &result {
-            Ok(certificate) => {
-                let left = certificate.not_after().duration_since(SystemTime::now()).unwrap_or_default();
-                // Half of its life, a tenth of that earlier or later.
-                progress.due = Some(now + left.mul_f64(0.5 * (0.9 + 0.2 * fastrand::f64())));
-                progress.current =
-                    Some(Current { certificate: Arc::clone(certificate), expires: now + left });
-                progress.failures = 0;
-                progress.error = None;
-            }
+            Ok(certificate) => self.keep(entry, certificate, asked),
             Err(error) => {
-                let wait = FIRST_RETRY.saturating_mul(1 << progress.failures.min(6)).min(LAST_RETRY);
-                progress.failures = progress.failures.saturating_add(1);
-                progress.due = Some(now + wait.mul_f64(0.75 + 0.5 * fastrand::f64()));
-                progress.error = Some(error.clone());
+                entry.progress().failed(error.clone());
                 if let Some(tell) = self.0.on_failure.get() {
                     tell(error);
                 }
             }
         }
-        drop(progress);
         self.0.changed.notify_one();
         result
+    }
+
+    /// Puts a new certificate in use, and its roots if the authority has changed them.
+    fn keep(&self, entry: &Entry, certificate: &Arc<WorkloadCertificate>, asked: u64) {
+        let mut newest = self.0.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = certificate.trusted().current();
+        let changed = newest.learn(&own, asked);
+        let roots = newest.roots.clone().unwrap_or_else(|| Arc::clone(&own));
+        certificate.adopt(&roots);
+        let mut progress = entry.progress();
+        progress.signed(Arc::clone(certificate));
+        if *own != *roots {
+            progress.hurry();
+        }
+        drop(progress);
+        if !changed {
+            return;
+        }
+        tracing::info!(roots = ?roots.fingerprints(), "the authority's roots have changed: certificates are renewed");
+        let others: Vec<_> = self.entries().values().map(Arc::clone).collect();
+        for other in others.iter().filter(|other| other.identity != entry.identity) {
+            let mut progress = other.progress();
+            if let Some(certificate) = progress.certificate() {
+                certificate.adopt(&roots);
+                progress.hurry();
+            }
+        }
+    }
+
+    /// Warns of certificates that are near their end, once each.
+    fn warn(&self) {
+        let entries: Vec<_> = self.entries().values().map(Arc::clone).collect();
+        for entry in entries.iter().filter(|entry| entry.progress().warn()) {
+            let status = entry.status();
+            let left = status
+                .certificate
+                .and_then(|certificate| certificate.not_after().duration_since(SystemTime::now()).ok());
+            let left = left.unwrap_or_default().as_secs();
+            let reason = status.error.as_ref().map_or("none", StoreError::reason);
+            tracing::warn!(
+                identity = %entry.identity,
+                seconds_left = left,
+                reason,
+                "a certificate is in the last quarter of its life and not renewed"
+            );
+        }
+    }
+
+    fn next_warning(&self) -> Option<Instant> {
+        self.entries().values().filter_map(|entry| entry.progress().warning()).min()
     }
 
     async fn sign(&self, identity: &Identity) -> Result<Arc<WorkloadCertificate>, StoreError> {
@@ -291,7 +325,7 @@ impl CertificateStore {
             WorkloadCertificate::new(identity.clone(), signed, key.serialized_der()).map_err(|source| {
                 StoreError::Certificate { identity: identity.clone(), source: Arc::new(source) }
             })?;
-        Ok(Arc::new(certificate))
+        Ok(Arc::new(certificate.accepting(&self.0.aliases)))
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<Identity, Arc<Entry>>> {
@@ -303,11 +337,7 @@ impl CertificateStore {
         if let Some(entry) = entries.get(identity) {
             return Arc::clone(entry);
         }
-        let entry = Arc::new(Entry {
-            identity: identity.clone(),
-            progress: Mutex::default(),
-            flight: tokio::sync::Mutex::default(),
-        });
+        let entry = Arc::new(Entry::new(identity.clone()));
         entries.insert(identity.clone(), Arc::clone(&entry));
         entry
     }
@@ -317,7 +347,7 @@ impl CertificateStore {
         self.entries()
             .values()
             .filter(|entry| !busy.contains(&entry.identity))
-            .filter_map(|entry| Some((entry.progress().due?, Arc::clone(entry))))
+            .filter_map(|entry| Some((entry.progress().due()?, Arc::clone(entry))))
             .min_by_key(|(due, _)| *due)
     }
 }
@@ -330,23 +360,6 @@ fn request(identity: &Identity, key: &KeyPair) -> Result<rcgen::CertificateSigni
     params.serialize_request(key)
 }
 
-fn status(entry: &Entry) -> CertificateStatus {
-    let progress = entry.progress();
-    let state = match (progress.usable(), &progress.error) {
-        (Some(_), None) => CertificateState::Valid,
-        (Some(_), Some(_)) => CertificateState::RenewalFailing,
-        (None, None) if progress.current.is_none() => CertificateState::Pending,
-        (None, _) => CertificateState::Unavailable,
-    };
-    CertificateStatus {
-        identity: entry.identity.clone(),
-        state,
-        certificate: progress.current.as_ref().map(|current| Arc::clone(&current.certificate)),
-        renew_at: progress.due.map(|due| SystemTime::now() + due.saturating_duration_since(Instant::now())),
-        error: progress.error.clone(),
-    }
-}
-
 async fn sleep_until(due: Option<Instant>) {
     match due {
         Some(due) => tokio::time::sleep_until(due).await,
@@ -355,128 +368,4 @@ async fn sleep_until(due: Option<Instant>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-
-    use futures_util::future::{BoxFuture, join_all};
-
-    use super::*;
-    use crate::identity::SignedChain;
-    use crate::identity::testing::{TestAuthority, identity};
-
-    /// Signs like an authority, counts, and can be away.
-    struct Counting {
-        authority: TestAuthority,
-        asked: AtomicUsize,
-        away: AtomicBool,
-    }
-
-    impl Signer for Counting {
-        fn sign<'a>(&'a self, request: SigningRequest<'a>) -> BoxFuture<'a, Result<SignedChain, SignError>> {
-            Box::pin(async move {
-                self.asked.fetch_add(1, Ordering::Relaxed);
-                tokio::time::sleep(Duration::from_millis(10)).await;
-                if self.away.load(Ordering::Relaxed) {
-                    return Err(SignError::Unavailable("away".to_owned()));
-                }
-                self.authority.sign(request).await
-            })
-        }
-    }
-
-    fn store(validity: Duration) -> (CertificateStore, Arc<Counting>) {
-        let signer = Arc::new(Counting {
-            authority: TestAuthority::new(),
-            asked: AtomicUsize::new(0),
-            away: AtomicBool::new(false),
-        });
-        (CertificateStore::with_validity(Arc::<Counting>::clone(&signer), validity), signer)
-    }
-
-    fn asked(signer: &Counting) -> usize {
-        signer.asked.load(Ordering::Relaxed)
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn one_request_whoever_waits() {
-        let (store, signer) = store(Duration::from_hours(24));
-        let a = identity("a");
-        let all = join_all((0..20).map(|_| store.certificate(&a))).await;
-        let first = all[0].as_ref().unwrap();
-        assert!(all.iter().all(|each| Arc::ptr_eq(each.as_ref().unwrap(), first)));
-        assert_eq!(asked(&signer), 1);
-        assert_eq!(store.certificates()[0].state, CertificateState::Valid);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn renewed_at_half_its_life() {
-        let (store, signer) = store(Duration::from_hours(24));
-        let a = identity("a");
-        let first = store.certificate(&a).await.unwrap();
-        let background = store.clone();
-        let task = tokio::spawn(async move { background.run().await });
-        tokio::time::sleep(Duration::from_hours(10)).await;
-        assert_eq!(asked(&signer), 1);
-        tokio::time::sleep(Duration::from_hours(4)).await;
-        assert_eq!(asked(&signer), 2);
-        let second = store.certificate(&a).await.unwrap();
-        assert_ne!(first.serial(), second.serial());
-        task.abort();
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn used_until_its_end_while_the_authority_is_away() {
-        let (store, signer) = store(Duration::from_hours(24));
-        let a = identity("a");
-        let first = store.certificate(&a).await.unwrap();
-        signer.away.store(true, Ordering::Relaxed);
-        let background = store.clone();
-        let task = tokio::spawn(async move { background.run().await });
-        tokio::time::sleep(Duration::from_hours(20)).await;
-        assert!(Arc::ptr_eq(&first, &store.certificate(&a).await.unwrap()));
-        assert_eq!(store.certificates()[0].state, CertificateState::RenewalFailing);
-        let tries = asked(&signer);
-        // Six to eight hours of one try in about a minute.
-        assert!((300..700).contains(&tries), "{tries}");
-        tokio::time::sleep(Duration::from_hours(5)).await;
-        assert_eq!(store.certificate(&a).await.unwrap_err().reason(), "unavailable");
-        assert_eq!(store.certificates()[0].state, CertificateState::Unavailable);
-        signer.away.store(false, Ordering::Relaxed);
-        tokio::time::sleep(Duration::from_mins(2)).await;
-        assert_eq!(store.certificates()[0].state, CertificateState::Valid);
-        task.abort();
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_failed_first_use_is_not_repeated_at_once() {
-        let (store, signer) = store(Duration::from_hours(24));
-        signer.away.store(true, Ordering::Relaxed);
-        let a = identity("a");
-        assert!(store.certificate(&a).await.is_err());
-        assert!(store.certificate(&a).await.is_err());
-        assert_eq!(asked(&signer), 1);
-        signer.away.store(false, Ordering::Relaxed);
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        assert!(store.certificate(&a).await.is_ok());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_is_not_wanted_goes() {
-        let (store, _signer) = store(Duration::from_hours(24));
-        let kept = store.certificate(&identity("a")).await.unwrap();
-        let gone = store.certificate(&identity("b")).await.unwrap();
-        store.retain(&BTreeSet::from([identity("a")]));
-        assert_eq!(store.certificates().len(), 1);
-        assert!(Arc::ptr_eq(&kept, &store.certificate(&identity("a")).await.unwrap()));
-        // Whoever has it keeps it.
-        assert_eq!(gone.identity(), &identity("b"));
-    }
-
-    #[tokio::test]
-    async fn short_lives_work() {
-        let (store, _signer) = store(Duration::from_secs(5));
-        let certificate = store.certificate(&identity("a")).await.unwrap();
-        let left = certificate.not_after().duration_since(SystemTime::now()).unwrap();
-        assert!(left <= Duration::from_secs(5));
-    }
-}
+mod tests;
