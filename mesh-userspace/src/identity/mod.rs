@@ -6,9 +6,9 @@
 
 mod authority;
 mod certificate;
-mod expiry;
 mod reason;
 mod roots;
+mod session;
 mod signer;
 mod store;
 mod tls;
@@ -21,9 +21,9 @@ mod testing;
 
 pub use authority::{Authority, AuthorityError, Phase, RotateError, Rotation, RotationStatus, RotationStep};
 pub use certificate::{CertificateError, WorkloadCertificate};
-pub use expiry::chain_end;
 pub use reason::{PeerError, handshake_error_reason, handshake_peer, handshake_reason};
 pub use roots::{Roots, RootsError, TrustedRoots};
+pub use session::PeerSession;
 pub use signer::{SignError, SignedChain, Signer, SigningRequest};
 pub use store::{CertificateState, CertificateStatus, CertificateStore, StoreError};
 pub use tls::{ALPN_H2, TlsError, client_config, provider, server_config};

@@ -152,8 +152,8 @@ pub(super) async fn hbone(worker: &Worker, pod: &Arc<Pod>, socket: TcpStream) {
         return reset_on_close(&socket);
     };
     let identity = pod.workload(&worker.shared.snapshot.load()).identity.clone();
-    let config = match worker.shared.certificates.certificate(&identity).await {
-        Ok(certificate) => server_config(&certificate),
+    let (config, roots) = match worker.shared.certificates.certificate(&identity).await {
+        Ok(certificate) => (server_config(&certificate), certificate.trusted().current()),
         Err(error) => {
             tracing::warn!(%error, dst.identity = %identity, "hbone refused: no certificate");
             metrics.handshake_failed("server", "no_own_certificate");
@@ -173,13 +173,20 @@ pub(super) async fn hbone(worker: &Worker, pod: &Arc<Pod>, socket: TcpStream) {
     let (drain, draining) = tokio::sync::watch::channel(false);
     let mut stop = pod.stop.clone();
     let handle = {
-        let (worker, pod) = (worker.clone(), Arc::clone(pod));
-        move |request| {
-            let (worker, pod) = (worker.clone(), Arc::clone(&pod));
-            async move { tunnel(&worker, &pod, request).await }
+        let (worker, pod, drain) = (worker.clone(), Arc::clone(pod), drain.clone());
+        move |request: TunnelRequest| {
+            let (worker, pod, drain) = (worker.clone(), Arc::clone(&pod), drain.clone());
+            async move {
+                if is_trusted(&worker, &pod, &request).await {
+                    return tunnel(&worker, &pod, request).await;
+                }
+                // Its tunnels stay; a client that is somebody still comes with another connection.
+                drain.send_replace(true);
+                request.send_back();
+            }
         }
     };
-    let serve = server::serve(socket, config, draining, leave, handle);
+    let serve = server::serve(socket, config, roots, draining, leave, handle);
     let mut serve = std::pin::pin!(serve);
     let result = loop {
         tokio::select! {
@@ -204,6 +211,14 @@ pub(super) async fn hbone(worker: &Worker, pod: &Arc<Pod>, socket: TcpStream) {
     }
 }
 
+/// Whether the client's certificate is still one that would be taken in a handshake: the roots may be others by now.
+async fn is_trusted(worker: &Worker, pod: &Pod, request: &TunnelRequest) -> bool {
+    let identity = pod.workload(&worker.shared.snapshot.load()).identity.clone();
+    // Without a certificate of its own the pod has no roots to trust anybody by.
+    let own = worker.shared.certificates.certificate(&identity).await.ok();
+    own.is_some_and(|own| request.client.is_trusted(&own.trusted().current()))
+}
+
 /// A handshake that failed leaves a record as well.
 fn refused(worker: &Worker, pod: &Arc<Pod>, peer: Option<SocketAddr>, error: &dyn std::error::Error) {
     let Some(peer) = peer else { return };
@@ -220,7 +235,7 @@ async fn tunnel(worker: &Worker, pod: &Arc<Pod>, request: TunnelRequest) {
     let snapshot = worker.shared.snapshot.load();
     let workload = pod.workload(&snapshot);
     let destination = request.destination;
-    let source = request.source.clone();
+    let source = request.client.identity().clone();
     // A node agent vouches for the address of a client that came to its node from outside, and for nobody's identity.
     let forwarded = request.forwarded.filter(|_| source == worker.shared.agent);
     let own = SocketAddr::new(request.peer.ip(), request.client_port);

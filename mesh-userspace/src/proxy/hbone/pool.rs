@@ -89,7 +89,7 @@ impl Pool {
             let error = match ready {
                 Ok(()) => match client::open(&mut send, destination, client, baggage).await {
                     Ok(tunnel) => return Ok((tunnel, lease)),
-                    Err(ClientError::Http(error)) if error.is_go_away() || error.is_io() => error,
+                    Err(ClientError::Http(error)) if is_of_the_connection(&error) => error,
                     Err(error) => return Err(error),
                 },
                 Err(error) => error,
@@ -159,6 +159,11 @@ impl Pool {
             (active + busy, idle + connections.len() - busy, streams + tunnels)
         })
     }
+}
+
+/// Whether the connection takes nothing more, or took nothing of the request (RFC 9113, section 8.7).
+fn is_of_the_connection(error: &h2::Error) -> bool {
+    error.is_go_away() || error.is_io() || error.reason() == Some(h2::Reason::REFUSED_STREAM)
 }
 
 impl Entry {

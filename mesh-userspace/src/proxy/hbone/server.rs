@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -20,8 +21,7 @@ use super::io::LargeReads;
 use super::{
     CONNECTION_WINDOW, DEADLINE, MAX_FRAME, MAX_STREAMS, SEND_BUFFER, STREAM_WINDOW, headers, keepalive,
 };
-use crate::identity::{PeerError, chain_end, peer_identity};
-use crate::model::Identity;
+use crate::identity::{PeerError, PeerSession, Roots};
 use crate::proxy::copy::Tunnel;
 use crate::proxy::pod::Leave;
 
@@ -47,8 +47,8 @@ pub(crate) enum ServerError {
 
 /// A request for a tunnel, not yet answered.
 pub(crate) struct TunnelRequest {
-    /// Who asks: from its certificate.
-    pub(crate) source: Identity,
+    /// Who asks.
+    pub(crate) client: Rc<PeerSession>,
     /// Where its connection comes from.
     pub(crate) peer: SocketAddr,
     /// The original client's port, where the source named it and it is the peer's own.
@@ -68,6 +68,11 @@ impl TunnelRequest {
         Ok(Tunnel { send, receive: self.receive })
     }
 
+    /// It was not looked at: the client may ask again on another connection.
+    pub(crate) fn send_back(mut self) {
+        self.respond.send_reset(Reason::REFUSED_STREAM);
+    }
+
     /// It does not, or may not.
     pub(crate) fn refuse(mut self, status: StatusCode) {
         refuse(&mut self.respond, status);
@@ -82,12 +87,13 @@ fn refuse(respond: &mut SendResponse<Bytes>, status: StatusCode) {
     }
 }
 
-/// Serves one connection until the peer closes it, or its tunnels have ended after `drain` said so or after the end of the
+/// Serves one connection, whose handshake `roots` verify, until the peer closes it, or its tunnels have ended after `drain` said so or after the end of the
 /// client's certificate. The leave for
 /// its handshake is given back when that is done.
 pub(crate) async fn serve<Handled: Future<Output = ()> + 'static>(
     socket: TcpStream,
     config: Arc<ServerConfig>,
+    roots: Arc<Roots>,
     mut drain: watch::Receiver<bool>,
     leave: Leave,
     handle: impl Fn(TunnelRequest) -> Handled,
@@ -99,8 +105,8 @@ pub(crate) async fn serve<Handled: Future<Output = ()> + 'static>(
         .map_err(|_elapsed| ServerError::Deadline("TLS handshake"))?
         .map_err(ServerError::Tls)?;
     let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
-    let source = peer_identity(chain).map_err(ServerError::Identity)?;
-    let left = chain_end(chain).map_err(ServerError::Identity)?.duration_since(SystemTime::now());
+    let client = Rc::new(PeerSession::new(chain, roots).map_err(ServerError::Identity)?);
+    let left = client.not_after().duration_since(SystemTime::now());
     let expired = tokio::time::sleep(left.unwrap_or_default());
     let handshake = h2::server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
@@ -150,7 +156,7 @@ pub(crate) async fn serve<Handled: Future<Output = ()> + 'static>(
                 let forwarded = headers::client(request.headers());
                 let named = forwarded.filter(|client| client.ip() == peer.ip());
                 let tunnel = TunnelRequest {
-                    source: source.clone(),
+                    client: Rc::clone(&client),
                     peer,
                     client_port: named.map_or(0, |client| client.port()),
                     forwarded,
