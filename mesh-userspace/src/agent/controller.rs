@@ -13,7 +13,9 @@ use super::AgentError;
 use crate::datapath::maps::MapReader;
 use crate::datapath::{Attachment, BackendCount, Datapath, Role, SyncProblem};
 use crate::external::External;
-use crate::model::{Mode, MtlsModes, NodeName, ServiceName, Snapshot, Workload, WorkloadUid};
+use crate::model::{
+    Identity, Mode, MtlsModes, NodeName, ServiceName, Snapshot, Workload, WorkloadUid,
+};
 use crate::node::{EnrolError, Enroller, Enrolment, probe};
 use crate::policy::authorization::Guard;
 use crate::proxy::{Canary, Pod, Shared, Stop, Workers};
@@ -152,6 +154,8 @@ impl Controller {
         if let Some(external) = &mut controller.external {
             let started = external.start(&mut controller.datapath, &controller.workers);
             started.map_err(AgentError::External)?;
+            // For clients from outside, as a pod's is there before its first connection.
+            controller.fetch_certificate(&controller.shared.agent);
         }
         controller.datapath.attach().map_err(AgentError::Datapath)?;
         controller.test_pods(|_| true);
@@ -360,12 +364,7 @@ impl Controller {
             self.enroller.release(&mut self.datapath, &enrolment)?;
             return Err(error);
         }
-        // The certificate is there before the first connection needs it.
-        let (certificates, identity) = (self.shared.certificates.clone(), workload.identity.clone());
-        tokio::spawn(async move {
-            // A failure is told by the store, which tries again.
-            let _ = certificates.certificate(&identity).await;
-        });
+        self.fetch_certificate(&workload.identity);
         let (workload, since) = (Arc::clone(workload), SystemTime::now());
         Ok(Enrolled {
             enrolment,
@@ -378,6 +377,15 @@ impl Controller {
             tested: Instant::now(),
             missing: Vec::new(),
         })
+    }
+
+    /// Has a certificate signed before the first connection needs it.
+    fn fetch_certificate(&self, identity: &Identity) {
+        let (certificates, identity) = (self.shared.certificates.clone(), identity.clone());
+        tokio::spawn(async move {
+            // A failure is told by the store, which tries again.
+            let _ = certificates.certificate(&identity).await;
+        });
     }
 
     fn begin_leaving(&mut self, uid: &WorkloadUid) {

@@ -12,5 +12,6 @@ mod observe;
 mod plane;
 mod policy;
 mod reload;
+mod rotation;
 mod services;
 mod world;
