@@ -13,9 +13,7 @@ use super::AgentError;
 use crate::datapath::maps::MapReader;
 use crate::datapath::{Attachment, BackendCount, Datapath, Role, SyncProblem};
 use crate::external::External;
-use crate::model::{
-    Identity, Mode, MtlsModes, NodeName, ServiceName, Snapshot, Workload, WorkloadUid,
-};
+use crate::model::{Identity, Mode, MtlsModes, NodeName, ServiceName, Snapshot, Workload, WorkloadUid};
 use crate::node::{EnrolError, Enroller, Enrolment, probe};
 use crate::policy::authorization::Guard;
 use crate::proxy::{Canary, Pod, Shared, Stop, Workers};

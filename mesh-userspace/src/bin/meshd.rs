@@ -4,7 +4,8 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
-use mesh_userspace::agent::{self, AgentError, Cli, Command};
+use mesh_userspace::agent::{self, Cli, Command};
+use mesh_userspace::ca;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -19,9 +20,10 @@ fn main() -> ExitCode {
         tracing::warn!(%error, "core dumps of this process, with its private keys, are not prevented");
     }
     let result = match cli.command {
-        Command::Run(config) => agent::run(*config),
-        Command::Uninstall(places) => agent::uninstall(&places),
-        Command::RotateRoot(config) => agent::rotate_root(&config),
+        Command::Run(config) => agent::run(*config).map_err(|error| agent::chain(&error)),
+        Command::Uninstall(places) => agent::uninstall(&places).map_err(|error| agent::chain(&error)),
+        Command::Ca(config) => ca::run(*config).map_err(|error| agent::chain(&error)),
+        Command::RotateRoot(config) => agent::rotate_root(&config).map_err(|error| agent::chain(&error)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -30,7 +32,7 @@ fn main() -> ExitCode {
 }
 
 /// One line: what, and why down to the cause.
-fn fail(error: &AgentError) -> ExitCode {
-    eprintln!("meshd: {}", agent::chain(error));
+fn fail(error: &str) -> ExitCode {
+    eprintln!("meshd: {error}");
     ExitCode::FAILURE
 }

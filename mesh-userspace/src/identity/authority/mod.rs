@@ -18,9 +18,11 @@ use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
+use rcgen::{PublicKeyData, SanType};
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 
@@ -97,6 +99,16 @@ impl Authority {
     /// The roots that peers must trust now.
     pub fn roots(&self) -> Vec<CertificateDer<'static>> {
         self.followed().roots.clone()
+    }
+
+    /// The chain that this authority's own server shows: its names, for the server's end of a connection alone.
+    pub(super) fn serving_chain(
+        &self,
+        names: &[SanType],
+        public_key: &impl PublicKeyData,
+        validity: Duration,
+    ) -> Result<SignedChain, SignError> {
+        self.followed().serving(names, public_key, validity)
     }
 
     /// What is wrong with the folder, if its last good state is in use instead of it; or that the authority is in the last
