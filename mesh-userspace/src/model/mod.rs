@@ -17,7 +17,7 @@ pub use alias::{AliasTable, Draw};
 pub use authorization::{PolicyAction, PolicyName};
 pub use fate::Fate;
 pub use identity::{Identity, IdentityError, TrustDomain};
-pub use mtls::{Mode, MtlsModes};
+pub use mtls::{Mode, MtlsModes, PeerPolicy};
 pub use name::{NodeName, ServiceName, WorkloadUid};
 pub use service::{
     Backend, BackendSet, Endpoint, EndpointState, External, Protocol, Route, RouteTarget, Service,
