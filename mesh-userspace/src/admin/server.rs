@@ -26,7 +26,8 @@ use super::AdminSocket;
 use super::api::{
     CertReport, CheckReport, ErrorReport, FlowLine, ServiceReport, StatusReport, WorkloadReport,
 };
-use super::plane::{ExplainQuery, ExplainReport, MapReport, QueryError};
+use super::explain::{ExplainQuery, ExplainReport};
+use super::plane::{MapReport, QueryError};
 use crate::telemetry::{CONTENT_TYPE, FlowLog, Metrics};
 
 /// Connections served at once on one listener.
@@ -284,7 +285,8 @@ pub(crate) mod testing {
 
     use super::*;
     use crate::admin::api::{CheckItem, KernelReport, ProgramStatus};
-    use crate::admin::plane::{MapRow, Verdict};
+    use crate::admin::explain::Verdict;
+    use crate::admin::plane::MapRow;
 
     /// A folder for sockets, which have short names.
     pub(crate) fn socket_dir() -> PathBuf {

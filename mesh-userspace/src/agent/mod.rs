@@ -27,6 +27,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::claims::ClaimError;
 pub use self::config::{AgentConfig, Cli, Command, Places};
+pub use self::explain::explain_manifests;
 pub use self::kube_proxy::{Bind, KubeProxyConfig, Replacement};
 pub use self::outside::OutsideConfig;
 pub use self::report::needs;

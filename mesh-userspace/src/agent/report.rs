@@ -14,7 +14,8 @@ use crate::admin::api::{
     Canary, CertReport, CheckItem, CheckReport, KernelReport, PodStatus, ProgramStatus, ServiceReport,
     StatusReport, WorkloadReport,
 };
-use crate::admin::plane::{ExplainQuery, ExplainReport, MapReport, QueryError};
+use crate::admin::explain::{ExplainQuery, ExplainReport};
+use crate::admin::plane::{MapReport, QueryError};
 use crate::datapath::check;
 use crate::datapath::maps::MapReader;
 use crate::identity::{CertificateState, CertificateStatus};
@@ -174,8 +175,9 @@ impl AdminData for AgentData {
 
     async fn explain(&self, query: ExplainQuery) -> Result<ExplainReport, QueryError> {
         let (maps, snapshot) = (self.maps.clone(), self.feed.current.load_full());
-        let node = NodeName::new(self.node.as_str());
-        blocking(move || explain::explain(&maps, &snapshot, &node, &query)).await
+        let (node, shared) = (NodeName::new(self.node.as_str()), Arc::clone(&self.shared));
+        let served = move |uid: &_| shared.pod(uid).is_some();
+        blocking(move || explain::explain(&maps, &snapshot, &node, &served, &query)).await
     }
 
     fn flows(&self) -> &FlowLog {

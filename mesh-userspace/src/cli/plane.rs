@@ -7,7 +7,8 @@ use serde_json::{Map, Value};
 use super::print::View;
 use super::services::share;
 use super::table::{Rows, Tone, plain, yes};
-use crate::admin::plane::{ExplainReport, MapReport, Verdict};
+use crate::admin::explain::{ExplainReport, Verdict};
+use crate::admin::plane::MapReport;
 use crate::model::EndpointState;
 
 /// How full a map may be before it is told in colour, in per cent.
@@ -123,7 +124,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::admin::plane::{ExplainBackend, ExplainStep, MapRow};
+    use crate::admin::explain::{ExplainBackend, ExplainStep};
+    use crate::admin::plane::MapRow;
 
     const VIEW: View = View { wide: false, colour: false, now: 0 };
 

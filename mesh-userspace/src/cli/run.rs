@@ -16,7 +16,8 @@ use super::{plane, services};
 use crate::admin::api::{
     CertReport, CheckItem, CheckReport, FlowLine, ServiceReport, StatusReport, WorkloadReport,
 };
-use crate::admin::plane::{ExplainReport, MapReport, Verdict};
+use crate::admin::explain::{ExplainReport, Verdict};
+use crate::admin::plane::MapReport;
 use crate::telemetry::FlowRecord;
 
 const UNHEALTHY: u8 = 1;
