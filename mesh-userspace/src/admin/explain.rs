@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use super::api::TargetReport;
-use super::policy::PolicyEffect;
 use crate::model::{EndpointState, Mode, Protocol, TrafficPolicy};
+use crate::policy::authorization::PolicyVerdict;
 
 /// What is asked of `GET /v1/explain`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -203,5 +203,5 @@ pub struct ExplainPath {
     /// AUDIT rules that match.
     pub audited: Vec<String>,
     /// What each policy says that applies to the workload; empty: none does, or nobody asks them.
-    pub policies: Vec<PolicyEffect>,
+    pub policies: Vec<PolicyVerdict>,
 }

@@ -13,8 +13,9 @@ use super::AgentError;
 use crate::datapath::maps::MapReader;
 use crate::datapath::{Attachment, BackendCount, Datapath, Role, SyncProblem};
 use crate::external::External;
-use crate::model::{NodeName, ServiceName, Snapshot, Workload, WorkloadUid};
+use crate::model::{Mode, MtlsModes, NodeName, ServiceName, Snapshot, Workload, WorkloadUid};
 use crate::node::{EnrolError, Enroller, Enrolment, probe};
+use crate::policy::authorization::Guard;
 use crate::proxy::{Canary, Pod, Shared, Stop, Workers};
 use crate::sockets::Reaper;
 
@@ -72,6 +73,8 @@ pub(super) struct PodState {
 struct Enrolled {
     enrolment: Enrolment,
     workload: Arc<Workload>,
+    /// What the kernel holds of its ports.
+    modes: MtlsModes,
     pod: Arc<Pod>,
     stop: watch::Sender<Stop>,
     since: SystemTime,
@@ -285,21 +288,25 @@ impl Controller {
         self.failed.retain(|uid, _| wanted.contains_key(uid));
         for (uid, workload) in wanted {
             match self.pods.get_mut(&uid) {
-                Some(pod) if Arc::ptr_eq(&pod.workload, &workload) => {}
                 Some(pod) => {
-                    pod.workload = Arc::clone(&workload);
-                    let modes = self.enroller.set_modes(&mut self.datapath, &pod.enrolment, &workload);
-                    if let Err(error) = modes {
-                        self.sync_errors.push(chain(&error));
+                    pod.pod.refresh(snapshot);
+                    let modes = modes_past_the_agent(&workload, pod.pod.may_refuse());
+                    pod.workload = workload;
+                    if pod.modes == modes {
+                        continue;
+                    }
+                    match self.enroller.set_modes(&mut self.datapath, &pod.enrolment, &modes) {
+                        Ok(()) => pod.modes = modes,
+                        Err(error) => self.sync_errors.push(chain(&error)),
                     }
                 }
-                None => self.enrol(&workload),
+                None => self.enrol(snapshot, &workload),
             }
         }
         self.publish();
     }
 
-    fn enrol(&mut self, workload: &Arc<Workload>) {
+    fn enrol(&mut self, snapshot: &Snapshot, workload: &Arc<Workload>) {
         // Whoever is still leaving the same namespace or address must have left it: what is taken up then is by those.
         let meets = |leaving: &Leaving| {
             let other = &leaving.enrolled.enrolment;
@@ -313,7 +320,7 @@ impl Controller {
         for leaving in meeting {
             self.leave(leaving.enrolled);
         }
-        match self.try_enrol(workload) {
+        match self.try_enrol(snapshot, workload) {
             Ok(enrolled) => {
                 tracing::info!(pod = %workload.uid, netns_cookie = enrolled.enrolment.cookie, "enrolled");
                 self.failed.remove(&workload.uid);
@@ -335,11 +342,14 @@ impl Controller {
         }
     }
 
-    fn try_enrol(&mut self, workload: &Arc<Workload>) -> Result<Enrolled, EnrolError> {
+    fn try_enrol(&mut self, snapshot: &Snapshot, workload: &Arc<Workload>) -> Result<Enrolled, EnrolError> {
         let held: Vec<u64> = self.pods.values().map(|pod| pod.enrolment.cookie).collect();
-        let (enrolment, netns, listeners) = self.enroller.enrol(&mut self.datapath, workload, &held)?;
+        let modes = modes_past_the_agent(workload, Guard::of(snapshot, workload).may_refuse());
+        let (enrolment, netns, listeners) =
+            self.enroller.enrol(&mut self.datapath, workload, &modes, &held)?;
         let (stop, stopped) = watch::channel(Stop::Serving);
-        let pod = Arc::new(Pod::new(Arc::clone(workload), netns, stopped));
+        let pod = Arc::new(Pod::new(snapshot, Arc::clone(workload), netns, stopped));
+        self.shared.follow(&pod);
         for listener in listeners {
             self.workers.listen(&pod, listener.role, listener.socket);
         }
@@ -358,6 +368,7 @@ impl Controller {
         Ok(Enrolled {
             enrolment,
             workload,
+            modes,
             pod,
             stop,
             since,
@@ -527,6 +538,16 @@ impl Controller {
             sees_agent: self.datapath.sees_agent(),
             heartbeat_age: self.datapath.heartbeat_age(),
         }
+    }
+}
+
+/// What `sk_lookup` does with connections that find no listener of the agent: where a policy may refuse, nobody comes in
+/// whom nobody has judged.
+fn modes_past_the_agent(workload: &Workload, may_refuse: bool) -> MtlsModes {
+    if may_refuse {
+        MtlsModes { default: Mode::Strict, ports: BTreeMap::new() }
+    } else {
+        workload.mtls.clone()
     }
 }
 

@@ -66,6 +66,7 @@ fn flow_record(snapshot: &Snapshot, ended: &Ended, flow: &DirectFlow) -> FlowRec
         outcome,
         response_flags: outcome.flags(),
         error: None,
+        policy: None,
         srtt_us: Some(u32::try_from(flow.srtt.as_micros()).unwrap_or(u32::MAX)),
         retransmits: Some(flow.retransmits),
     }

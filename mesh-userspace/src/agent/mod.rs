@@ -11,6 +11,7 @@ mod explain;
 mod fill;
 mod kube_proxy;
 mod outside;
+mod policies;
 mod report;
 mod service_report;
 
@@ -30,6 +31,7 @@ pub use self::config::{AgentConfig, Cli, Command, Places};
 pub use self::explain::explain_manifests;
 pub use self::kube_proxy::{Bind, KubeProxyConfig, Replacement};
 pub use self::outside::OutsideConfig;
+pub use self::policies::policies_of_manifests;
 pub use self::report::needs;
 
 pub use self::controller::chain;
@@ -239,6 +241,7 @@ async fn serve(
         certificates.clone(),
         telemetry.clone(),
     ));
+    tokio::spawn(follow_policy(feed.snapshot.clone(), Arc::clone(&shared)));
     let (requests, maps) = start_controller(&config, &cgroup, replaces, lifeline, &shared, &feed).await?;
     let data = Arc::new(AgentData {
         node: config.node.clone(),
@@ -298,6 +301,13 @@ async fn serve(
     }
 }
 
+/// Ends connections that a new snapshot no longer allows, whatever the controller is busy with.
+async fn follow_policy(mut snapshots: watch::Receiver<Arc<Snapshot>>, shared: Arc<Shared>) {
+    while snapshots.changed().await.is_ok() {
+        shared.refresh_pods();
+    }
+}
+
 /// Completes once the flag is set, or its owner is gone.
 async fn on(mut flag: watch::Receiver<bool>) {
     let _ = flag.wait_for(|set| *set).await;
@@ -306,6 +316,7 @@ async fn on(mut flag: watch::Receiver<bool>) {
 fn mesh_config(config: &AgentConfig) -> MeshConfig {
     MeshConfig {
         trust_domain: config.trust_domain.clone(),
+        trust_domain_aliases: Arc::default(),
         root_namespace: config.root_namespace.as_str().into(),
         cluster_domain: config.cluster_domain.as_str().into(),
         node: Some(NodeName::new(config.node.as_str())),

@@ -8,7 +8,7 @@ use mesh_common::abi::LAYOUT_VERSION;
 use tokio::sync::{mpsc, oneshot};
 
 use super::controller::{NodeStatus, PodState, ROLES, Request};
-use super::{explain, fill, service_report};
+use super::{explain, fill, policies, service_report};
 use crate::admin::AdminData;
 use crate::admin::api::{
     Canary, CertReport, CheckItem, CheckReport, KernelReport, PodStatus, ProgramStatus, ServiceReport,
@@ -16,6 +16,7 @@ use crate::admin::api::{
 };
 use crate::admin::explain::{ExplainQuery, ExplainReport};
 use crate::admin::plane::{MapReport, QueryError};
+use crate::admin::policy::{PoliciesReport, PolicyQuery};
 use crate::datapath::check;
 use crate::datapath::maps::MapReader;
 use crate::identity::{CertificateState, CertificateStatus};
@@ -180,6 +181,11 @@ impl AdminData for AgentData {
         blocking(move || explain::explain(&maps, &snapshot, &node, &served, &query)).await
     }
 
+    async fn policies(&self, query: PolicyQuery) -> Result<PoliciesReport, QueryError> {
+        let (snapshot, node) = (self.feed.current.load_full(), NodeName::new(self.node.as_str()));
+        blocking(move || policies::report(&snapshot, Some(&node), &query)).await
+    }
+
     fn flows(&self) -> &FlowLog {
         self.shared.telemetry.flows()
     }
@@ -202,7 +208,7 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, QueryError> + Send + 'static,
 ) -> Result<T, QueryError> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|_panic| Err(QueryError::Failed("the maps could not be read".to_owned())))
+    done.unwrap_or_else(|_panic| Err(QueryError::Failed("the answer could not be had".to_owned())))
 }
 
 trait LowercaseFirst {

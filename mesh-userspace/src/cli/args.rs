@@ -134,6 +134,7 @@ impl Manifests {
             root_namespace: self.root_namespace.as_str().into(),
             cluster_domain: self.cluster_domain.as_str().into(),
             node: self.node.as_deref().map(NodeName::new),
+            ..MeshConfig::default()
         }
     }
 }

@@ -6,10 +6,11 @@ use super::print::{View, mode};
 use super::services::share;
 use super::table::{Rows, Tone, plain, yes};
 use crate::admin::explain::{
-    Basis, ExplainBackend, ExplainPath, ExplainReport, ExplainRoute, ExplainSource, Outcome, Transport, Verdict,
+    Basis, ExplainBackend, ExplainPath, ExplainReport, ExplainRoute, ExplainSource, Outcome, Transport,
+    Verdict,
 };
-use crate::admin::policy::PolicyEffect;
-use crate::model::{EndpointState, TrafficPolicy};
+use crate::model::{EndpointState, PolicyAction, TrafficPolicy};
+use crate::policy::authorization::PolicyVerdict;
 
 /// Everything there is to say.
 pub(super) fn explain(report: &ExplainReport, view: View) -> String {
@@ -78,7 +79,11 @@ fn source_words(source: &ExplainSource) -> String {
     let mut words = vec![source.workload.clone().unwrap_or_else(|| "no pod".to_owned())];
     words.extend(source.address.map(|address| format!("at {address}")));
     words.extend(source.node.as_ref().map(|node| format!("on {node}")));
-    words.push(if source.enrolled { "enrolled".to_owned() } else { "not enrolled: it proves no identity".to_owned() });
+    words.push(if source.enrolled {
+        "enrolled".to_owned()
+    } else {
+        "not enrolled: it proves no identity".to_owned()
+    });
     words.extend(source.identity.clone().filter(|_| source.enrolled));
     words.join(", ")
 }
@@ -140,7 +145,9 @@ fn paths(report: &ExplainReport, view: View) -> String {
     if report.paths.is_empty() {
         return String::new();
     }
-    let header = ["ENDPOINT", "SHARE", "STATE", "WORKLOAD", "MTLS", "WAY", "VERDICT", "WHY", "NODE", "ZONE", "IDENTITY"];
+    let header = [
+        "ENDPOINT", "SHARE", "STATE", "WORKLOAD", "MTLS", "WAY", "VERDICT", "WHY", "NODE", "ZONE", "IDENTITY",
+    ];
     let mut rows = Rows::new(if view.wide { &header } else { &header[..8] }, view.colour);
     for path in &report.paths {
         let verdict = match (path.allowed, path.backend.share_ppm) {
@@ -200,7 +207,7 @@ fn why(path: &ExplainPath) -> String {
 
 /// What each policy says; endpoints of which the same is said are told together.
 fn policies(report: &ExplainReport, view: View) -> String {
-    let mut told: Vec<(&[PolicyEffect], Vec<&str>)> = Vec::new();
+    let mut told: Vec<(&[PolicyVerdict], Vec<&str>)> = Vec::new();
     for path in report.paths.iter().filter(|path| !path.policies.is_empty()) {
         let workload = path.backend.workload.as_deref().unwrap_or_default();
         match told.iter_mut().find(|(policies, _)| *policies == path.policies) {
@@ -211,13 +218,15 @@ fn policies(report: &ExplainReport, view: View) -> String {
     let mut text = String::new();
     for (policies, workloads) in told {
         let _infallible = writeln!(text, "\nPolicies at {}:", workloads.join(", "));
-        let mut rows = Rows::new(&["POLICY", "ACTION", "SCOPE", "VERDICT"], view.colour);
-        for effect in policies {
+        let mut rows = Rows::new(&["POLICY", "SCOPE", "ACTION", "SAYS", "WHY"], view.colour);
+        for policy in policies {
+            let dry_run = if policy.dry_run { " (dry run)" } else { "" };
             rows.add([
-                plain(&effect.policy),
-                plain(super::policies::action(effect.action, effect.dry_run)),
-                plain(&effect.scope),
-                plain(effect_words(effect)),
+                plain(&policy.policy),
+                plain(&policy.scope),
+                plain(format!("{}{dry_run}", super::policies::action(policy.action))),
+                says(policy),
+                plain(rules(policy)),
             ]);
         }
         text.push_str(&rows.render());
@@ -225,9 +234,25 @@ fn policies(report: &ExplainReport, view: View) -> String {
     text
 }
 
-fn effect_words(effect: &PolicyEffect) -> String {
-    match effect.rule {
-        Some(rule) => format!("rules[{rule}] matches"),
-        None => "no rule matches".to_owned(),
+fn says(policy: &PolicyVerdict) -> (String, Tone) {
+    let (word, tone) = match (policy.action, policy.matched.is_some()) {
+        _ if !policy.concerned => ("nothing", Tone::Plain),
+        (PolicyAction::Allow, true) => ("yes", Tone::Good),
+        (PolicyAction::Allow, false) => ("not this one", Tone::Plain),
+        (PolicyAction::Deny, true) => ("no", Tone::Bad),
+        (PolicyAction::Custom, true) => ("no: there is no authorizer", Tone::Bad),
+        (PolicyAction::Audit, true) => ("mark it", Tone::Plain),
+        (PolicyAction::Deny | PolicyAction::Custom | PolicyAction::Audit, false) => ("nothing", Tone::Plain),
+    };
+    (word.to_owned(), if policy.dry_run { Tone::Plain } else { tone })
+}
+
+/// The rule that matches, or why each does not.
+fn rules(policy: &PolicyVerdict) -> String {
+    let matched = policy.rules.iter().find(|rule| Some(rule.rule) == policy.matched);
+    match (matched, &policy.rules[..]) {
+        (Some(rule), _) => rule.to_string(),
+        (None, []) => "it has no rules".to_owned(),
+        (None, rules) => rules.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
     }
 }

@@ -63,6 +63,20 @@ fn details(flow: &FlowRecord, line: &mut String) {
             let _ = write!(line, " {name}.identity={identity}");
         }
     }
+    if let Some(mark) = &flow.policy {
+        let audited = mark.audited.join(", ");
+        let audited = (!audited.is_empty()).then_some(&audited);
+        let marks = [
+            ("allowed_by", mark.allowed_by.as_ref()),
+            ("dry_run", mark.dry_run.as_ref()),
+            ("audited", audited),
+        ];
+        for (name, mark) in marks {
+            if let Some(mark) = mark {
+                let _ = write!(line, " {name}=\"{mark}\"");
+            }
+        }
+    }
     if let Some(srtt) = flow.srtt_us {
         let _ = write!(line, " srtt={srtt}us");
     }

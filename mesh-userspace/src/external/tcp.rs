@@ -16,11 +16,11 @@ use super::entry::Entry;
 use super::listeners::watch;
 use crate::datapath::{Stay, Stayer};
 use crate::model::{Endpoint, Protocol, Snapshot, Workload};
-use crate::proxy::Pod;
+use crate::policy::authorization::Refusal;
 use crate::proxy::ask::Ask;
-use crate::proxy::hbone::Peer;
-use crate::proxy::inbound::{self, Delivery, DeliveryError};
-use crate::proxy::outbound::{CONNECT_DEADLINE, TRIES, Upstream, UpstreamError, canonical, carry};
+use crate::proxy::forward::{CONNECT_DEADLINE, Forward, Upstream, UpstreamError, carry, note_failure};
+use crate::proxy::inbound::{self, DeliveryError};
+use crate::proxy::outbound::{TRIES, canonical};
 use crate::proxy::record::{party, service_at};
 use crate::proxy::route::{Arrival, Entrance};
 use crate::proxy::worker::{ACCEPT_PAUSE, Worker, is_of_the_connection};
@@ -93,7 +93,7 @@ async fn serve(worker: &Worker, entry: &Entry, client: TcpStream) {
     let carried = worker.carried.enter(asked, endpoint);
     let gone = carried.gone(&worker.shared.snapshot.load());
     tokio::select! {
-        outcome = carry(&client, upstream, &record, gone) => record.finish(outcome),
+        outcome = carry(worker, &client, upstream, &record, gone) => record.finish(outcome),
         () = entry.cut() => reset_on_close(&client),
     }
 }
@@ -138,11 +138,7 @@ impl<'a> Attempt<'a> {
                 }
                 Err(error) => error,
             };
-            if let UpstreamError::Tunnel { source, .. } = &error
-                && let Some(reason) = source.handshake_reason()
-            {
-                self.worker.shared.telemetry.metrics().handshake_failed("client", reason);
-            }
+            note_failure(self.worker, &error);
             failed.push(endpoint.address);
             let again =
                 error.is_retryable() && failed.len() < TRIES && self.ask.endpoint(None, 0, &failed).is_some();
@@ -193,11 +189,20 @@ impl<'a> Attempt<'a> {
             is_frontend: self.entry.is_frontend(self.snapshot, address, Protocol::Tcp),
             is_here: self.entry.is_here(endpoint, workload.map(|workload| &**workload)),
         };
+        let forward = Forward { worker: self.worker, client: self.source, started: self.started };
         match arrival.entrance(|uid| self.worker.shared.pod(uid)) {
             Entrance::Loop => Err(UpstreamError::Loop(address)),
-            Entrance::Local(pod, workload) => self.deliver(&pod, workload, address).await,
-            Entrance::Strict => Err(DeliveryError::Strict(address).into()),
-            Entrance::Tunnel(workload) => self.tunnel(workload, address).await,
+            Entrance::Local(pod, workload) => forward.deliver(&pod, workload, None, address).await,
+            Entrance::Strict => Err(DeliveryError::Refused { address, refusal: Refusal::Plaintext }.into()),
+            Entrance::Unserved(workload) => {
+                inbound::judge(self.snapshot, workload, None, self.source, address)?;
+                self.dial(endpoint).await
+            }
+            Entrance::Tunnel(workload) => {
+                // Its agent believes this one who the client is.
+                let agent = &self.worker.shared.agent;
+                forward.tunnel(&self.entry.netns, agent, workload, address, None).await
+            }
             Entrance::Plain => self.dial(endpoint).await,
         }
     }
@@ -208,54 +213,6 @@ impl<'a> Attempt<'a> {
         let connect = timeout(CONNECT_DEADLINE, dial(self.worker, address, self.source)).await;
         let socket = connect.map_err(|_elapsed| UpstreamError::Timeout(address))?;
         socket.map(Upstream::Socket).map_err(|source| UpstreamError::Connect { address, source })
-    }
-
-    /// To an enrolled pod of this node, inside its namespace.
-    async fn deliver(
-        &self,
-        pod: &Arc<Pod>,
-        workload: &Arc<Workload>,
-        address: SocketAddr,
-    ) -> Result<Upstream, UpstreamError> {
-        let record = inbound::open(self.worker, workload, self.source, address, None, self.started);
-        let delivery = Delivery {
-            worker: self.worker,
-            pod,
-            workload,
-            source: None,
-            client: self.source,
-            destination: address,
-        };
-        match delivery.connect().await {
-            Ok(socket) => Ok(Upstream::Local(socket, Box::new(record))),
-            Err(error) => {
-                record.fail(error.outcome(), &error);
-                Err(error.into())
-            }
-        }
-    }
-
-    /// To an enrolled pod of another node: its agent believes this one who the client is.
-    async fn tunnel(&self, workload: &Workload, address: SocketAddr) -> Result<Upstream, UpstreamError> {
-        let shared = &self.worker.shared;
-        let peer = Peer {
-            netns_cookie: self.entry.netns.cookie(),
-            source: shared.agent.clone(),
-            address: SocketAddr::new(address.ip(), mesh_common::abi::HBONE_PORT),
-            destination: workload.identity.clone(),
-        };
-        let tunnel = self.worker.pool.tunnel(
-            &peer,
-            &self.entry.netns,
-            &shared.certificates,
-            address,
-            self.source,
-            None,
-        );
-        let tunnel =
-            timeout(CONNECT_DEADLINE, tunnel).await.map_err(|_elapsed| UpstreamError::Timeout(address))?;
-        let (tunnel, lease) = tunnel.map_err(|source| UpstreamError::Tunnel { address, source })?;
-        Ok(Upstream::Tunnel(tunnel, lease))
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod authority;
 mod certificate;
+mod expiry;
 mod reason;
 mod signer;
 mod store;
@@ -17,6 +18,7 @@ mod testing;
 
 pub use authority::{Authority, AuthorityError};
 pub use certificate::{CertificateError, WorkloadCertificate};
+pub use expiry::chain_end;
 pub use reason::{PeerError, handshake_error_reason, handshake_reason};
 pub use signer::{SignError, SignedChain, Signer, SigningRequest};
 pub use store::{CertificateState, CertificateStatus, CertificateStore, StoreError};

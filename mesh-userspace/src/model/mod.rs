@@ -9,16 +9,21 @@ mod fate;
 mod identity;
 mod mtls;
 mod name;
+mod policies;
 mod service;
 mod snapshot;
 mod workload;
 
 pub use alias::{AliasTable, Draw};
-pub use authorization::{PolicyAction, PolicyName};
+pub use authorization::{
+    AuthorizationPolicy, Clause, Condition, PolicyAction, PolicyName, PolicyRule, PolicyScope,
+    ServiceAccountName, TextMatch, Values,
+};
 pub use fate::Fate;
 pub use identity::{Identity, IdentityError, TrustDomain};
 pub use mtls::{Mode, MtlsModes, PeerPolicy};
 pub use name::{NodeName, ServiceName, WorkloadUid};
+pub use policies::{NamespacePolicies, Policies};
 pub use service::{
     Backend, BackendSet, Endpoint, EndpointState, External, Protocol, Route, RouteTarget, Service,
     ServiceKind, ServicePort, TrafficPolicy, combine_weights,

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use imbl::{HashMap, OrdMap};
 
 use super::{
-    NodeName, PeerPolicy, PolicyName, Protocol, Service, ServiceName, ServicePort, TrustDomain, Workload,
-    WorkloadUid,
+    NodeName, PeerPolicy, Policies, PolicyName, Protocol, Service, ServiceName, ServicePort, TrustDomain,
+    Workload, WorkloadUid,
 };
 
 /// What holds for the whole mesh.
@@ -16,6 +16,8 @@ use super::{
 pub struct MeshConfig {
     /// Trust domain of every identity made here.
     pub trust_domain: TrustDomain,
+    /// Trust domains whose identities are taken for those of the own one (`MeshConfig.trustDomainAliases`).
+    pub trust_domain_aliases: Arc<[TrustDomain]>,
     /// Istio's root namespace: what is configured there without a selector holds everywhere.
     pub root_namespace: Arc<str>,
     /// Cluster domain, the end of every service's host.
@@ -28,6 +30,7 @@ impl Default for MeshConfig {
     fn default() -> Self {
         Self {
             trust_domain: TrustDomain::new("cluster.local").expect("cluster.local is a trust domain"),
+            trust_domain_aliases: Arc::default(),
             root_namespace: "istio-system".into(),
             cluster_domain: "cluster.local".into(),
             node: None,
@@ -82,6 +85,8 @@ pub struct Snapshot {
     pub services: OrdMap<ServiceName, Arc<Service>>,
     /// Services by what clients ask for: cluster, external and load-balancer addresses with each port, and node ports.
     pub frontends: HashMap<Frontend, Arc<Service>>,
+    /// All `AuthorizationPolicy`s.
+    pub policies: Policies,
     /// What is known of this node.
     pub node: Arc<LocalNode>,
     /// Addresses of the other nodes.

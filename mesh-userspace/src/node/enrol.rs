@@ -13,7 +13,7 @@ use super::netns::NetNs;
 use super::plumbing::{self, Before};
 use super::state::{Remembered, StateDir};
 use crate::datapath::{Datapath, DatapathError, Role};
-use crate::model::{Workload, WorkloadUid};
+use crate::model::{MtlsModes, Workload, WorkloadUid};
 use crate::socket::own_netns_cookie;
 
 /// Why a pod could not be enrolled or released.
@@ -101,11 +101,12 @@ impl Enroller {
     }
 
     /// Enrols a pod up to the point where it only remains to [`Self::begin_capture`]. Its listeners are handed out, to be
-    /// accepted from. Idempotent: what an earlier agent left is taken over. `held` are the namespaces of other pods.
+    /// accepted from. Idempotent: what an earlier agent left is taken over. `modes` hold where the agent has no listener, `held` are the namespaces of other pods.
     pub fn enrol(
         &mut self,
         datapath: &mut Datapath,
         workload: &Workload,
+        modes: &MtlsModes,
         held: &[u64],
     ) -> Result<(Enrolment, NetNs, Vec<Listener>), EnrolError> {
         let path = workload.netns.clone().ok_or_else(|| EnrolError::NoNetns(workload.uid.clone()))?;
@@ -142,7 +143,7 @@ impl Enroller {
             before,
         };
         self.remember(&enrolment)?;
-        let laid = lay(datapath, workload, &netns, &enrolment, &at);
+        let laid = lay(datapath, modes, &netns, &enrolment, &at);
         match laid {
             Ok(listeners) => Ok((enrolment, netns, listeners)),
             Err(error) => {
@@ -224,14 +225,14 @@ impl Enroller {
         errors
     }
 
-    /// The modes of a pod have changed.
+    /// What `sk_lookup` does without a listener of the agent has changed.
     pub fn set_modes(
         &self,
         datapath: &mut Datapath,
         enrolment: &Enrolment,
-        workload: &Workload,
+        modes: &MtlsModes,
     ) -> Result<(), EnrolError> {
-        Ok(datapath.set_inbound_modes(&enrolment.steered, &workload.mtls)?)
+        Ok(datapath.set_inbound_modes(&enrolment.steered, modes)?)
     }
 
     /// What is missing of an enrolment: links, listeners, rules, routes, map entries.
@@ -280,13 +281,13 @@ impl Enroller {
 /// Lays everything that a pod needs, what steers to the agent last.
 fn lay<E: FnOnce(io::Error) -> EnrolError>(
     datapath: &mut Datapath,
-    workload: &Workload,
+    modes: &MtlsModes,
     netns: &NetNs,
     enrolment: &Enrolment,
     at: &impl Fn(&'static str) -> E,
 ) -> Result<Vec<Listener>, EnrolError> {
     let Enrolment { steered, addresses, .. } = enrolment;
-    datapath.set_inbound_modes(steered, &workload.mtls)?;
+    datapath.set_inbound_modes(steered, modes)?;
     let owned = steered.clone();
     let listeners = netns.run(move || listeners::open(&owned)).map_err(at("listen"))?;
     let (all, own) = (steered.clone(), addresses.clone());

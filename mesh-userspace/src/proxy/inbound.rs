@@ -10,14 +10,16 @@ use http::StatusCode;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
+use super::admission::{self, Admission};
 use super::copy::{SocketIs, tcp_to_tcp, tcp_to_tunnel};
 use super::hbone::server::{self, ServerError, TunnelRequest};
-use super::outbound::{canonical, takes_plaintext};
+use super::outbound::canonical;
 use super::record::party;
 use super::worker::Worker;
 use super::{Pod, Stop, upstream};
 use crate::identity::{handshake_reason, server_config};
-use crate::model::{Identity, Workload};
+use crate::model::{Identity, Snapshot, Workload};
+use crate::policy::authorization::{Connection, Guard, Refusal, Verdict};
 use crate::socket::reset_on_close;
 use crate::telemetry::{ConnectionRecord, Direction, OpenedConnection, Outcome, Reporter, Security};
 
@@ -26,9 +28,15 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 /// Why an application was not reached.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DeliveryError {
-    /// The port takes mTLS only.
-    #[error("plaintext to {0}, which takes mutual TLS only")]
-    Strict(SocketAddr),
+    /// Policy does not allow it.
+    #[error("connection to {address} refused")]
+    Refused {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        refusal: Refusal,
+    },
     /// The application refused, or is not there.
     #[error("connect to the application at {address}")]
     Connect {
@@ -46,20 +54,20 @@ pub(crate) enum DeliveryError {
 impl DeliveryError {
     pub(crate) const fn outcome(&self) -> Outcome {
         match self {
-            Self::Strict(_) => Outcome::RefusedPolicy,
+            Self::Refused { .. } => Outcome::RefusedPolicy,
             Self::Connect { .. } => Outcome::ConnectFailed,
             Self::Timeout(_) => Outcome::ConnectTimeout,
         }
     }
 
     pub(crate) const fn is_retryable(&self) -> bool {
-        !matches!(self, Self::Strict(_))
+        !matches!(self, Self::Refused { .. })
     }
 
     /// What ztunnel answers.
     const fn status(&self) -> StatusCode {
         match self {
-            Self::Strict(_) => StatusCode::UNAUTHORIZED,
+            Self::Refused { .. } => StatusCode::UNAUTHORIZED,
             Self::Connect { .. } | Self::Timeout(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -71,8 +79,6 @@ pub(crate) struct Delivery<'a> {
     pub(crate) worker: &'a Worker,
     /// The pod that it is for.
     pub(crate) pod: &'a Pod,
-    /// Its workload.
-    pub(crate) workload: &'a Workload,
     /// Who it is from, authenticated; `None` for plaintext.
     pub(crate) source: Option<&'a Identity>,
     /// The true client; port 0 where the port is not known or not free.
@@ -82,18 +88,25 @@ pub(crate) struct Delivery<'a> {
 }
 
 impl Delivery<'_> {
-    /// Decides, and connects to the application.
-    pub(crate) async fn connect(&self) -> Result<TcpStream, DeliveryError> {
-        let mode = self.workload.mtls.at(self.destination.port());
-        if self.source.is_none() && !takes_plaintext(mode) {
-            return Err(DeliveryError::Strict(self.destination));
+    /// Decides, notes that in the record, and connects to the application. What is returned beside the connection tells
+    /// when it is no longer allowed.
+    pub(crate) async fn connect(
+        &self,
+        record: &mut ConnectionRecord,
+    ) -> Result<(TcpStream, Admission), DeliveryError> {
+        let (admission, decision) = self.pod.admit(self.source, self.client, self.destination);
+        admission::count(self.worker.shared.telemetry.metrics(), &decision);
+        record.note_policy(admission::mark(&decision));
+        if let Verdict::Refused(refusal) = decision.verdict {
+            return Err(DeliveryError::Refused { address: self.destination, refusal });
         }
         let admit = &self.worker.handles.deliveries;
         let connect = upstream::deliver(&self.pod.netns, self.client, self.destination, admit);
         let socket = timeout(CONNECT_DEADLINE, connect)
             .await
             .map_err(|_elapsed| DeliveryError::Timeout(self.destination))?;
-        socket.map_err(|source| DeliveryError::Connect { address: self.destination, source })
+        let socket = socket.map_err(|source| DeliveryError::Connect { address: self.destination, source })?;
+        Ok((socket, admission))
     }
 }
 
@@ -104,15 +117,18 @@ pub(super) async fn plaintext(worker: &Worker, pod: &Arc<Pod>, client: TcpStream
     let Ok((destination, source)) = addresses else { return };
     let (destination, source) = (canonical(destination), canonical(source));
     let workload = pod.workload(&worker.shared.snapshot.load());
-    let record = open(worker, &workload, source, destination, None, Instant::now());
+    let mut record = open(worker, &workload, source, destination, None, Instant::now());
     // The client's port is taken in this namespace by the very connection that came in.
     let from = SocketAddr::new(source.ip(), 0);
-    let delivery = Delivery { worker, pod, workload: &workload, source: None, client: from, destination };
+    let delivery = Delivery { worker, pod, source: None, client: from, destination };
     let served = async {
-        match delivery.connect().await {
-            Ok(server) => {
-                let outcome = tcp_to_tcp(&client, &server, record.bytes()).await;
-                record.finish(outcome);
+        match delivery.connect(&mut record).await {
+            Ok((server, mut admission)) => {
+                // What is dropped while it carries is reset on both sides.
+                tokio::select! {
+                    outcome = tcp_to_tcp(&client, &server, record.bytes()) => record.finish(outcome),
+                    refusal = admission.revoked() => revoked(worker, record, &refusal),
+                }
             }
             Err(error) => {
                 reset_on_close(&client);
@@ -131,6 +147,7 @@ pub(super) async fn hbone(worker: &Worker, pod: &Arc<Pod>, socket: TcpStream) {
     let metrics = worker.shared.telemetry.metrics();
     let peer = socket.peer_addr().ok();
     let Some(leave) = peer.and_then(|peer| pod.handshake(peer.ip())) else {
+        // No record: who opens so many is not to fill the log.
         metrics.handshake_failed("server", "too_many");
         return reset_on_close(&socket);
     };
@@ -140,6 +157,7 @@ pub(super) async fn hbone(worker: &Worker, pod: &Arc<Pod>, socket: TcpStream) {
         Err(error) => {
             tracing::warn!(%error, dst.identity = %identity, "hbone refused: no certificate");
             metrics.handshake_failed("server", "no_own_certificate");
+            refused(worker, pod, peer, &error);
             return reset_on_close(&socket);
         }
     };
@@ -147,6 +165,8 @@ pub(super) async fn hbone(worker: &Worker, pod: &Arc<Pod>, socket: TcpStream) {
         Ok(config) => config,
         Err(error) => {
             tracing::warn!(%error, dst.identity = %identity, "hbone refused: no configuration");
+            metrics.handshake_failed("server", "no_own_certificate");
+            refused(worker, pod, peer, &error);
             return reset_on_close(&socket);
         }
     };
@@ -185,7 +205,7 @@ pub(super) async fn hbone(worker: &Worker, pod: &Arc<Pod>, socket: TcpStream) {
 }
 
 /// A handshake that failed leaves a record as well.
-fn refused(worker: &Worker, pod: &Arc<Pod>, peer: Option<SocketAddr>, error: &ServerError) {
+fn refused(worker: &Worker, pod: &Arc<Pod>, peer: Option<SocketAddr>, error: &dyn std::error::Error) {
     let Some(peer) = peer else { return };
     let workload = pod.workload(&worker.shared.snapshot.load());
     let Some(address) = workload.addresses.iter().find(|address| address.is_ipv4() == peer.is_ipv4()) else {
@@ -205,22 +225,22 @@ async fn tunnel(worker: &Worker, pod: &Arc<Pod>, request: TunnelRequest) {
     let forwarded = request.forwarded.filter(|_| source == worker.shared.agent);
     let own = SocketAddr::new(request.peer.ip(), request.client_port);
     let (client, authenticated) = forwarded.map_or((own, Some(&source)), |client| (client, None));
-    let record = open(worker, &workload, client, destination, Some(&source), Instant::now());
+    let mut record = open(worker, &workload, client, destination, Some(&source), Instant::now());
     drop(snapshot);
-    let delivery = Delivery { worker, pod, workload: &workload, source: authenticated, client, destination };
+    let delivery = Delivery { worker, pod, source: authenticated, client, destination };
     let served = async {
-        let server = match delivery.connect().await {
-            Ok(server) => server,
+        let (server, mut admission) = match delivery.connect(&mut record).await {
+            Ok(delivered) => delivered,
             Err(error) => {
                 request.refuse(error.status());
                 return record.fail(error.outcome(), &error);
             }
         };
         match request.accept() {
-            Ok(tunnel) => {
-                let outcome = tcp_to_tunnel(&server, tunnel, SocketIs::Server, record.bytes()).await;
-                record.finish(outcome);
-            }
+            Ok(tunnel) => tokio::select! {
+                outcome = tcp_to_tunnel(&server, tunnel, SocketIs::Server, record.bytes()) => record.finish(outcome),
+                refusal = admission.revoked() => revoked(worker, record, &refusal),
+            },
             Err(error) => {
                 reset_on_close(&server);
                 record.fail(Outcome::ResetByClient, &error);
@@ -230,6 +250,27 @@ async fn tunnel(worker: &Worker, pod: &Arc<Pod>, request: TunnelRequest) {
     tokio::select! {
         () = served => {}
         () = pod.cut() => {}
+    }
+}
+
+/// Ends the record of a connection that policy no longer allows.
+pub(crate) fn revoked(worker: &Worker, record: ConnectionRecord, refusal: &Refusal) {
+    admission::refused(worker.shared.telemetry.metrics(), "revoked", refusal);
+    record.fail(Outcome::Revoked, refusal);
+}
+
+/// Whether policy lets a connection pass to a workload of this node that is not enrolled yet: nobody there will ask.
+pub(crate) fn judge(
+    snapshot: &Snapshot,
+    workload: &Workload,
+    source: Option<&Identity>,
+    client: SocketAddr,
+    destination: SocketAddr,
+) -> Result<(), DeliveryError> {
+    let connection = Connection { source, client: client.ip(), destination };
+    match Guard::of(snapshot, workload).decide(&connection).verdict {
+        Verdict::Refused(refusal) => Err(DeliveryError::Refused { address: destination, refusal }),
+        Verdict::Unguarded | Verdict::Allowed(_) => Ok(()),
     }
 }
 

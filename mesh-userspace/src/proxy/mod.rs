@@ -4,10 +4,12 @@
 //! strict is never answered with plaintext; every wait has a deadline; nothing that a peer sends ends the agent. Who is
 //! enrolled is `node`'s business, what the mesh is the model's.
 
+pub(crate) mod admission;
 pub(crate) mod ask;
 mod canary;
 pub(crate) mod carried;
 pub(crate) mod copy;
+pub(crate) mod forward;
 pub(crate) mod hbone;
 pub(crate) mod inbound;
 pub(crate) mod outbound;
@@ -18,7 +20,7 @@ mod upstream;
 pub(crate) mod worker;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use arc_swap::ArcSwap;
 
@@ -45,6 +47,8 @@ pub struct Shared {
     /// The self-test's far end.
     pub canary: Canary,
     pods: ArcSwap<HashMap<WorkloadUid, Arc<Pod>>>,
+    /// Every pod that may have connections, those that are leaving among them.
+    followers: Mutex<Vec<Weak<Pod>>>,
     pools: Mutex<HashMap<usize, (usize, usize, usize)>>,
 }
 
@@ -65,6 +69,7 @@ impl Shared {
             telemetry,
             canary: Canary::default(),
             pods: ArcSwap::default(),
+            followers: Mutex::default(),
             pools: Mutex::default(),
         }
     }
@@ -77,6 +82,30 @@ impl Shared {
     /// Replaces the set of enrolled pods.
     pub fn set_pods(&self, pods: HashMap<WorkloadUid, Arc<Pod>>) {
         self.pods.store(Arc::new(pods));
+    }
+
+    /// From now on the pod, and each connection that it has, follows what becomes of the mesh.
+    pub fn follow(&self, pod: &Arc<Pod>) {
+        self.followers().push(Arc::downgrade(pod));
+        // What was published before this is not told again.
+        pod.refresh(&self.snapshot.load());
+    }
+
+    /// The snapshot in force became another: connections that it no longer allows end.
+    pub fn refresh_pods(&self) {
+        let pods: Vec<Arc<Pod>> = {
+            let mut followers = self.followers();
+            followers.retain(|pod| pod.strong_count() > 0);
+            followers.iter().filter_map(Weak::upgrade).collect()
+        };
+        let snapshot = self.snapshot.load();
+        for pod in pods {
+            pod.refresh(&snapshot);
+        }
+    }
+
+    fn followers(&self) -> std::sync::MutexGuard<'_, Vec<Weak<Pod>>> {
+        self.followers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn set_pool_sizes(&self, worker: usize, sizes: (usize, usize, usize)) {

@@ -1,107 +1,24 @@
 //! Captured connections: the destination is the accepted socket's own address, the workload that of its listener.
 
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::ask::Ask;
-use super::copy::{SocketIs, tcp_to_tcp, tcp_to_tunnel};
-use super::hbone::Peer;
-use super::hbone::client::ClientError;
-use super::inbound::{self, Delivery};
+use super::forward::{CONNECT_DEADLINE, Forward, Upstream, UpstreamError, carry, note_failure};
 use super::record::{party, service_at};
 use super::route::{self, Destination, Way};
 use super::worker::Worker;
-use super::{Pod, hbone, upstream};
+use super::{Pod, inbound, upstream};
 use crate::datapath::{Stay, Stayer};
 use crate::model::{Mode, Service, Snapshot, Workload};
 use crate::socket::reset_on_close;
-use crate::telemetry::{ConnectionRecord, Direction, OpenedConnection, Outcome, Reporter, Security};
+use crate::telemetry::{ConnectionRecord, Direction, OpenedConnection, Reporter, Security};
 
 /// How many endpoints are tried before a connection is given up; nothing of it has been sent until one answers.
 pub(crate) const TRIES: usize = 3;
-pub(crate) const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
-
-/// Why the upstream could not be had.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum UpstreamError {
-    #[error("connect to {address}")]
-    Connect {
-        address: SocketAddr,
-        #[source]
-        source: io::Error,
-    },
-    #[error("{0} did not answer in time")]
-    Timeout(SocketAddr),
-    #[error("open a tunnel to {address}")]
-    Tunnel {
-        address: SocketAddr,
-        #[source]
-        source: ClientError,
-    },
-    #[error("deliver to a pod of this node")]
-    Delivery(#[from] inbound::DeliveryError),
-    #[error("{0} has no endpoint")]
-    NoEndpoint(String),
-    #[error("the client is in none of the source ranges of {0}")]
-    OutOfRange(String),
-    #[error("{0} is an endpoint and a service of this node at once")]
-    Loop(SocketAddr),
-}
-
-impl UpstreamError {
-    pub(crate) fn outcome(&self) -> Outcome {
-        match self {
-            Self::Connect { .. } | Self::Loop(_) => Outcome::ConnectFailed,
-            Self::Timeout(_) => Outcome::ConnectTimeout,
-            Self::NoEndpoint(_) => Outcome::NoEndpoint,
-            Self::OutOfRange(_) => Outcome::RefusedPolicy,
-            Self::Delivery(error) => error.outcome(),
-            Self::Tunnel { source, .. } => match source {
-                ClientError::Tls(_) => Outcome::TlsFailed,
-                ClientError::Refused(http::StatusCode::UNAUTHORIZED) => Outcome::RefusedPolicy,
-                ClientError::Refused(_) => Outcome::RefusedByPeer,
-                ClientError::Deadline(_) => Outcome::ConnectTimeout,
-                ClientError::Connect { .. } | ClientError::Http(_) => Outcome::ConnectFailed,
-                ClientError::Authority(_) | ClientError::Certificate(_) | ClientError::Config(_) => {
-                    Outcome::InternalError
-                }
-            },
-        }
-    }
-
-    /// Whether another endpoint may do better.
-    pub(crate) fn is_retryable(&self) -> bool {
-        match self {
-            Self::Connect { .. } | Self::Timeout(_) | Self::Loop(_) => true,
-            Self::Tunnel { source, .. } => source.is_retryable(),
-            Self::Delivery(error) => error.is_retryable(),
-            Self::NoEndpoint(_) | Self::OutOfRange(_) => false,
-        }
-    }
-}
-
-pub(crate) enum Upstream {
-    Socket(TcpStream),
-    /// A pod of this node; the record is the one that the destination's agent would write.
-    Local(TcpStream, Box<ConnectionRecord>),
-    Tunnel(super::copy::Tunnel, Lease),
-}
-
-pub(crate) type Lease = hbone::Lease;
-
-impl Upstream {
-    const fn security(&self) -> Security {
-        match self {
-            Self::Socket(_) => Security::None,
-            Self::Local(..) | Self::Tunnel(..) => Security::MutualTls,
-        }
-    }
-}
 
 /// Serves one captured connection to its end.
 pub(super) async fn serve(worker: &Worker, pod: &Arc<Pod>, client: TcpStream) {
@@ -132,7 +49,7 @@ pub(super) async fn serve(worker: &Worker, pod: &Arc<Pod>, client: TcpStream) {
         }
     };
     tokio::select! {
-        outcome = carry(&client, upstream, &record, gone) => record.finish(outcome),
+        outcome = carry(worker, &client, upstream, &record, gone) => record.finish(outcome),
         () = pod.cut() => reset_on_close(&client),
     }
 }
@@ -182,11 +99,7 @@ impl<'a> Attempt<'a> {
                 }
                 Err(error) => error,
             };
-            if let UpstreamError::Tunnel { source, .. } = &error
-                && let Some(reason) = source.handshake_reason()
-            {
-                self.worker.shared.telemetry.metrics().handshake_failed("client", reason);
-            }
+            note_failure(self.worker, &error);
             let again = error.is_retryable()
                 && destination.service.is_some()
                 && failed.len() + 1 < TRIES
@@ -239,98 +152,25 @@ impl<'a> Attempt<'a> {
 
     async fn connect(&self, destination: &Destination) -> Result<Upstream, UpstreamError> {
         let address = destination.address;
-        let shared = &self.worker.shared;
+        let (shared, identity) = (&self.worker.shared, &self.workload.identity);
+        let forward = Forward { worker: self.worker, client: self.source, started: self.started };
         match destination.way(&shared.node, |uid| shared.pod(uid)) {
-            Way::Local(pod, workload) => return self.deliver(&pod, workload, address).await,
-            Way::Tunnel(workload) => return self.tunnel(workload, address).await,
+            Way::Local(pod, workload) => {
+                return forward.deliver(&pod, workload, Some(identity), address).await;
+            }
+            Way::Tunnel(workload) => {
+                let baggage = self.pod.baggage();
+                return forward.tunnel(&self.pod.netns, identity, workload, address, baggage.as_ref()).await;
+            }
+            Way::Unserved(workload) => {
+                inbound::judge(self.snapshot, workload, Some(identity), self.source, address)?;
+            }
             Way::Plain => {}
         }
         let connect = timeout(CONNECT_DEADLINE, upstream::plain(&self.pod.netns, address)).await;
         let socket = connect.map_err(|_elapsed| UpstreamError::Timeout(address))?;
         socket.map(Upstream::Socket).map_err(|source| UpstreamError::Connect { address, source })
     }
-
-    /// To a pod of this node: both identities are known here, nothing is encrypted and nothing leaves the node.
-    async fn deliver(
-        &self,
-        pod: &Arc<Pod>,
-        workload: &Arc<Workload>,
-        address: SocketAddr,
-    ) -> Result<Upstream, UpstreamError> {
-        let identity = &self.workload.identity;
-        let record = inbound::open(self.worker, workload, self.source, address, Some(identity), self.started);
-        let delivery = Delivery {
-            worker: self.worker,
-            pod,
-            workload,
-            source: Some(identity),
-            client: self.source,
-            destination: address,
-        };
-        match delivery.connect().await {
-            Ok(socket) => Ok(Upstream::Local(socket, Box::new(record))),
-            Err(error) => {
-                record.fail(error.outcome(), &error);
-                Err(error.into())
-            }
-        }
-    }
-
-    async fn tunnel(&self, workload: &Workload, address: SocketAddr) -> Result<Upstream, UpstreamError> {
-        let peer = Peer {
-            netns_cookie: self.pod.netns.cookie(),
-            source: self.workload.identity.clone(),
-            address: SocketAddr::new(address.ip(), mesh_common::abi::HBONE_PORT),
-            destination: workload.identity.clone(),
-        };
-        let baggage = self.pod.baggage();
-        let shared = &self.worker.shared;
-        let tunnel = self.worker.pool.tunnel(
-            &peer,
-            &self.pod.netns,
-            &shared.certificates,
-            address,
-            self.source,
-            baggage.as_ref(),
-        );
-        // One deadline for all of it: a place in the pool, TCP, TLS, HTTP/2, and the application behind.
-        let tunnel =
-            timeout(CONNECT_DEADLINE, tunnel).await.map_err(|_elapsed| UpstreamError::Timeout(address))?;
-        let (tunnel, lease) = tunnel.map_err(|source| UpstreamError::Tunnel { address, source })?;
-        Ok(Upstream::Tunnel(tunnel, lease))
-    }
-}
-
-/// Carries the connection to its end, or until its endpoint is gone.
-pub(crate) async fn carry(
-    client: &TcpStream,
-    upstream: Upstream,
-    record: &ConnectionRecord,
-    gone: impl Future<Output = ()>,
-) -> Outcome {
-    let (upstream, at_destination) = match upstream {
-        Upstream::Local(server, at_destination) => (Upstream::Socket(server), Some(at_destination)),
-        upstream => (upstream, None),
-    };
-    let bytes = record.bytes();
-    let carried = async {
-        match upstream {
-            Upstream::Socket(server) | Upstream::Local(server, _) => tcp_to_tcp(client, &server, bytes).await,
-            Upstream::Tunnel(tunnel, _lease) => tcp_to_tunnel(client, tunnel, SocketIs::Client, bytes).await,
-        }
-    };
-    // What is dropped while it carries is reset on both sides.
-    let outcome = tokio::select! {
-        outcome = carried => outcome,
-        () = gone => Outcome::Withdrawn,
-    };
-    if let Some(at_destination) = at_destination {
-        let (to_server, to_client) = bytes.totals();
-        at_destination.bytes().add_to_server(to_server);
-        at_destination.bytes().add_to_client(to_client);
-        at_destination.finish(outcome);
-    }
-    outcome
 }
 
 /// An IPv4 address that an IPv6 socket shows mapped, as IPv4.

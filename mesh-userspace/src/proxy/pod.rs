@@ -1,16 +1,18 @@
 //! An enrolled pod, as the data path sees it.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
+use super::admission::Admission;
 use super::hbone::Baggage;
-use crate::model::{Snapshot, Workload, WorkloadUid};
+use crate::model::{Identity, Snapshot, Workload, WorkloadUid};
 use crate::node::NetNs;
+use crate::policy::authorization::{Decision, Guard};
 
 /// TLS handshakes that may be under way at one pod from one address. Who has not said who it is gets no more of the
 /// agent's memory, and takes nothing from others.
@@ -25,6 +27,14 @@ pub struct Pod {
     handshakes: Arc<Mutex<HashMap<IpAddr, u32>>>,
     // The workload as last seen, with what is derived from it alone.
     seen: ArcSwap<Seen>,
+    guard: watch::Sender<Guarded>,
+}
+
+/// Who may come, as of a snapshot.
+#[derive(Debug)]
+pub(super) struct Guarded {
+    pub(super) guard: Guard,
+    generation: u64,
 }
 
 struct Seen {
@@ -45,10 +55,16 @@ pub enum Stop {
 }
 
 impl Pod {
-    /// A pod in its namespace; connections end as `stop` says.
-    pub fn new(workload: Arc<Workload>, netns: NetNs, stop: watch::Receiver<Stop>) -> Self {
+    /// A pod of the snapshot, in its namespace; connections end as `stop` says.
+    pub fn new(
+        snapshot: &Snapshot,
+        workload: Arc<Workload>,
+        netns: NetNs,
+        stop: watch::Receiver<Stop>,
+    ) -> Self {
         let uid = workload.uid.clone();
         let baggage = Baggage::of(&workload);
+        let guard = Guard::of(snapshot, &workload);
         Self {
             uid,
             netns,
@@ -56,6 +72,7 @@ impl Pod {
             connections: AtomicUsize::new(0),
             handshakes: Arc::default(),
             seen: ArcSwap::from_pointee(Seen { workload, baggage }),
+            guard: watch::Sender::new(Guarded { guard, generation: snapshot.generation }),
         }
     }
 
@@ -103,8 +120,38 @@ impl Pod {
         self.seen.load().baggage.clone()
     }
 
-    fn refresh(&self, snapshot: &Snapshot) {
+    /// Asks whether a connection may reach the application, and for how long; `client` is the true one.
+    pub(super) fn admit(
+        &self,
+        source: Option<&Identity>,
+        client: SocketAddr,
+        destination: SocketAddr,
+    ) -> (Admission, Decision) {
+        Admission::ask(self.guard.subscribe(), source, client, destination)
+    }
+
+    /// Whether a policy in force may refuse connections: nothing may then come past the agent.
+    pub fn may_refuse(&self) -> bool {
+        self.guard.borrow().guard.may_refuse()
+    }
+
+    /// Takes over what a newer snapshot says of the pod, for the connections that it has as well.
+    pub fn refresh(&self, snapshot: &Snapshot) {
         let Some(workload) = snapshot.workloads.get(&self.uid) else { return };
+        if self.guard.borrow().generation < snapshot.generation {
+            self.guard.send_if_modified(|held| {
+                // Another thread may have come with a newer one.
+                if held.generation >= snapshot.generation {
+                    return false;
+                }
+                held.generation = snapshot.generation;
+                let stays = held.guard.is_current(snapshot, workload);
+                if !stays {
+                    held.guard = Guard::of(snapshot, workload);
+                }
+                !stays
+            });
+        }
         if !Arc::ptr_eq(workload, &self.seen.load().workload) {
             let seen = Seen { workload: Arc::clone(workload), baggage: Baggage::of(workload) };
             self.seen.store(Arc::new(seen));

@@ -28,7 +28,9 @@ pub(crate) enum Way<'a, P> {
     Local(P, &'a Arc<Workload>),
     /// Authenticated at both ends, to the workload's own agent: HBONE.
     Tunnel(&'a Arc<Workload>),
-    /// In plaintext: outside the mesh, `DISABLE`, or a pod of this node that nobody serves yet.
+    /// In plaintext, to a pod of this node that nobody serves yet: nobody there asks whether it may be reached.
+    Unserved(&'a Arc<Workload>),
+    /// In plaintext: outside the mesh, or `DISABLE`.
     Plain,
 }
 
@@ -56,8 +58,10 @@ impl Destination {
         let Some(workload) = self.workload.as_ref().filter(in_mesh) else { return Way::Plain };
         match served(&workload.uid) {
             Some(pod) => Way::Local(pod, workload),
-            // A pod of this node that is not enrolled yet: nobody takes HBONE for it, and nothing leaves the node.
-            None if workload.is_on(node) && takes_plaintext(workload.mtls.at(port)) => Way::Plain,
+            // Nobody takes HBONE for it, and nothing leaves the node.
+            None if workload.is_on(node) && takes_plaintext(workload.mtls.at(port)) => {
+                Way::Unserved(workload)
+            }
             None => Way::Tunnel(workload),
         }
     }
@@ -102,6 +106,8 @@ pub(crate) enum Entrance<'a, P> {
     Local(P, &'a Arc<Workload>),
     /// The endpoint takes mutual TLS only.
     Strict,
+    /// In plaintext, to a pod of this node that nobody serves yet: nobody there asks whether it may be reached.
+    Unserved(&'a Arc<Workload>),
     /// To the workload's own agent, in the name of this one.
     Tunnel(&'a Arc<Workload>),
     /// In plaintext from the node.
@@ -141,8 +147,11 @@ impl<'a> Arrival<'a> {
         if !takes_plaintext(workload.mtls.at(self.endpoint.address.port())) {
             return Entrance::Strict;
         }
-        // A pod of this node that is not enrolled yet: nobody takes HBONE for it.
-        if !self.endpoint.in_mesh() || self.is_here { Entrance::Plain } else { Entrance::Tunnel(workload) }
+        match (self.is_here, self.endpoint.in_mesh()) {
+            (true, _) => Entrance::Unserved(workload),
+            (false, true) => Entrance::Tunnel(workload),
+            (false, false) => Entrance::Plain,
+        }
     }
 }
 
@@ -229,7 +238,7 @@ mod tests {
             ("of another node, disabled", true, Disable, elsewhere, false, "plain"),
             ("served here", true, Strict, here, true, "local"),
             ("served here, disabled", true, Disable, here, true, "plain"),
-            ("here, served by nobody yet", true, Permissive, here, false, "plain"),
+            ("here, served by nobody yet", true, Permissive, here, false, "unserved"),
             // It fails, as nothing else may be done.
             ("here, served by nobody yet, strict", true, Strict, here, false, "tunnel"),
         ];
@@ -255,6 +264,7 @@ mod tests {
             let way = match destination.way(&NodeName::new("node-1"), |_| served.then_some(())) {
                 Way::Local((), _) => "local",
                 Way::Tunnel(_) => "tunnel",
+                Way::Unserved(_) => "unserved",
                 Way::Plain => "plain",
             };
             assert_eq!(way, expected, "{name}");

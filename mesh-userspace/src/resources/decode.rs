@@ -150,7 +150,9 @@ fn object(node: &Node) -> Result<Option<Object>, Vec<Mistake>> {
         Kind::VirtualService | Kind::DestinationRule => {
             &["networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3"]
         }
-        Kind::PeerAuthentication => &["security.istio.io/v1", "security.istio.io/v1beta1"],
+        Kind::PeerAuthentication | Kind::AuthorizationPolicy => {
+            &["security.istio.io/v1", "security.istio.io/v1beta1"]
+        }
         Kind::Other(_) if GROUPS.contains(&group) => &[],
         Kind::Other(_) => return Ok(None),
     };
@@ -191,6 +193,7 @@ fn object(node: &Node) -> Result<Option<Object>, Vec<Mistake>> {
         Kind::VirtualService => typed(node).map(Object::VirtualService),
         Kind::DestinationRule => typed(node).map(Object::DestinationRule),
         Kind::PeerAuthentication => typed(node).map(Object::PeerAuthentication),
+        Kind::AuthorizationPolicy => typed(node).map(Object::AuthorizationPolicy),
         Kind::Other(_) => Ok(Object::Unsupported(Box::new(name))),
     };
     let object = object.map_err(|error| {

@@ -4,6 +4,7 @@
 //! [`Snapshot`](crate::model::Snapshot) in the [`Translator`], which rebuilds only what a change concerns. Nothing here
 //! reads files or the network: that is `source`.
 
+mod authorization;
 mod decode;
 mod deserialize;
 mod istio;
@@ -17,6 +18,7 @@ mod translate;
 mod validate;
 mod yaml;
 
+pub use authorization::AuthorizationPolicy;
 pub use decode::{Decoded, Item, Mistake, decode};
 pub(crate) use decode::{decode_part, parts};
 pub use istio::{

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
+use super::authorization::AuthorizationPolicy;
 use super::istio::{DestinationRule, PeerAuthentication, VirtualService};
 use super::{EndpointSlice, Service};
 
@@ -32,6 +33,8 @@ pub enum Kind {
     DestinationRule,
     /// `security.istio.io` `PeerAuthentication`.
     PeerAuthentication,
+    /// `security.istio.io` `AuthorizationPolicy`.
+    AuthorizationPolicy,
     /// A kind of a group we speak that is not carried out yet.
     Other(Arc<str>),
 }
@@ -49,6 +52,7 @@ impl Kind {
             Self::VirtualService => "VirtualService",
             Self::DestinationRule => "DestinationRule",
             Self::PeerAuthentication => "PeerAuthentication",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::Other(kind) => kind,
         }
     }
@@ -71,6 +75,7 @@ impl From<String> for Kind {
             "VirtualService" => Self::VirtualService,
             "DestinationRule" => Self::DestinationRule,
             "PeerAuthentication" => Self::PeerAuthentication,
+            "AuthorizationPolicy" => Self::AuthorizationPolicy,
             _ => Self::Other(kind.into()),
         }
     }
@@ -131,6 +136,8 @@ pub enum Object {
     DestinationRule(Box<DestinationRule>),
     /// `security.istio.io` `PeerAuthentication`.
     PeerAuthentication(Box<PeerAuthentication>),
+    /// `security.istio.io` `AuthorizationPolicy`.
+    AuthorizationPolicy(Box<AuthorizationPolicy>),
     /// A kind of a group we speak that is not carried out yet; kept so that it is reported.
     Unsupported(Box<ObjectRef>),
 }
@@ -157,6 +164,7 @@ impl Object {
             Self::VirtualService(object) => of(Kind::VirtualService, &object.metadata),
             Self::DestinationRule(object) => of(Kind::DestinationRule, &object.metadata),
             Self::PeerAuthentication(object) => of(Kind::PeerAuthentication, &object.metadata),
+            Self::AuthorizationPolicy(object) => of(Kind::AuthorizationPolicy, &object.metadata),
             Self::Unsupported(reference) => ObjectRef::clone(reference),
         }
     }
@@ -171,7 +179,10 @@ impl Object {
             Self::VirtualService(object) => &object.metadata,
             Self::DestinationRule(object) => &object.metadata,
             Self::PeerAuthentication(object) => &object.metadata,
-            Self::Service(_) | Self::EndpointSlice(_) | Self::Unsupported(_) => return 0,
+            Self::Service(_)
+            | Self::EndpointSlice(_)
+            | Self::AuthorizationPolicy(_)
+            | Self::Unsupported(_) => return 0,
         };
         metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second())
     }

@@ -9,8 +9,8 @@ use slab::Slab;
 use tokio::time::Instant;
 
 use super::{
-    ConnectionMetrics, Direction, FlowLog, FlowRecord, Metrics, Outcome, Party, Reporter, Security,
-    ServiceAt, TrafficLabels,
+    ConnectionMetrics, Direction, FlowLog, FlowRecord, Metrics, Outcome, Party, PolicyMark, Reporter,
+    Security, ServiceAt, TrafficLabels,
 };
 
 /// Where connections are recorded. Clones are the same.
@@ -138,6 +138,7 @@ impl Telemetry {
             live,
             key,
             end: (Outcome::AgentShutdown, None),
+            policy: None,
         }
     }
 
@@ -168,6 +169,7 @@ pub struct ConnectionRecord {
     live: Arc<Live>,
     key: usize,
     end: (Outcome, Option<String>),
+    policy: Option<Box<PolicyMark>>,
 }
 
 impl ConnectionRecord {
@@ -179,6 +181,11 @@ impl ConnectionRecord {
     /// Gives the metrics what was carried since the last call.
     pub fn flush(&self) {
         self.live.flush();
+    }
+
+    /// Policy said this of the connection.
+    pub fn note_policy(&mut self, mark: Option<Box<PolicyMark>>) {
+        self.policy = mark;
     }
 
     /// The connection ended so.
@@ -233,6 +240,7 @@ impl Drop for ConnectionRecord {
             outcome,
             response_flags: outcome.flags(),
             error,
+            policy: self.policy.take(),
             srtt_us: None,
             retransmits: None,
         });
@@ -261,6 +269,9 @@ fn log(record: &FlowRecord) {
         duration_ms = record.duration_ms,
         reason = record.outcome.as_str(),
         error = record.error,
+        policy.allowed_by = record.policy.as_ref().and_then(|mark| mark.allowed_by.as_deref()),
+        policy.dry_run = record.policy.as_ref().and_then(|mark| mark.dry_run.as_deref()),
+        policy.audited = record.policy.as_ref().map(|mark| mark.audited.join(", ")).filter(|all| !all.is_empty()),
         "connection ended"
     );
 }

@@ -116,8 +116,10 @@ pub enum Outcome {
     TlsFailed,
     /// Nothing moved for too long.
     IdleTimeout,
-    /// The endpoint or the permission that it had went away.
+    /// The endpoint that it had went away.
     Withdrawn,
+    /// Policy became different and no longer allows it.
+    Revoked,
     /// The agent stopped.
     AgentShutdown,
     /// The agent gave up for a reason of its own.
@@ -141,6 +143,7 @@ impl Outcome {
             Self::TlsFailed => "tls_failed",
             Self::IdleTimeout => "idle_timeout",
             Self::Withdrawn => "withdrawn",
+            Self::Revoked => "revoked",
             Self::AgentShutdown => "agent_shutdown",
             Self::InternalError => "internal_error",
         }
@@ -155,7 +158,7 @@ impl Outcome {
             Self::ConnectFailed | Self::ConnectTimeout | Self::RefusedByPeer | Self::TlsFailed => {
                 ResponseFlags::UpstreamFailure
             }
-            Self::RefusedPolicy => ResponseFlags::Denied,
+            Self::RefusedPolicy | Self::Revoked => ResponseFlags::Denied,
             Self::NoEndpoint => ResponseFlags::NoHealthyUpstream,
             Self::NoRoute => ResponseFlags::NoRoute,
             Self::Overflow => ResponseFlags::UpstreamOverflow,
@@ -264,6 +267,21 @@ pub struct ServiceAt {
     pub port: u16,
 }
 
+/// What `AuthorizationPolicy` said of a flow at its destination, a refusal aside.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PolicyMark {
+    /// The ALLOW rule that let it pass.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allowed_by: Option<String>,
+    /// Why it would have been refused if the policies that are dry runs were in force.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dry_run: Option<String>,
+    /// AUDIT rules that matched.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub audited: Vec<String>,
+}
+
 /// One connection, from its opening to its end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FlowRecord {
@@ -300,6 +318,9 @@ pub struct FlowRecord {
     /// What went wrong, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// What policy said of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<Box<PolicyMark>>,
     /// Smoothed round-trip time in microseconds, from the kernel.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub srtt_us: Option<u32>,
@@ -389,6 +410,7 @@ pub(crate) fn example() -> FlowRecord {
         outcome: Outcome::Closed,
         response_flags: ResponseFlags::None,
         error: None,
+        policy: None,
         srtt_us: None,
         retransmits: None,
     }

@@ -65,6 +65,10 @@ metrics! {
     "mesh_hbone_pool_streams"
     /// Streams open on the HBONE pool's connections
     pool_streams: Gauge;
+    "mesh_authorization_decisions"
+    /// Decisions on connections to this node's enrolled pods: effect (allowed, refused, revoked, would_refuse, audited),
+    /// reason and policy; what no policy concerns is not counted
+    authorization: Family<Labels<3>, Counter>;
     "mesh_certificate_expiry_timestamp_seconds"
     /// When an identity's certificate ends, in seconds since the Unix epoch
     certificate_expiry: Family<Labels<1>, Gauge>;
@@ -175,6 +179,13 @@ impl Metrics {
     pub fn handshake_failed(&self, side: &'static str, reason: &'static str) {
         let labels = [("side", side.to_owned()), ("reason", reason.to_owned())];
         self.families.handshake_failures.get_or_create_owned(&labels).inc();
+    }
+
+    /// Policy decided on a connection; `policy` is `NAMESPACE/NAME`, empty where no single one did.
+    pub fn authorization_decided(&self, effect: &'static str, reason: &'static str, policy: &str) {
+        let labels =
+            [("effect", effect.to_owned()), ("reason", reason.to_owned()), ("policy", policy.to_owned())];
+        self.families.authorization.get_or_create_owned(&labels).inc();
     }
 
     /// A connection or datagram from outside was refused by the agent; reasons are `external`'s own.

@@ -12,7 +12,7 @@ mod traffic;
 
 pub use connection::{ByteCounters, ConnectionRecord, OpenedConnection, Telemetry};
 pub use flow::{
-    Direction, FlowLog, FlowRecord, Outcome, Party, Reporter, ResponseFlags, Security, ServiceAt,
+    Direction, FlowLog, FlowRecord, Outcome, Party, PolicyMark, Reporter, ResponseFlags, Security, ServiceAt,
 };
 pub use metrics::{CONTENT_TYPE, Metrics};
 pub use sync::{SyncHealth, SyncRecorder};

@@ -6,6 +6,7 @@
 
 mod commands;
 mod play;
+mod policy;
 mod screen;
 mod stage;
 

@@ -1,4 +1,4 @@
-//! The play: six steps, each of which is wrong or right.
+//! The play: seven steps, each of which is wrong or right.
 
 use std::{
     fs,
@@ -10,20 +10,22 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use mesh_tests::{Capture, peer::Summary};
 
 use super::{
-    Args, NAME, commands, programs,
+    Args, NAME, commands,
+    policy::authorization,
+    programs,
     stage::{PORT, Stage, namespaces},
 };
 use crate::repo;
 
-const STEPS: usize = 6;
+const STEPS: usize = 7;
 /// A step, told the name that everything begins with.
 type Step = fn(&Stage, &str) -> Result<()>;
 /// How many connections, and how many of them at a time, where counts are what is shown.
 const MANY: [&str; 4] = ["--count", "1000", "--concurrency", "16"];
-const A_FEW: [&str; 2] = ["--count", "20"];
+pub(super) const A_FEW: [&str; 2] = ["--count", "20"];
 
 /// Addresses of the services, as in `deploy/demo/bookinfo.yaml`.
-const DETAILS: &str = "10.96.0.12";
+pub(super) const DETAILS: &str = "10.96.0.12";
 const REVIEWS: &str = "10.96.0.13";
 const REVIEWS_V6: &str = "fd00:96::13";
 const RATINGS: &str = "10.96.0.14";
@@ -93,6 +95,7 @@ fn steps(stage: &Stage, name: &str, started: Instant) -> Result<()> {
         ("Routes: a VirtualService file is the whole roll-out", routes),
         ("Mutual TLS between the nodes, once the namespace is enrolled", encryption),
         ("STRICT: a client outside the mesh is refused at once", strict),
+        ("Who may: an AuthorizationPolicy, tried out before it is in force", authorization),
         ("The agent of a node is killed, and comes back", crash),
         ("What the agents know", inspect),
     ];
@@ -116,7 +119,7 @@ fn from_productpage(stage: &Stage, target: &str, args: &[&str]) -> Result<Summar
     commands::connect(&stage.screen, &stage.within, "productpage-v1", target, args)
 }
 
-fn at(address: &str) -> String {
+pub(super) fn at(address: &str) -> String {
     if address.contains(':') { format!("[{address}]:{PORT}") } else { format!("{address}:{PORT}") }
 }
 

@@ -69,15 +69,32 @@ impl Stage {
 
     /// Copies a file of `deploy/demo` among the manifests, and waits until both agents have it in force.
     pub(super) fn apply(&self, file: &str, place: &str) -> Result<()> {
+        let to = self.lab.manifests().folder().join(place);
+        self.screen.command(format!("cp deploy/demo/{file} {}", to.display()));
+        self.changed(&format!("{file} is in force on both nodes"), || {
+            // As cp does it: the agents must cope with a file that is being written.
+            fs::copy(deployed(file), &to).with_context(|| format!("copy {file} to {}", to.display()))?;
+            Ok(())
+        })
+    }
+
+    /// Takes a file out of the manifests, and waits until both agents have noticed.
+    pub(super) fn delete(&self, place: &str) -> Result<()> {
+        let at = self.lab.manifests().folder().join(place);
+        self.screen.command(format!("rm {}", at.display()));
+        self.changed(&format!("{place} is out of force on both nodes"), || {
+            fs::remove_file(&at).with_context(|| format!("remove {}", at.display()))
+        })
+    }
+
+    /// Makes a change, and waits until both agents have another snapshot in force.
+    fn changed(&self, what: &str, change: impl FnOnce() -> Result<()>) -> Result<()> {
         let generations = || -> Result<Vec<u64>> {
             self.agents.iter().map(|agent| Ok(agent.status()?["generation"].as_u64().unwrap_or(0))).collect()
         };
         let before = generations()?;
-        let to = self.lab.manifests().folder().join(place);
-        self.screen.command(format!("cp deploy/demo/{file} {}", to.display()));
-        // As cp does it: the agents must cope with a file that is being written.
-        fs::copy(deployed(file), &to).with_context(|| format!("copy {file} to {}", to.display()))?;
-        eventually(PATIENCE, &format!("{file} is in force on both nodes"), || {
+        change()?;
+        eventually(PATIENCE, what, || {
             let now = generations().ok()?;
             now.iter().zip(&before).all(|(now, before)| now > before).then_some(())
         })

@@ -44,6 +44,7 @@ impl<'a> Far<'a> {
         };
         path.dry_run = dry_run.map(|refusal| self.words(&refusal));
         path.audited = audited.iter().map(ToString::to_string).collect();
+        path.policies = guard.explain(&connection);
         path
     }
 

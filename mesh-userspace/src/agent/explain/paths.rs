@@ -152,6 +152,8 @@ impl Explanation<'_> {
                 return ExplainPath { reason, ..self.far(workload, destination.address).path(none(backend)) };
             }
             Way::Tunnel(workload) => (workload, Transport::Hbone),
+            // The client's agent asks in the place of one that does not serve the pod yet.
+            Way::Unserved(workload) => (workload, Transport::Plaintext),
             Way::Plain => return self.direct(asking, destination, backend, Transport::Plaintext),
         };
         let path = ExplainPath { backend, transport, ..ExplainPath::default() };
@@ -192,7 +194,7 @@ impl Explanation<'_> {
                     |workload| self.far(workload, address).path(refused.clone()),
                 )
             }
-            Entrance::Local((), workload) => {
+            Entrance::Local((), workload) | Entrance::Unserved(workload) => {
                 let path = ExplainPath { backend, transport: Transport::Plaintext, ..ExplainPath::default() };
                 self.far(workload, address).decide(path, None, asking.seen_as)
             }

@@ -58,7 +58,14 @@ pub(crate) enum ClientError {
 impl ClientError {
     /// Whether another endpoint may be tried: nothing of the application's has been sent.
     pub(crate) const fn is_retryable(&self) -> bool {
-        !matches!(self, Self::Certificate(_) | Self::Config(_) | Self::Authority(_))
+        !matches!(
+            self,
+            Self::Certificate(_)
+                | Self::Config(_)
+                | Self::Authority(_)
+                // Policy: another endpoint that lets it pass would hide that, and take another's share.
+                | Self::Refused(StatusCode::UNAUTHORIZED)
+        )
     }
 
     /// Bounded label, where the handshake failed.

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use h2::server::SendResponse;
@@ -19,7 +20,7 @@ use super::io::LargeReads;
 use super::{
     CONNECTION_WINDOW, DEADLINE, MAX_FRAME, MAX_STREAMS, SEND_BUFFER, STREAM_WINDOW, headers, keepalive,
 };
-use crate::identity::{PeerError, peer_identity};
+use crate::identity::{PeerError, chain_end, peer_identity};
 use crate::model::Identity;
 use crate::proxy::copy::Tunnel;
 use crate::proxy::pod::Leave;
@@ -81,7 +82,8 @@ fn refuse(respond: &mut SendResponse<Bytes>, status: StatusCode) {
     }
 }
 
-/// Serves one connection until the peer closes it, or `drain` says that it is to end and its tunnels have. The leave for
+/// Serves one connection until the peer closes it, or its tunnels have ended after `drain` said so or after the end of the
+/// client's certificate. The leave for
 /// its handshake is given back when that is done.
 pub(crate) async fn serve<Handled: Future<Output = ()> + 'static>(
     socket: TcpStream,
@@ -96,8 +98,10 @@ pub(crate) async fn serve<Handled: Future<Output = ()> + 'static>(
         .await
         .map_err(|_elapsed| ServerError::Deadline("TLS handshake"))?
         .map_err(ServerError::Tls)?;
-    let source = peer_identity(tls.get_ref().1.peer_certificates().unwrap_or_default())
-        .map_err(ServerError::Identity)?;
+    let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
+    let source = peer_identity(chain).map_err(ServerError::Identity)?;
+    let left = chain_end(chain).map_err(ServerError::Identity)?.duration_since(SystemTime::now());
+    let expired = tokio::time::sleep(left.unwrap_or_default());
     let handshake = h2::server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -118,12 +122,18 @@ pub(crate) async fn serve<Handled: Future<Output = ()> + 'static>(
             None => std::future::pending().await,
         }
     };
-    let mut dead = std::pin::pin!(dead);
+    let (mut dead, mut expired) = (std::pin::pin!(dead), std::pin::pin!(expired));
     let mut draining = false;
     loop {
         let accepted = tokio::select! {
             accepted = connection.accept() => accepted,
             () = &mut dead => return Ok(()),
+            () = &mut expired, if !draining => {
+                // Its tunnels stay; for another one the client has to say anew who it is.
+                draining = true;
+                connection.graceful_shutdown();
+                continue;
+            }
             _changed = drain.wait_for(|drain| *drain), if !draining => {
                 draining = true;
                 connection.graceful_shutdown();

@@ -19,6 +19,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use self::index::{Claims, Users};
 use super::lint::lint;
+use super::translate::authorization::authorization_policy;
 use super::translate::node::{local_node, zone};
 use super::translate::route::{Destinations, resolve_host, routed};
 use super::translate::service::{Cluster, Dependency, Label, PlainService, plain_service};
@@ -216,10 +217,7 @@ impl Translator {
             }
             Object::PeerAuthentication(policy) => {
                 let policies = self.policies.entry(Arc::clone(&reference.namespace)).or_default();
-                let name = PolicyName {
-                    namespace: Arc::clone(&reference.namespace),
-                    name: Arc::clone(&reference.name),
-                };
+                let name = PolicyName::new(Arc::clone(&reference.namespace), Arc::clone(&reference.name));
                 if add {
                     let policy = Arc::new(peer_policy(policy, reference, object.created()));
                     self.snapshot.peer_policies.insert(name, Arc::clone(&policy));
@@ -233,6 +231,16 @@ impl Translator {
                 } else {
                     let pods = self.pods_by_namespace.get(&reference.namespace);
                     dirty.pods.extend(pods.into_iter().flatten().cloned());
+                }
+            }
+            Object::AuthorizationPolicy(policy) => {
+                let policies = &mut self.snapshot.policies;
+                if add {
+                    let policy = authorization_policy(policy, reference, &self.snapshot.mesh);
+                    policies.insert(Arc::new(policy));
+                } else {
+                    let name = PolicyName::new(Arc::clone(&reference.namespace), Arc::clone(&reference.name));
+                    policies.remove(&name);
                 }
             }
             Object::Node(_) => {

@@ -1,11 +1,14 @@
 //! What must hold of an object beyond its types. What passes here can be translated without further checks.
 
+mod authorization;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Pod, Service, ServiceSpec};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
+use self::authorization::check_authorization_policy;
 use super::Object;
 use super::istio::{DestinationRule, PeerAuthentication, RouteEntry, VirtualService};
 use super::translate::external::ingress;
@@ -26,6 +29,9 @@ pub(super) fn validate(object: &Object) -> Vec<Wrong> {
         Object::VirtualService(rule) => check_virtual_service(&mut wrong, rule),
         Object::DestinationRule(rule) => check_destination_rule(&mut wrong, rule),
         Object::PeerAuthentication(policy) => check_peer_authentication(&mut wrong, policy),
+        Object::AuthorizationPolicy(policy) => {
+            check_authorization_policy(&mut wrong, policy, &reference.namespace);
+        }
         Object::Namespace(_)
         | Object::Node(_)
         | Object::Service(_)
