@@ -19,6 +19,7 @@
 
 pub mod admin;
 pub mod agent;
+pub mod ca;
 pub mod cli;
 pub mod datapath;
 pub mod external;

@@ -12,6 +12,7 @@ mod server;
 mod socket;
 
 pub use kube_proxy::{serve_health, serve_proxy_metrics};
+pub(crate) use server::accept as serve_router;
 pub use server::{AdminData, serve_metrics, serve_socket};
 pub use socket::{AdminSocket, DEFAULT_SOCKET, SocketError};
 

@@ -149,7 +149,7 @@ async fn in_time(request: Request, next: Next) -> Response {
 }
 
 /// Accepts until the shutdown; connections that are open then end with their tasks' runtime.
-pub(super) async fn accept<S, F>(
+pub(crate) async fn accept<S, F>(
     mut next: impl FnMut() -> F,
     router: Router,
     shutdown: impl Future<Output = ()>,

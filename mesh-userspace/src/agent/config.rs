@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use super::{KubeProxyConfig, OutsideConfig};
+use super::{KubeProxyConfig, OutsideConfig, RemoteAuthority};
+use crate::ca::CaConfig;
 use crate::model::TrustDomain;
 
 /// The node agent of the mesh.
@@ -25,6 +26,8 @@ pub enum Command {
     Run(Box<AgentConfig>),
     /// Take everything off this node: programs, maps, and what enrolment has left in pods. No agent may be running.
     Uninstall(Places),
+    /// Be the mesh's certificate authority until SIGTERM or SIGINT: serve Istio's certificate protocol. Needs no root.
+    Ca(Box<CaConfig>),
 }
 
 /// Where an agent keeps what outlives it.
@@ -50,6 +53,9 @@ pub struct AgentConfig {
     /// Folder of the local certificate authority; made on first start.
     #[arg(long, default_value = "/var/lib/mesh/ca", value_name = "DIR")]
     pub ca_dir: PathBuf,
+    /// An authority elsewhere.
+    #[command(flatten)]
+    pub remote_ca: RemoteAuthority,
     /// Where it keeps things.
     #[command(flatten)]
     pub places: Places,
@@ -128,7 +134,8 @@ fn duration(text: &str) -> Result<Duration, String> {
 /// Shortest life of a certificate: below it, renewal would never rest.
 const SHORTEST_LIFE: Duration = Duration::from_secs(2);
 
-fn lifetime(text: &str) -> Result<Duration, String> {
+/// A time that a certificate may live for.
+pub(crate) fn lifetime(text: &str) -> Result<Duration, String> {
     let life = duration(text)?;
     if life < SHORTEST_LIFE { Err(format!("`{text}` is too short: at least 2s")) } else { Ok(life) }
 }
@@ -179,7 +186,7 @@ mod tests {
             let words = [&["meshd", "run", "--manifests", "/x"], flags].concat();
             let parsed = Cli::try_parse_from(&words).ok().and_then(|cli| match cli.command {
                 Command::Run(config) => Some(config.kube_proxy.kube_proxy_replacement),
-                Command::Uninstall(_) => None,
+                Command::Uninstall(_) | Command::Ca(_) => None,
             });
             assert_eq!(parsed, expected, "{flags:?}");
         }

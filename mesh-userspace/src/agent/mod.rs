@@ -3,6 +3,7 @@
 //! Threads: the main one (API, source, certificates), `controller` (kernel and pods), `sockets` (ends those whose endpoint
 //! went), `heartbeat`, and the workers that carry connections.
 
+mod authority;
 mod claims;
 mod config;
 mod controller;
@@ -26,6 +27,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use self::authority::RemoteAuthority;
 pub use self::claims::ClaimError;
 pub use self::config::{AgentConfig, Cli, Command, Places};
 pub use self::explain::explain_manifests;
@@ -35,6 +37,8 @@ pub use self::policies::policies_of_manifests;
 pub use self::report::needs;
 
 pub use self::controller::chain;
+
+pub(crate) use self::config::lifetime;
 
 use self::claims::Claims;
 use self::controller::{Controller, Parts, Request};
@@ -46,7 +50,8 @@ use crate::datapath::{
     self, CounterReader, Datapath, DatapathConfig, DatapathError, FlowEvents, Lifeline, check,
 };
 use crate::external::{self, ExternalError};
-use crate::identity::{Authority, AuthorityError, CertificateStore};
+use crate::identity::ca::CaClientError;
+use crate::identity::{AuthorityError, CertificateStore};
 use crate::model::{IdentityError, MeshConfig, NodeName, Snapshot};
 use crate::node::{self, EnrolError, Enroller};
 use crate::proxy::{Handles, Shared, Workers};
@@ -86,6 +91,9 @@ pub enum AgentError {
     /// The certificate authority.
     #[error("cannot open the certificate authority")]
     Authority(#[source] AuthorityError),
+    /// The certificate authority elsewhere.
+    #[error("cannot use the certificate authority of --ca-addr")]
+    RemoteAuthority(#[source] CaClientError),
     /// A path of `--manifests` is not there: an agent that began without what it stands for would take all of it out of
     /// force.
     #[error("cannot read {}: what --manifests names must be there when the agent starts", path.display())]
@@ -227,8 +235,7 @@ async fn serve(
     let metrics_listener =
         TcpListener::bind(address).await.map_err(|source| AgentError::Metrics { address, source })?;
     let proxy_ports = ProxyPorts::bind(&config.kube_proxy, replaces).await?;
-    let authority = Authority::open(&config.ca_dir, &config.trust_domain).map_err(AgentError::Authority)?;
-    let certificates = CertificateStore::with_validity(Arc::new(authority), config.cert_ttl);
+    let certificates = CertificateStore::with_validity(authority::signer(&config)?, config.cert_ttl);
     let (stop, stopped) = watch::channel(false);
     let feed = source::run(config.manifests.clone(), mesh_config(&config), on(stopped.clone()))
         .await
@@ -462,7 +469,7 @@ fn give_memory_back() {
 }
 
 /// Two descriptors a connection: the soft limit of 1,024 is soon reached.
-fn raise_file_limit() {
+pub(crate) fn raise_file_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(error) = raised {

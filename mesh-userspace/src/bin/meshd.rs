@@ -4,7 +4,8 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
-use mesh_userspace::agent::{self, AgentError, Cli, Command};
+use mesh_userspace::agent::{self, Cli, Command};
+use mesh_userspace::ca;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -15,8 +16,9 @@ fn main() -> ExitCode {
     let colours = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
     let result = match cli.command {
-        Command::Run(config) => agent::run(*config),
-        Command::Uninstall(places) => agent::uninstall(&places),
+        Command::Run(config) => agent::run(*config).map_err(|error| agent::chain(&error)),
+        Command::Uninstall(places) => agent::uninstall(&places).map_err(|error| agent::chain(&error)),
+        Command::Ca(config) => ca::run(*config).map_err(|error| agent::chain(&error)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -25,7 +27,7 @@ fn main() -> ExitCode {
 }
 
 /// One line: what, and why down to the cause.
-fn fail(error: &AgentError) -> ExitCode {
-    eprintln!("meshd: {}", agent::chain(error));
+fn fail(error: &str) -> ExitCode {
+    eprintln!("meshd: {error}");
     ExitCode::FAILURE
 }

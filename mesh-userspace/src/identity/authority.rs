@@ -199,11 +199,38 @@ impl Authority {
         public_key: &impl PublicKeyData,
         validity: Duration,
     ) -> Result<CertificateDer<'static>, SignError> {
+        self.issue(leaf_params(identity).map_err(SignError::Signing)?, public_key, validity)
+    }
+
+    /// The chain that this authority's own server shows: its names, for the server's end of a connection alone.
+    pub(super) fn serving_chain(
+        &self,
+        names: &[SanType],
+        public_key: &impl PublicKeyData,
+        validity: Duration,
+    ) -> Result<SignedChain, SignError> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.subject_alt_names = names.to_vec();
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.use_authority_key_identifier_extension = true;
+        let mut chain = vec![self.issue(params, public_key, validity)?];
+        chain.extend_from_slice(&self.intermediates);
+        Ok(SignedChain { chain, roots: self.roots.clone() })
+    }
+
+    fn issue(
+        &self,
+        mut params: CertificateParams,
+        public_key: &impl PublicKeyData,
+        validity: Duration,
+    ) -> Result<CertificateDer<'static>, SignError> {
         let now = OffsetDateTime::now_utc();
         if now >= self.not_after {
             return Err(SignError::AuthorityExpired);
         }
-        let mut params = leaf_params(identity).map_err(SignError::Signing)?;
         params.serial_number = Some(
             random_serial().map_err(|_error| SignError::Unavailable(AuthorityError::Random.to_string()))?,
         );

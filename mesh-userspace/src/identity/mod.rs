@@ -5,6 +5,7 @@
 //! certificate; names in a certificate mean nothing.
 
 mod authority;
+pub mod ca;
 mod certificate;
 mod expiry;
 mod reason;

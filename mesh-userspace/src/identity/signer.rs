@@ -41,6 +41,17 @@ pub enum SignError {
         /// What it said.
         reason: String,
     },
+    /// What proves to the authority who asks, or what it is to be known by, cannot be read.
+    #[error("the proof for the certificate authority cannot be used: {0}")]
+    Credentials(String),
+    /// It answered with what cannot be used.
+    #[error("certificate authority answered with what cannot be used for {identity}: {reason}")]
+    Answer {
+        /// Identity asked for.
+        identity: Identity,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The request could not be read or signed.
     #[error("sign the request")]
     Signing(#[source] rcgen::Error),
@@ -55,6 +66,8 @@ impl SignError {
         match self {
             Self::Unavailable(_) => "unavailable",
             Self::Refused { .. } => "refused",
+            Self::Credentials(_) => "credentials",
+            Self::Answer { .. } => "bad_answer",
             Self::Signing(_) => "signing",
             Self::AuthorityExpired => "authority_expired",
         }
