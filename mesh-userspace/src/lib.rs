@@ -23,6 +23,8 @@ pub mod ca;
 pub mod cli;
 pub mod datapath;
 pub mod external;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod identity;
 pub mod model;
 pub mod node;

@@ -10,6 +10,7 @@ mod bootstrap;
 mod ci;
 mod demo;
 mod ebpf;
+mod fuzz;
 mod host;
 mod process;
 mod repo;
@@ -48,6 +49,8 @@ enum Task {
     },
     /// Measure the paths through the mesh on this machine (as root)
     Bench(bench::Options),
+    /// Fuzz what peers and users can send, each target for a while
+    Fuzz(fuzz::Options),
     /// Everything that must pass before a change goes in; .ci/run calls it
     Ci,
 }
@@ -70,6 +73,7 @@ fn run(task: Task) -> Result<()> {
         Task::Demo(args) => demo::run(&args),
         Task::Test { args } => test::run(&args, test::Privileges::from_env()),
         Task::Bench(options) => bench::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Ci => ci::run(),
     }
 }

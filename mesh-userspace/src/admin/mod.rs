@@ -4,8 +4,10 @@
 //! `/healthz` alone; two more are there in kube-proxy's place.
 
 pub mod api;
+pub mod explain;
 mod kube_proxy;
 pub mod plane;
+pub mod policy;
 mod server;
 mod socket;
 

@@ -26,7 +26,9 @@ use super::AdminSocket;
 use super::api::{
     CertReport, CheckReport, ErrorReport, FlowLine, ServiceReport, StatusReport, WorkloadReport,
 };
-use super::plane::{ExplainQuery, ExplainReport, MapReport, QueryError};
+use super::explain::{ExplainQuery, ExplainReport};
+use super::plane::{MapReport, QueryError};
+use super::policy::{PoliciesReport, PolicyQuery};
 use crate::telemetry::{CONTENT_TYPE, FlowLog, Metrics};
 
 /// Connections served at once on one listener.
@@ -72,6 +74,12 @@ pub trait AdminData: Send + Sync + 'static {
     /// # Errors
     /// The question makes no sense, is about something unknown, or the maps cannot be read.
     fn explain(&self, query: ExplainQuery) -> impl Future<Output = Result<ExplainReport, QueryError>> + Send;
+    /// `GET /v1/policies`: all of them, or those that apply to a workload.
+    ///
+    /// # Errors
+    /// The workload is not known.
+    fn policies(&self, query: PolicyQuery)
+    -> impl Future<Output = Result<PoliciesReport, QueryError>> + Send;
     /// `GET /v1/flows`.
     fn flows(&self) -> &FlowLog;
     /// `GET /metrics`.
@@ -110,6 +118,7 @@ pub async fn serve_socket<D: AdminData>(
         .route("/v1/certs", get(async |State(on): State<Shared<D>>| Json(on.data.certs().await)))
         .route("/v1/maps", get(maps))
         .route("/v1/explain", get(explain))
+        .route("/v1/policies", get(policies))
         .route("/v1/flows", get(flows))
         .route("/metrics", get(metrics))
         .route("/healthz", get(health));
@@ -236,6 +245,10 @@ async fn explain<D: AdminData>(State(on): State<Shared<D>>, Query(query): Query<
     document(on.data.explain(query).await)
 }
 
+async fn policies<D: AdminData>(State(on): State<Shared<D>>, Query(query): Query<PolicyQuery>) -> Response {
+    document(on.data.policies(query).await)
+}
+
 fn document(answer: Result<impl Serialize, QueryError>) -> Response {
     match answer {
         Ok(document) => Json(document).into_response(),
@@ -284,7 +297,9 @@ pub(crate) mod testing {
 
     use super::*;
     use crate::admin::api::{CheckItem, KernelReport, ProgramStatus};
-    use crate::admin::plane::{MapRow, Verdict};
+    use crate::admin::explain::Verdict;
+    use crate::admin::plane::MapRow;
+    use crate::admin::policy::PolicyReport;
 
     /// A folder for sockets, which have short names.
     pub(crate) fn socket_dir() -> PathBuf {
@@ -372,6 +387,18 @@ pub(crate) mod testing {
             Ok(ExplainReport { client: query.from, asked, verdict, ..ExplainReport::default() })
         }
 
+        async fn policies(&self, query: PolicyQuery) -> Result<PoliciesReport, QueryError> {
+            if let Some(unknown) = query.workload.filter(|uid| uid != "shop/web") {
+                return Err(QueryError::NotFound(format!("no pod {unknown} is known")));
+            }
+            let policy = PolicyReport {
+                namespace: "shop".to_owned(),
+                name: "allow-web".to_owned(),
+                ..PolicyReport::default()
+            };
+            Ok(PoliciesReport { policies: vec![policy; query.limit.min(1)], total: 1, workload: None })
+        }
+
         fn flows(&self) -> &FlowLog {
             &self.flows
         }
@@ -447,6 +474,10 @@ mod tests {
             ),
             ("/v1/explain?from=%3F&to=x&protocol=TCP", "400", "nobody who connects"),
             ("/v1/explain?from=x", "400", ""),
+            ("/v1/policies", "200", "\"name\":\"allow-web\""),
+            ("/v1/policies?workload=shop%2Fweb&limit=0", "200", "\"policies\":[],\"total\":1"),
+            ("/v1/policies?workload=shop%2Fnone", "404", "no pod shop/none is known"),
+            ("/v1/policies?limit=-1", "400", ""),
             ("/metrics", "200", "mesh_build_info{version=\"test\""),
             ("/healthz", "503", "no programs attached"),
             ("/v1/nothing", "404", "no such document"),

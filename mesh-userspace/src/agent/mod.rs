@@ -12,6 +12,7 @@ mod explain;
 mod fill;
 mod kube_proxy;
 mod outside;
+mod policies;
 mod report;
 mod rotate;
 mod service_report;
@@ -30,8 +31,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use self::authority::RemoteAuthority;
 pub use self::claims::ClaimError;
 pub use self::config::{AgentConfig, Cli, Command, Places};
+pub use self::explain::explain_manifests;
 pub use self::kube_proxy::{Bind, KubeProxyConfig, Replacement};
 pub use self::outside::OutsideConfig;
+pub use self::policies::policies_of_manifests;
 pub use self::report::needs;
 pub use self::rotate::{RotateConfig, Step, rotate_root};
 

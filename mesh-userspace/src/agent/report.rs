@@ -8,13 +8,15 @@ use mesh_common::abi::LAYOUT_VERSION;
 use tokio::sync::{mpsc, oneshot};
 
 use super::controller::{NodeStatus, PodState, ROLES, Request};
-use super::{chain, explain, fill, service_report};
+use super::{chain, explain, fill, policies, service_report};
 use crate::admin::AdminData;
 use crate::admin::api::{
     Canary, CertReport, CheckItem, CheckReport, KernelReport, PodStatus, ProgramStatus, ServiceReport,
     StatusReport, WorkloadReport,
 };
-use crate::admin::plane::{ExplainQuery, ExplainReport, MapReport, QueryError};
+use crate::admin::explain::{ExplainQuery, ExplainReport};
+use crate::admin::plane::{MapReport, QueryError};
+use crate::admin::policy::{PoliciesReport, PolicyQuery};
 use crate::datapath::check;
 use crate::datapath::maps::MapReader;
 use crate::identity::{Authority, CertificateState, CertificateStatus};
@@ -182,8 +184,14 @@ impl AdminData for AgentData {
 
     async fn explain(&self, query: ExplainQuery) -> Result<ExplainReport, QueryError> {
         let (maps, snapshot) = (self.maps.clone(), self.feed.current.load_full());
-        let node = NodeName::new(self.node.as_str());
-        blocking(move || explain::explain(&maps, &snapshot, &node, &query)).await
+        let (node, shared) = (NodeName::new(self.node.as_str()), Arc::clone(&self.shared));
+        let served = move |uid: &_| shared.pod(uid).is_some();
+        blocking(move || explain::explain(&maps, &snapshot, &node, &served, &query)).await
+    }
+
+    async fn policies(&self, query: PolicyQuery) -> Result<PoliciesReport, QueryError> {
+        let (snapshot, node) = (self.feed.current.load_full(), NodeName::new(self.node.as_str()));
+        blocking(move || policies::report(&snapshot, Some(&node), &query)).await
     }
 
     fn flows(&self) -> &FlowLog {
@@ -208,7 +216,7 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, QueryError> + Send + 'static,
 ) -> Result<T, QueryError> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|_panic| Err(QueryError::Failed("the maps could not be read".to_owned())))
+    done.unwrap_or_else(|_panic| Err(QueryError::Failed("the answer could not be had".to_owned())))
 }
 
 trait LowercaseFirst {

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::admin::DEFAULT_SOCKET;
+use crate::model::{MeshConfig, NodeName, TrustDomain};
 
 /// Inspect the mesh agent of this node.
 #[derive(Clone, Debug, Parser)]
@@ -61,17 +62,34 @@ pub enum Command {
         #[command(flatten)]
         output: Output,
     },
-    /// Tell where a connection goes, and why; exit 1 if it is refused, or the kernel is not as it should be
+    /// List policies, and whom they concern on this node; with a workload, those that apply to it and why
+    Policies {
+        /// NAMESPACE/POD
+        workload: Option<String>,
+        /// Show at most so many
+        #[arg(long, short = 'n', default_value_t = 100)]
+        limit: usize,
+        /// Instead of an agent.
+        #[command(flatten)]
+        manifests: Manifests,
+        /// How to print it.
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Tell what would become of a connection, and why; exit 1 if the kernel is not as it should be
     Explain {
         /// Who connects: NAMESPACE/POD, an address, `node` or `outside`
         #[arg(value_name = "SRC")]
         from: String,
-        /// To what: ADDRESS:PORT or NAMESPACE/SERVICE:PORT
+        /// To what: ADDRESS:PORT, NAME.NAMESPACE:PORT for a service, or NAMESPACE/NAME:PORT for a service or a pod
         #[arg(value_name = "DST:PORT")]
         to: String,
         /// Over UDP instead of TCP
         #[arg(long)]
         udp: bool,
+        /// Instead of an agent.
+        #[command(flatten)]
+        manifests: Manifests,
         /// How to print it.
         #[command(flatten)]
         output: Output,
@@ -81,6 +99,44 @@ pub enum Command {
         /// The shell
         shell: Shell,
     },
+}
+
+/// Manifests that are asked instead of an agent: what `meshd run` would make of them.
+#[derive(Clone, Debug, Args)]
+pub struct Manifests {
+    /// Ask these Kubernetes manifests, without agent and kernel: a file or a folder; may be given more than once
+    #[arg(long = "manifests", value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
+    /// The node that they are read for [default: the pod's own]
+    #[arg(long, value_name = "NAME", requires = "paths")]
+    pub node: Option<String>,
+    /// Trust domain of every identity
+    #[arg(long, value_name = "DOMAIN", default_value = "cluster.local", requires = "paths")]
+    pub trust_domain: TrustDomain,
+    /// Domain that every service's host ends in
+    #[arg(long, value_name = "DOMAIN", default_value = "cluster.local", requires = "paths")]
+    pub cluster_domain: String,
+    /// Namespace whose policies without a selector hold for the whole mesh
+    #[arg(long, value_name = "NAMESPACE", default_value = "istio-system", requires = "paths")]
+    pub root_namespace: String,
+}
+
+impl Manifests {
+    /// Whether they are asked.
+    pub const fn given(&self) -> bool {
+        !self.paths.is_empty()
+    }
+
+    /// What holds for the whole mesh.
+    pub fn mesh(&self) -> MeshConfig {
+        MeshConfig {
+            trust_domain: self.trust_domain.clone(),
+            root_namespace: self.root_namespace.as_str().into(),
+            cluster_domain: self.cluster_domain.as_str().into(),
+            node: self.node.as_deref().map(NodeName::new),
+            ..MeshConfig::default()
+        }
+    }
 }
 
 /// How to print it.
@@ -128,6 +184,13 @@ mod tests {
             ("maps SERVICES -n 5 -o json", true),
             ("explain default/a 10.96.0.1:80 --udp", true),
             ("explain node", false),
+            ("explain --manifests /a --manifests /b --node n default/a web.shop:80 -o yaml", true),
+            ("explain default/a web.shop:80 --node n", false),
+            ("explain --manifests /a --trust-domain A/b node web.shop:80", false),
+            ("policies", true),
+            ("policies shop/web -n 5 -o wide", true),
+            ("policies --manifests /a --root-namespace mesh", true),
+            ("policies --root-namespace mesh", false),
             ("status -o xml", false),
             ("flows --limit -1", false),
             ("nothing", false),

@@ -1,14 +1,12 @@
-//! The kernel plane as tables: maps, and why a connection goes where it goes.
+//! The kernel plane's maps as tables.
 
 use std::fmt::Write as _;
 
 use serde_json::{Map, Value};
 
 use super::print::View;
-use super::services::share;
-use super::table::{Rows, Tone, plain, yes};
-use crate::admin::plane::{ExplainReport, MapReport, Verdict};
-use crate::model::EndpointState;
+use super::table::{Rows, Tone, plain};
+use crate::admin::plane::MapReport;
 
 /// How full a map may be before it is told in colour, in per cent.
 const NEARLY_FULL: u64 = 80;
@@ -65,65 +63,12 @@ fn word(value: &Value) -> String {
     }
 }
 
-/// Where a connection goes, and why.
-pub(super) fn explain(report: &ExplainReport, view: View) -> String {
-    let verdict = match report.verdict {
-        Verdict::Passed => "passed",
-        Verdict::Translated => "translated",
-        Verdict::Captured => "captured",
-        Verdict::Carried => "carried",
-        Verdict::Refused => "refused",
-    };
-    let mut text = format!("{} to {}: {verdict}", report.client, report.asked);
-    if !report.reason.is_empty() {
-        let _infallible = write!(text, " ({})", report.reason);
-    }
-    text.push('\n');
-    for step in &report.steps {
-        let _infallible = writeln!(text, "  {:<14}{}", step.what, step.found);
-    }
-    if !report.backends.is_empty() {
-        let header = ["BACKEND", "SHARE", "STATE", "WORKLOAD", "NODE", "ZONE", "MTLS ONLY"];
-        let mut rows = Rows::new(&header, view.colour);
-        for backend in &report.backends {
-            let address = match backend.address {
-                Some(address) => plain(address),
-                None => ("(refused: no endpoint)".to_owned(), Tone::Warn),
-            };
-            let state = match backend.state {
-                None => plain(""),
-                Some(EndpointState::Ready) => plain("ready"),
-                Some(EndpointState::Terminating) => ("terminating".to_owned(), Tone::Warn),
-                Some(EndpointState::Unready) => ("not ready".to_owned(), Tone::Warn),
-            };
-            rows.add([
-                address,
-                plain(share(backend.share_ppm)),
-                state,
-                plain(backend.workload.as_deref().unwrap_or_default()),
-                plain(backend.node.as_deref().unwrap_or_default()),
-                plain(backend.zone.as_deref().unwrap_or_default()),
-                yes(backend.strict),
-            ]);
-        }
-        text.push('\n');
-        text.push_str(&rows.render());
-    }
-    if !report.differences.is_empty() {
-        text.push_str("\nThe kernel does not hold what the snapshot says:\n");
-        for difference in &report.differences {
-            let _infallible = writeln!(text, "  {difference}");
-        }
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::admin::plane::{ExplainBackend, ExplainStep, MapRow};
+    use crate::admin::plane::MapRow;
 
     const VIEW: View = View { wide: false, colour: false, now: 0 };
 
@@ -148,28 +93,5 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part:?} not in\n{text}");
         }
-    }
-
-    #[test]
-    fn an_explanation_is_read_from_top_to_bottom() {
-        let step = |what: &str, found: &str| ExplainStep { what: what.to_owned(), found: found.to_owned() };
-        let report = ExplainReport {
-            client: "pod default/a".to_owned(),
-            asked: "10.96.0.1:80 TCP".to_owned(),
-            verdict: Verdict::Translated,
-            reason: "the kernel sends it to a backend".to_owned(),
-            steps: vec![step("agent", "alive"), step("set", "set 3")],
-            backends: vec![ExplainBackend { share_ppm: 1_000_000, ..ExplainBackend::default() }],
-            differences: vec!["in the kernel and not in the snapshot: 10.0.0.1:80".to_owned()],
-        };
-        let text = explain(&report, VIEW);
-        let expected = "pod default/a to 10.96.0.1:80 TCP: translated (the kernel sends it to a backend)\n  \
-                        agent         alive\n  set           set 3\n\nBACKEND";
-        assert!(text.starts_with(expected), "{text}");
-        assert!(text.contains("(refused: no endpoint)   100.00%"), "{text}");
-        assert!(
-            text.ends_with("snapshot says:\n  in the kernel and not in the snapshot: 10.0.0.1:80\n"),
-            "{text}"
-        );
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -12,19 +13,30 @@ use super::args::{Cli, Command, Format, Output};
 use super::client::{Client, ClientError};
 use super::flows;
 use super::print::{self, View};
-use super::{plane, services};
+use super::{explain, plane, policies, services};
 use crate::admin::api::{
     CertReport, CheckItem, CheckReport, FlowLine, ServiceReport, StatusReport, WorkloadReport,
 };
-use crate::admin::plane::{ExplainReport, MapReport, Verdict};
+use crate::admin::explain::{ExplainQuery, ExplainReport};
+use crate::admin::plane::{MapReport, QueryError};
+use crate::admin::policy::{PoliciesReport, PolicyQuery};
+use crate::model::{MeshConfig, Protocol};
 use crate::telemetry::FlowRecord;
 
 const UNHEALTHY: u8 = 1;
 const USAGE: u8 = 2;
 const NO_AGENT: u8 = 3;
 
-/// What the kernel part of `meshctl check` adds its findings to.
-pub type LocalCheck = fn(&mut Vec<CheckItem>);
+/// What works without an agent; it is done by parts of the program that the command line knows nothing of.
+#[derive(Clone, Copy, Debug)]
+pub struct Local {
+    /// The kernel part of `meshctl check`, which adds its findings.
+    pub check: fn(&mut Vec<CheckItem>),
+    /// `meshctl explain --manifests`.
+    pub explain: fn(&[PathBuf], MeshConfig, &ExplainQuery) -> Result<ExplainReport, QueryError>,
+    /// `meshctl policies --manifests`.
+    pub policies: fn(&[PathBuf], MeshConfig, &PolicyQuery) -> Result<PoliciesReport, QueryError>,
+}
 
 #[derive(Debug, thiserror::Error)]
 enum Failure {
@@ -61,6 +73,12 @@ impl Failure {
         Self::Question { message, code }
     }
 
+    /// The same of a question that no agent was asked.
+    fn local(error: QueryError) -> Self {
+        let code = if matches!(error, QueryError::Bad(_)) { USAGE } else { UNHEALTHY };
+        Self::Question { message: error.to_string(), code }
+    }
+
     const fn code(&self) -> u8 {
         match self {
             Self::Client(
@@ -74,8 +92,8 @@ impl Failure {
 
 /// `meshctl`: parses the process's arguments, does what they say, and returns the exit code.
 ///
-/// `local_check` is what `check` finds out without an agent.
-pub fn main(local_check: LocalCheck) -> ExitCode {
+/// `local` is what it does without an agent.
+pub fn main(local: Local) -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -91,7 +109,7 @@ pub fn main(local_check: LocalCheck) -> ExitCode {
     let stdout = io::stdout();
     let colour = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let mut out = stdout.lock();
-    match runtime.block_on(run(&cli, local_check, colour, &mut out)) {
+    match runtime.block_on(run(&cli, local, colour, &mut out)) {
         Ok(healthy) => ExitCode::from(if healthy { 0 } else { UNHEALTHY }),
         Err(failure) => report(&failure),
     }
@@ -114,7 +132,7 @@ fn report(failure: &Failure) -> ExitCode {
 }
 
 /// Does what the command says; returns whether all is well.
-async fn run(cli: &Cli, local: LocalCheck, colour: bool, out: &mut dyn Write) -> Result<bool, Failure> {
+async fn run(cli: &Cli, local: Local, colour: bool, out: &mut dyn Write) -> Result<bool, Failure> {
     let client = Client::new(&cli.socket);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let view = |output: Output| View { wide: output.format == Format::Wide, colour, now };
@@ -126,7 +144,7 @@ async fn run(cli: &Cli, local: LocalCheck, colour: bool, out: &mut dyn Write) ->
             Ok(attached && status.problems.is_empty())
         }
         Command::Check(output) => {
-            let report = check(&client, local).await;
+            let report = check(&client, local.check).await;
             write(out, *output, &report, || print::check(&report, view(*output)))?;
             Ok(report.passed())
         }
@@ -163,14 +181,32 @@ async fn run(cli: &Cli, local: LocalCheck, colour: bool, out: &mut dyn Write) ->
             write(out, *output, &maps, || plane::maps(&maps, !name.is_empty(), view(*output)))?;
             Ok(true)
         }
-        Command::Explain { from, to, udp, output } => {
-            let protocol = if *udp { "UDP" } else { "TCP" };
-            let (from, to) = (escaped(from), escaped(to));
-            let asked =
-                client.document(&format!("/v1/explain?from={from}&to={to}&protocol={protocol}")).await;
-            let report: ExplainReport = asked.map_err(Failure::question)?;
-            write(out, *output, &report, || plane::explain(&report, view(*output)))?;
-            Ok(report.verdict != Verdict::Refused && report.differences.is_empty())
+        Command::Policies { workload, limit, manifests, output } => {
+            let report = if manifests.given() {
+                let query = PolicyQuery { workload: workload.clone(), limit: *limit };
+                (local.policies)(&manifests.paths, manifests.mesh(), &query).map_err(Failure::local)?
+            } else {
+                let of = workload.as_deref().map(|uid| format!("&workload={}", escaped(uid)));
+                let of = of.unwrap_or_default();
+                let asked = client.document(&format!("/v1/policies?limit={limit}{of}")).await;
+                asked.map_err(Failure::question)?
+            };
+            write(out, *output, &report, || policies::policies(&report, view(*output)))?;
+            Ok(true)
+        }
+        Command::Explain { from, to, udp, manifests, output } => {
+            let report = if manifests.given() {
+                let protocol = if *udp { Protocol::Udp } else { Protocol::Tcp };
+                let query = ExplainQuery { from: from.clone(), to: to.clone(), protocol };
+                (local.explain)(&manifests.paths, manifests.mesh(), &query).map_err(Failure::local)?
+            } else {
+                let protocol = if *udp { "UDP" } else { "TCP" };
+                let (from, to) = (escaped(from), escaped(to));
+                let asked = format!("/v1/explain?from={from}&to={to}&protocol={protocol}");
+                client.document(&asked).await.map_err(Failure::question)?
+            };
+            write(out, *output, &report, || explain::explain(&report, view(*output)))?;
+            Ok(report.differences.is_empty())
         }
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -182,7 +218,7 @@ async fn run(cli: &Cli, local: LocalCheck, colour: bool, out: &mut dyn Write) ->
 }
 
 /// What the agent finds, then what is found without it.
-async fn check(client: &Client, local: LocalCheck) -> CheckReport {
+async fn check(client: &Client, local: fn(&mut Vec<CheckItem>)) -> CheckReport {
     let mut agent = CheckItem {
         name: "agent".to_owned(),
         purpose: "the mesh plane, and changes to the kernel plane".to_owned(),
@@ -292,18 +328,39 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::admin::policy::PolicyReport;
     use crate::admin::testing::{FakeAgent, socket_dir};
     use crate::admin::{AdminSocket, serve_socket};
     use crate::telemetry::example;
 
-    fn nothing(_items: &mut Vec<CheckItem>) {}
-
-    fn missing(items: &mut Vec<CheckItem>) {
-        let (name, remedy) = ("bpffs".to_owned(), "mount it".to_owned());
-        items.push(CheckItem { name, required: true, remedy, ..CheckItem::default() });
+    fn nothing() -> Local {
+        Local {
+            check: |_items| {},
+            explain: |paths, mesh, query| match mesh.node {
+                Some(node) => Ok(ExplainReport {
+                    client: format!("{} of {}", query.from, paths[0].display()),
+                    asked: format!("{} on {node} as {}", query.to, mesh.trust_domain),
+                    ..ExplainReport::default()
+                }),
+                None => Err(QueryError::Bad("`x` is nobody who connects".to_owned())),
+            },
+            policies: |paths, _mesh, query| {
+                let name = format!("{}{}", paths.len(), query.workload.clone().unwrap_or_default());
+                let policy = PolicyReport { name, ..PolicyReport::default() };
+                Ok(PoliciesReport { policies: vec![policy], total: query.limit, workload: None })
+            },
+        }
     }
 
-    async fn meshctl(socket: &Path, line: &str, local: LocalCheck) -> (Result<bool, Failure>, String) {
+    fn missing() -> Local {
+        let check = |items: &mut Vec<CheckItem>| {
+            let (name, remedy) = ("bpffs".to_owned(), "mount it".to_owned());
+            items.push(CheckItem { name, required: true, remedy, ..CheckItem::default() });
+        };
+        Local { check, ..nothing() }
+    }
+
+    async fn meshctl(socket: &Path, line: &str, local: Local) -> (Result<bool, Failure>, String) {
         let words = ["meshctl", "--socket", socket.to_str().unwrap()].into_iter().chain(line.split(' '));
         let cli = Cli::try_parse_from(words).unwrap();
         let mut out = Vec::new();
@@ -333,23 +390,35 @@ mod tests {
             ("maps", "SERVICES   hash   1         10    10%"),
             ("maps SERVICES", "port=80   set=7"),
             ("maps SERVICES -o json", "\"set\": 7"),
-            ("explain default/a [fd00::1]:80 --udp", "default/a to [fd00::1]:80 Udp: translated"),
+            (
+                "explain default/a [fd00::1]:80 --udp",
+                "default/a to [fd00::1]:80 Udp: allowed\nKernel   translated",
+            ),
+            ("explain outside 10.96.0.1:81", "outside to 10.96.0.1:81 Tcp: allowed\nKernel   refused"),
+            (
+                "explain --manifests /a --node n --trust-domain b.c default/a web.shop:80",
+                "default/a of /a to web.shop:80 on n as b.c: allowed",
+            ),
+            ("policies", "AuthorizationPolicy   shop/allow-web"),
+            ("policies shop/web -n 0 -o json", "\"policies\": []"),
+            ("policies --manifests /a --manifests /b -n 3 x/y", "AuthorizationPolicy   /2x/y"),
+            ("policies --manifests /a -n 3", "(2 more: raise --limit)"),
         ];
         for (line, part) in cases {
-            let (result, text) = meshctl(&path, line, nothing).await;
+            let (result, text) = meshctl(&path, line, nothing()).await;
             assert!(result.unwrap(), "{line}");
             assert!(text.contains(part), "{line}: {text}");
         }
-        let (result, _) = meshctl(&path, "services nobody", nothing).await;
+        let (result, _) = meshctl(&path, "services nobody", nothing()).await;
         let failure = result.unwrap_err();
         assert_eq!((failure.to_string().as_str(), failure.code()), ("no service nobody on this node", 1));
-        let (result, text) = meshctl(&path, "explain outside 10.96.0.1:81", nothing).await;
-        assert!(!result.unwrap() && text.contains("refused"), "{text}");
         for (line, message, code) in [
             ("explain ? 10.96.0.1:80", "`?` is nobody who connects", USAGE),
+            ("explain --manifests /a x web.shop:80", "`x` is nobody who connects", USAGE),
             ("maps NOTHING", "there is no such map", UNHEALTHY),
+            ("policies shop/none", "no pod shop/none is known", UNHEALTHY),
         ] {
-            let failure = meshctl(&path, line, nothing).await.0.unwrap_err();
+            let failure = meshctl(&path, line, nothing()).await.0.unwrap_err();
             assert_eq!((failure.to_string().as_str(), failure.code()), (message, code), "{line}");
         }
         std::fs::remove_dir_all(dir).unwrap();
@@ -358,15 +427,15 @@ mod tests {
     #[tokio::test]
     async fn without_an_agent() {
         let path = Path::new("/nonexistent/meshd.sock");
-        let (result, _) = meshctl(path, "status", nothing).await;
+        let (result, _) = meshctl(path, "status", nothing()).await;
         let failure = result.unwrap_err();
         assert_eq!(failure.code(), NO_AGENT);
         let message = failure.to_string();
         assert!(message.starts_with("no agent at /nonexistent/meshd.sock: No such file"), "{message}");
         assert!(message.contains("is meshd running on this node?"), "{message}");
-        let (result, text) = meshctl(path, "check", nothing).await;
+        let (result, text) = meshctl(path, "check", nothing()).await;
         assert!(result.unwrap() && text.contains("agent   absent   not running"), "{text}");
-        let (result, text) = meshctl(path, "check", missing).await;
+        let (result, text) = meshctl(path, "check", missing()).await;
         assert!(!result.unwrap() && text.contains("bpffs: mount it"), "{text}");
     }
 

@@ -74,10 +74,15 @@ pub(super) fn wanted(service: &Service, snapshot: &Snapshot, node_addresses: &[I
             }
         }
     }
+    wanted.addresses = addresses(service).collect();
+    wanted
+}
+
+/// Cluster addresses of a service, and external ones (`true`).
+pub(super) fn addresses(service: &Service) -> impl Iterator<Item = (Address, bool)> {
     let cluster = service.addresses.iter().map(|address| (address_of(*address), false));
     let external = service.external.addresses.iter().chain(&service.external.load_balancer);
-    wanted.addresses = cluster.chain(external.map(|address| (address_of(*address), true))).collect();
-    wanted
+    cluster.chain(external.map(|address| (address_of(*address), true)))
 }
 
 impl Wanted {

@@ -69,7 +69,8 @@ impl DestinationTable {
     }
 }
 
-fn destinations(workload: &Workload) -> Vec<(Address, Destination)> {
+/// What `DESTINATIONS` should hold for a workload.
+pub(super) fn destinations(workload: &Workload) -> Vec<(Address, Destination)> {
     let modes = &workload.mtls;
     let takes_mtls = modes.default != Mode::Disable || modes.any_strict();
     if !workload.enrolled || !takes_mtls {

@@ -21,7 +21,7 @@ pub use authorization::{
 };
 pub use fate::Fate;
 pub use identity::{Identity, IdentityError, TrustDomain};
-pub use mtls::{Mode, MtlsModes};
+pub use mtls::{Mode, MtlsModes, PeerPolicy};
 pub use name::{NodeName, ServiceName, WorkloadUid};
 pub use policies::{NamespacePolicies, Policies};
 pub use service::{

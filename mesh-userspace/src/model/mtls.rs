@@ -1,6 +1,7 @@
-//! Mutual-TLS modes of a workload, as `PeerAuthentication` sets them.
+//! Mutual-TLS modes of a workload, and the `PeerAuthentication`s that set them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -36,4 +37,21 @@ impl MtlsModes {
     pub fn any_strict(&self) -> bool {
         self.default == Mode::Strict || self.ports.values().any(|mode| *mode == Mode::Strict)
     }
+}
+
+/// One `PeerAuthentication`; a mode of `None` is `UNSET`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerPolicy {
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name, which breaks ties.
+    pub name: Arc<str>,
+    /// `metadata.creationTimestamp` in Unix seconds; 0 where there is none.
+    pub created: i64,
+    /// `selector.matchLabels`; empty: the whole namespace.
+    pub selector: BTreeMap<String, String>,
+    /// `mtls.mode`.
+    pub mode: Option<Mode>,
+    /// `portLevelMtls`, by the workload's port.
+    pub ports: BTreeMap<u16, Option<Mode>>,
 }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use imbl::{HashMap, OrdMap};
 
 use super::{
-    NodeName, Policies, Protocol, Service, ServiceName, ServicePort, TrustDomain, Workload, WorkloadUid,
+    NodeName, PeerPolicy, Policies, PolicyName, Protocol, Service, ServiceName, ServicePort, TrustDomain,
+    Workload, WorkloadUid,
 };
 
 /// What holds for the whole mesh.
@@ -90,6 +91,8 @@ pub struct Snapshot {
     pub node: Arc<LocalNode>,
     /// Addresses of the other nodes.
     pub other_nodes: OrdMap<NodeName, Arc<[IpAddr]>>,
+    /// All `PeerAuthentication`s, for whoever asks where a mode comes from; [`Workload::mtls`] is what they come to.
+    pub peer_policies: OrdMap<PolicyName, Arc<PeerPolicy>>,
 }
 
 impl Snapshot {

@@ -7,25 +7,62 @@
 //! <https://istio.io/latest/docs/reference/config/security/peer_authentication>).
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use crate::model::{Mode, MtlsModes};
+use crate::model::{MtlsModes, PeerPolicy};
 
-/// One `PeerAuthentication`; a mode of `None` is `UNSET`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PeerPolicy {
-    /// Its namespace.
-    pub namespace: Arc<str>,
-    /// Its name, which breaks ties.
-    pub name: Arc<str>,
-    /// `metadata.creationTimestamp` in Unix seconds; 0 where there is none.
-    pub created: i64,
-    /// `selector.matchLabels`; empty: the whole namespace.
-    pub selector: BTreeMap<String, String>,
-    /// `mtls.mode`.
-    pub mode: Option<Mode>,
-    /// `portLevelMtls`, by the workload's port.
-    pub ports: BTreeMap<u16, Option<Mode>>,
+/// The policies that have a say at one workload, one a scope.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Applying<'a> {
+    /// The one that selects the workload.
+    pub workload: Option<&'a PeerPolicy>,
+    /// Its namespace's.
+    pub namespace: Option<&'a PeerPolicy>,
+    /// The mesh's.
+    pub mesh: Option<&'a PeerPolicy>,
+}
+
+/// The policies that have a say at a workload of `namespace` with these labels.
+pub fn applying<'a>(
+    policies: impl IntoIterator<Item = &'a PeerPolicy>,
+    root_namespace: &str,
+    namespace: &str,
+    labels: &BTreeMap<String, String>,
+) -> Applying<'a> {
+    let mut applying = Applying::default();
+    for policy in policies {
+        let scope = match (policy.selector.is_empty(), &*policy.namespace == root_namespace) {
+            (true, true) => &mut applying.mesh,
+            (true, false) if &*policy.namespace == namespace => &mut applying.namespace,
+            (false, false) if &*policy.namespace == namespace && selects(&policy.selector, labels) => {
+                &mut applying.workload
+            }
+            _ => continue,
+        };
+        keep_oldest(scope, policy);
+    }
+    applying
+}
+
+impl<'a> Applying<'a> {
+    /// Those that there are, the one that goes before the others first.
+    pub fn all(&self) -> impl Iterator<Item = &'a PeerPolicy> {
+        [self.workload, self.namespace, self.mesh].into_iter().flatten()
+    }
+
+    /// The modes that they come to.
+    pub fn modes(&self) -> MtlsModes {
+        let default = self.all().find_map(|policy| policy.mode).unwrap_or_default();
+        let ports = self.workload.map_or_else(BTreeMap::new, |policy| {
+            policy.ports.iter().map(|(&port, mode)| (port, mode.unwrap_or(default))).collect()
+        });
+        MtlsModes { default, ports }
+    }
+
+    /// The one that says which mode holds at `port`; `None`: none does, and the mode is permissive.
+    pub fn deciding(&self, port: u16) -> Option<&'a PeerPolicy> {
+        let own = self.workload.filter(|policy| matches!(policy.ports.get(&port), Some(Some(_))));
+        own.or_else(|| self.all().find(|policy| policy.mode.is_some()))
+    }
 }
 
 /// The modes in force at a workload of `namespace` with these labels.
@@ -35,26 +72,7 @@ pub fn effective_modes<'a>(
     namespace: &str,
     labels: &BTreeMap<String, String>,
 ) -> MtlsModes {
-    let mut mesh = None;
-    let mut namespaced = None;
-    let mut workload = None;
-    for policy in policies {
-        let scope = match (policy.selector.is_empty(), &*policy.namespace == root_namespace) {
-            (true, true) => &mut mesh,
-            (true, false) if &*policy.namespace == namespace => &mut namespaced,
-            (false, false) if &*policy.namespace == namespace && selects(&policy.selector, labels) => {
-                &mut workload
-            }
-            _ => continue,
-        };
-        keep_oldest(scope, policy);
-    }
-    let default =
-        [workload, namespaced, mesh].into_iter().flatten().find_map(|policy| policy.mode).unwrap_or_default();
-    let ports = workload.map_or_else(BTreeMap::new, |policy| {
-        policy.ports.iter().map(|(&port, mode)| (port, mode.unwrap_or(default))).collect()
-    });
-    MtlsModes { default, ports }
+    applying(policies, root_namespace, namespace, labels).modes()
 }
 
 /// Whether every label of the selector is there.
@@ -72,6 +90,7 @@ fn keep_oldest<'a>(kept: &mut Option<&'a PeerPolicy>, policy: &'a PeerPolicy) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Mode;
 
     fn policy(namespace: &str, name: &str, app: Option<&str>, mode: Option<Mode>) -> PeerPolicy {
         PeerPolicy {
@@ -171,5 +190,23 @@ mod tests {
                 "{name}, the other way round"
             );
         }
+    }
+
+    #[test]
+    fn the_one_that_decides_is_named() {
+        use Mode::{Permissive, Strict};
+        let policies = [
+            policy("istio-system", "mesh", None, Some(Strict)),
+            policy("shop", "namespace", None, None),
+            with_port(81, None, with_port(80, Some(Permissive), policy("shop", "web", Some("web"), None))),
+        ];
+        let labels = BTreeMap::from([("app".to_owned(), "web".to_owned())]);
+        let applying = applying(&policies, "istio-system", "shop", &labels);
+        let names: Vec<&str> = applying.all().map(|policy| &*policy.name).collect();
+        assert_eq!(names, ["web", "namespace", "mesh"]);
+        for (port, name) in [(80, "web"), (81, "mesh"), (82, "mesh")] {
+            assert_eq!(applying.deciding(port).map(|policy| &*policy.name), Some(name), "{port}");
+        }
+        assert!(Applying::default().deciding(80).is_none());
     }
 }

@@ -5,7 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::route;
-use crate::model::{BackendSet, Endpoint, Frontend, Protocol, Service, ServicePort, Snapshot, TrafficPolicy};
+use crate::model::{
+    BackendSet, Endpoint, Frontend, Protocol, Route, Service, ServicePort, Snapshot, TrafficPolicy,
+};
 
 /// What was asked for.
 pub(crate) struct Ask<'a> {
@@ -15,6 +17,8 @@ pub(crate) struct Ask<'a> {
     pub(crate) service: &'a Arc<Service>,
     /// Its port.
     pub(crate) port: &'a ServicePort,
+    /// Where connections to it go.
+    pub(crate) route: &'a Route,
     /// The endpoints that may be given.
     pub(crate) set: &'a BackendSet,
 }
@@ -37,7 +41,8 @@ impl<'a> Ask<'a> {
             _ => service.external.policy,
         };
         let frontend = Frontend { address, port: asked.port(), protocol };
-        Some(Self { frontend, service, port, set: port.route(policy).backends(asked.ip()) })
+        let route = port.route(policy);
+        Some(Self { frontend, service, port, route, set: route.backends(asked.ip()) })
     }
 
     /// Whether a client with this address may come to what was asked for (`loadBalancerSourceRanges`).
@@ -70,7 +75,7 @@ impl<'a> Ask<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{External, Route, RouteTarget, ServiceKind, ServiceName};
+    use crate::model::{External, RouteTarget, ServiceKind, ServiceName};
 
     /// A service with every kind of address; one of its two endpoints is on this node.
     fn snapshot(internal: TrafficPolicy, external: TrafficPolicy) -> Snapshot {

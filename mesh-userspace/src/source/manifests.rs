@@ -5,6 +5,7 @@
 //! editors that rename, atomic replacement, a `ConfigMap`'s `..data` link and paths that come and go are all the same case.
 
 use std::collections::HashMap;
+use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -89,6 +90,20 @@ impl Drop for Manifests {
     fn drop(&mut self) {
         let _ended = self.signals.send(Signal::Stop);
     }
+}
+
+/// What the files and folders hold now.
+///
+/// # Errors
+/// One of the paths is not there or cannot be read.
+pub fn read_once(paths: &[PathBuf]) -> Result<Update, SourceError> {
+    for path in paths {
+        let read = if path.is_dir() { fs::read_dir(path).map(drop) } else { File::open(path).map(drop) };
+        read.map_err(|source| SourceError::Read { path: path.clone(), source })?;
+    }
+    let mut files = FileSet::new(paths.to_vec());
+    let listing = files.list();
+    Ok(files.rescan(listing, &Unfinished::default(), SystemTime::now()).unwrap_or_default())
 }
 
 /// Our own reading shows up as events too.
@@ -194,5 +209,5 @@ impl Follower {
 }
 
 fn inode(path: &Path) -> Option<(u64, u64)> {
-    std::fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
+    fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }

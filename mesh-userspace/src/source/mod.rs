@@ -36,6 +36,15 @@ pub enum SourceError {
     /// It ended before it yielded anything.
     #[error("the source of manifests ended")]
     Ended,
+    /// A path that is to be read is not there, or not for us.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
 }
 
 /// What the operator should know about the objects, as they are now.
@@ -93,6 +102,16 @@ pub async fn run(
         }
     });
     Ok(Feed { current, snapshot, reports, changes })
+}
+
+/// What files and folders come to as they are now, followed no further. Blocks on the disk.
+///
+/// # Errors
+/// A path is not there or cannot be read; what is wrong in the files is in the reports.
+pub fn read_once(paths: &[PathBuf], mesh: MeshConfig) -> Result<(Snapshot, Reports), SourceError> {
+    let update = manifests::read_once(paths)?;
+    let (snapshot, notices) = Translator::new(mesh).apply(update.changes);
+    Ok((snapshot, Reports { problems: update.problems, notices, ignored: update.ignored }))
 }
 
 struct Publisher {

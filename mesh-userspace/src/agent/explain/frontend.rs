@@ -1,20 +1,20 @@
 //! Which service a destination is: in the kernel, and in the snapshot.
 
 use std::fmt;
+use std::sync::Arc;
 
 use mesh_common::abi::{
     ADDRESS_CLUSTER, ADDRESS_EXTERNAL, ADDRESS_LOCAL, ADDRESS_LOOPBACK, ADDRESS_NODE_PORTS, SCOPE_NODE_PORT,
     Service as Installed, ServiceKey, UDP, is_mapped,
 };
-use mesh_common::names::map;
 
-use crate::datapath::maps::MapReader;
+use super::maps::Maps;
 use crate::datapath::{DatapathError, ip_of};
 use crate::model::{Protocol, Service, ServicePort, Snapshot, TrafficPolicy};
 
 /// Where frontends are looked for.
 pub(super) struct Frontends<'a> {
-    pub(super) maps: &'a MapReader,
+    pub(super) maps: &'a dyn Maps,
     pub(super) snapshot: &'a Snapshot,
 }
 
@@ -27,7 +27,7 @@ pub(super) struct Found<'a> {
     /// What the kernel has.
     pub(super) installed: Option<Installed>,
     /// What the snapshot has.
-    pub(super) service: Option<(&'a Service, &'a ServicePort)>,
+    pub(super) service: Option<(&'a Arc<Service>, &'a ServicePort)>,
     /// Whether the address is an IPv4 one.
     pub(super) v4: bool,
 }
@@ -44,7 +44,7 @@ impl<'a> Frontends<'a> {
     }
 
     fn look(&self, asked: &ServiceKey, node_ports: impl Fn(u32) -> bool) -> Result<Found<'a>, DatapathError> {
-        let bits = self.maps.lookup::<_, u32>(map::ADDRESSES, &asked.address)?.unwrap_or(0);
+        let bits = self.maps.address_bits(asked.address)?;
         let own = self.at(asked, bits)?;
         if own.installed.is_some() || own.service.is_some() || !node_ports(bits) {
             return Ok(own);
@@ -63,8 +63,8 @@ impl<'a> Frontends<'a> {
         Ok(Found {
             key: *key,
             bits,
-            installed: self.maps.lookup(map::SERVICES, key)?,
-            service: service.map(|(service, port)| (&**service, port)),
+            installed: self.maps.service(key)?,
+            service,
             v4: is_mapped(&key.address),
         })
     }

@@ -1,44 +1,65 @@
-//! Why a connection goes where it goes: the programs' own questions, asked of the very maps that they read, beside what the
-//! snapshot says should be there.
+//! What would become of a connection, and why: nothing is sent.
 //!
-//! The verdicts are those of [`mesh_common::capture`], which the programs use as well. Nothing is sent.
+//! The kernel's part is the programs' own questions, asked of the very maps that they read (or, without a kernel, of what
+//! the snapshot says that they should hold), with the verdicts of [`mesh_common::capture`], which the programs use as well.
+//! What follows is asked of those who decide: the proxy's routes and ways, and the destination's
+//! [`Guard`](crate::policy::authorization::Guard).
 
 mod client;
+mod ends;
 mod frontend;
+mod manifests;
+mod maps;
+mod paths;
 mod set;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use mesh_common::abi::{
-    DESTINATION_ENROLLED, Destination, ROLE_NODE_TCP4, ROLE_NODE_TCP6, ROLE_NODE_UDP4, ROLE_NODE_UDP6,
-    SCOPE_ADDRESS, SERVICE_CLOSED_OUTSIDE, SERVICE_RANGES, STATE_TRANSLATE, Service as Installed, ServiceKey,
-    State,
+    DESTINATION_ENROLLED, ROLE_NODE_TCP4, ROLE_NODE_TCP6, ROLE_NODE_UDP4, ROLE_NODE_UDP6, SCOPE_ADDRESS,
+    SERVICE_CLOSED_OUTSIDE, SERVICE_RANGES, STATE_TRANSLATE, Service as Installed, ServiceKey, State,
 };
 use mesh_common::capture::{self, Agent};
-use mesh_common::names::map;
 
-use self::client::Client;
+pub use self::manifests::explain as explain_manifests;
+
+use self::client::{Client, Clients};
 use self::frontend::{Found, Frontends};
-use crate::admin::plane::{ExplainQuery, ExplainReport, ExplainStep, QueryError, Verdict};
+use self::maps::Maps;
+use crate::admin::explain::{ExplainQuery, ExplainReport, ExplainStep, Verdict};
+use crate::admin::plane::QueryError;
 use crate::agent::chain;
 use crate::datapath::maps::MapReader;
 use crate::datapath::{DatapathError, address_of, monotonic_ns};
-use crate::model::{NodeName, Protocol, Snapshot, TrafficPolicy};
+use crate::model::{NodeName, Protocol, Snapshot, TrafficPolicy, WorkloadUid};
 
 /// What is asked.
 struct Explanation<'a> {
-    maps: &'a MapReader,
+    maps: &'a dyn Maps,
     snapshot: &'a Snapshot,
     node: &'a NodeName,
+    /// Whether this node's agent serves a pod.
+    served: &'a dyn Fn(&WorkloadUid) -> bool,
     state: State,
     report: ExplainReport,
 }
 
-/// Explains one connection. Blocks for a few system calls.
+/// Explains one connection on a node whose agent runs and serves these pods. Blocks for a few system calls.
 pub(super) fn explain(
     maps: &MapReader,
     snapshot: &Snapshot,
     node: &NodeName,
+    served: &dyn Fn(&WorkloadUid) -> bool,
+    query: &ExplainQuery,
+) -> Result<ExplainReport, QueryError> {
+    of_maps(maps, snapshot, node, served, query)
+}
+
+fn of_maps(
+    maps: &dyn Maps,
+    snapshot: &Snapshot,
+    node: &NodeName,
+    served: &dyn Fn(&WorkloadUid) -> bool,
     query: &ExplainQuery,
 ) -> Result<ExplainReport, QueryError> {
     let asked = client::destination(&query.to, snapshot)?;
@@ -46,20 +67,16 @@ pub(super) fn explain(
         return Err(QueryError::Bad("SCTP is carried by no plane".to_owned()));
     }
     let state = maps.state().map_err(failed)?;
-    let client = Client::find(&query.from, asked.ip(), maps, snapshot, node, &state)?;
+    let client = Clients { maps, snapshot, node, state: &state }.find(&query.from)?;
     let report = ExplainReport {
         client: client.to_string(),
         asked: format!("{asked} {}", frontend::protocol(query.protocol)),
+        basis: maps.basis(),
         ..ExplainReport::default()
     };
-    let mut explanation = Explanation { maps, snapshot, node, state, report };
-    let (address, port, protocol) = (address_of(asked.ip()), asked.port(), query.protocol.number());
-    let key = ServiceKey { address, port, protocol, scope: SCOPE_ADDRESS };
-    match &client {
-        Client::Inside { .. } => explanation.inside(&client, &key, query.protocol),
-        Client::Outside(address) => explanation.outside(*address, &key, query.protocol),
-    }
-    .map_err(failed)?;
+    let mut explanation = Explanation { maps, snapshot, node, served, state, report };
+    explanation.kernel(&client, asked, query.protocol).map_err(failed)?;
+    explanation.mesh(&client, asked, query.protocol).map_err(failed)?;
     Ok(explanation.report)
 }
 
@@ -69,6 +86,21 @@ fn failed(error: DatapathError) -> QueryError {
 }
 
 impl Explanation<'_> {
+    /// What the kernel of the client's node does.
+    fn kernel(
+        &mut self,
+        client: &Client,
+        asked: SocketAddr,
+        protocol: Protocol,
+    ) -> Result<(), DatapathError> {
+        let (address, port) = (address_of(asked.ip()), asked.port());
+        let key = ServiceKey { address, port, protocol: protocol.number(), scope: SCOPE_ADDRESS };
+        match client {
+            Client::Inside { .. } => self.inside(client, &key, protocol),
+            Client::Outside(address) => self.outside(*address, &key, protocol),
+        }
+    }
+
     fn step(&mut self, what: &str, found: impl Into<String>) {
         self.report.steps.push(ExplainStep { what: what.to_owned(), found: found.into() });
     }
@@ -81,7 +113,7 @@ impl Explanation<'_> {
     fn inside(&mut self, client: &Client, key: &ServiceKey, protocol: Protocol) -> Result<(), DatapathError> {
         let agent = Agent::at(&self.state, monotonic_ns());
         let (enrolled, netns, in_node) = client.inside(&self.state);
-        self.step("client", client.details());
+        self.step("client", client.details(self.maps.basis()));
         self.step("agent", agent_words(agent));
         let found = Frontends { maps: self.maps, snapshot: self.snapshot }.find(key, in_node)?;
         self.step("address", frontend::address_words(found.bits));
@@ -170,7 +202,7 @@ impl Explanation<'_> {
                 );
                 return Ok(());
             };
-            let may = self.maps.is_in_range(installed.id, address_of(address))?;
+            let may = self.maps.in_range(&found.key, installed, address)?;
             self.step("source ranges", format!("{address} is {}in one", if may { "" } else { "not " }));
             if !may {
                 self.end(Verdict::Refused, "loadBalancerSourceRanges do not have the client");
@@ -235,7 +267,7 @@ impl Explanation<'_> {
             self.end(Verdict::Refused, "the address is a service's, and no service has this port");
             return Ok(());
         }
-        let destination = self.maps.lookup::<_, Destination>(map::DESTINATIONS, &key.address)?;
+        let destination = self.maps.destination(key.address)?;
         let Some(destination) = destination.filter(|_| captures) else {
             self.end(Verdict::Passed, "no service has this address and port");
             return Ok(());

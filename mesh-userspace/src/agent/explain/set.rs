@@ -4,17 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use mesh_common::abi::{
-    Affinity, AffinityKey, BACKEND_NONE, BACKEND_STRICT, Member, MemberKey, Service as Installed, ServiceKey,
-    Slot, TCP,
+    AffinityKey, BACKEND_NONE, BACKEND_STRICT, MemberKey, Service as Installed, ServiceKey, Slot, TCP,
 };
 use mesh_common::affinity;
-use mesh_common::names::map;
 
 use super::Explanation;
 use super::frontend::Found;
-use crate::admin::plane::{ExplainBackend, Verdict};
+use crate::admin::explain::{Basis, ExplainBackend, Verdict};
 use crate::datapath::{DatapathError, address_of, ip_of, monotonic_ns};
-use crate::model::{Endpoint, EndpointState, Mode, Route, TrafficPolicy};
+use crate::model::{BackendSet, Endpoint, EndpointState, Mode, Route, TrafficPolicy};
 
 impl Explanation<'_> {
     /// Which endpoints are there, and which of them are chosen for this node.
@@ -57,8 +55,12 @@ impl Explanation<'_> {
         refuses_strict: bool,
     ) -> Result<(), DatapathError> {
         let Installed { id, generation, slots, .. } = *installed;
-        self.step("set", format!("set {id}, generation {generation}, {slots} slots"));
-        let held = self.maps.slots(installed)?;
+        let words = match self.maps.basis() {
+            Basis::Kernel => format!("set {id}, generation {generation}, {slots} slots"),
+            Basis::Snapshot => format!("{slots} slots"),
+        };
+        self.step("set", words);
+        let held = self.maps.slots(&found.key, installed)?;
         let missing = held.iter().filter(|slot| slot.is_none()).count();
         if missing > 0 {
             self.report.differences.push(format!("{missing} of the {slots} slots are not in the kernel"));
@@ -87,7 +89,13 @@ impl Explanation<'_> {
                 Some(cookie) => {
                     self.affinity(installed, &AffinityKey::netns(installed.affinity_id, cookie))?;
                 }
-                None => self.step("affinity", "cannot be looked up without the client's network namespace"),
+                None => {
+                    let seconds = installed.affinity_seconds;
+                    let words = format!(
+                        "ClientIP, {seconds} s: whether there is an entry is known in the client's network namespace"
+                    );
+                    self.step("affinity", words);
+                }
             }
         } else if key.protocol != TCP {
             self.step("choice", "by the socket's cookie: a socket keeps its backend while that serves");
@@ -116,7 +124,7 @@ impl Explanation<'_> {
 
     fn affinity(&mut self, installed: &Installed, key: &AffinityKey) -> Result<(), DatapathError> {
         let seconds = installed.affinity_seconds;
-        let Some(kept) = self.maps.lookup::<_, Affinity>(map::AFFINITY, key)? else {
+        let Some(kept) = self.maps.affinity(key)? else {
             self.step("affinity", format!("ClientIP, {seconds} s: no entry yet; by weight, then kept"));
             return Ok(());
         };
@@ -126,7 +134,7 @@ impl Explanation<'_> {
         let member = MemberKey { service: installed.id, port: kept.port, pad: 0, address: kept.address };
         let words = if !affinity::holds(kept.seen_ns, now, seconds) {
             "timed out: by weight, then kept"
-        } else if self.maps.lookup::<_, Member>(map::MEMBERS, &member)?.is_none() {
+        } else if !self.maps.is_member(&member)? {
             "which serves no more: by weight, then kept"
         } else {
             "where it stays"
@@ -180,7 +188,7 @@ fn of_kernel(slots: &[Option<Slot>], found: &Found<'_>) -> Vec<ExplainBackend> {
     let backend = |((address, strict), share): ((Option<SocketAddr>, bool), u128)| {
         let share_ppm = u32::try_from((share * 1_000_000 + total / 2) / total).unwrap_or(u32::MAX);
         let known = address.and_then(|address| known(found, address));
-        backend(address, share_ppm, strict, known)
+        held(address, share_ppm, strict, known)
     };
     shares.into_iter().map(backend).collect()
 }
@@ -190,17 +198,31 @@ pub(super) fn of_snapshot(found: &Found<'_>, policy: TrafficPolicy) -> Vec<Expla
     let Some((_, port)) = found.service else { return Vec::new() };
     let route = port.route(policy);
     let set = if found.v4 { &route.v4 } else { &route.v6 };
-    let total: u128 = set.backends().iter().map(|backend| u128::from(backend.weight)).sum();
-    let backends = set.backends().iter().map(|one| {
-        let share_ppm = u32::try_from(u128::from(one.weight) * 1_000_000 / total.max(1)).unwrap_or(u32::MAX);
-        let endpoint = one.endpoint.as_ref();
-        let strict = endpoint.is_some_and(|endpoint| endpoint.enrolled && endpoint.mode == Mode::Strict);
-        backend(endpoint.map(|endpoint| endpoint.address), share_ppm, strict, endpoint)
-    });
-    backends.collect()
+    shares(set).into_iter().map(|(endpoint, share)| backend(endpoint, share)).collect()
 }
 
-fn backend(
+/// The endpoints of a set with their shares in millionths, each once; `None` for what has nowhere to go.
+pub(super) fn shares(set: &BackendSet) -> Vec<(Option<&Endpoint>, u32)> {
+    let total: u128 = set.backends().iter().map(|backend| u128::from(backend.weight)).sum();
+    let mut shares: BTreeMap<Option<SocketAddr>, (Option<&Endpoint>, u128)> = BTreeMap::new();
+    for one in set.backends() {
+        let endpoint = one.endpoint.as_ref();
+        let sum = shares.entry(endpoint.map(|endpoint| endpoint.address)).or_insert((endpoint, 0));
+        sum.1 += u128::from(one.weight);
+    }
+    let millionths =
+        |weight: u128| u32::try_from((weight * 1_000_000 + total / 2) / total.max(1)).unwrap_or(u32::MAX);
+    shares.into_values().map(|(endpoint, weight)| (endpoint, millionths(weight))).collect()
+}
+
+/// An endpoint with its share.
+pub(super) fn backend(endpoint: Option<&Endpoint>, share_ppm: u32) -> ExplainBackend {
+    let strict = endpoint.is_some_and(|endpoint| endpoint.enrolled && endpoint.mode == Mode::Strict);
+    held(endpoint.map(|endpoint| endpoint.address), share_ppm, strict, endpoint)
+}
+
+/// What the kernel holds, with what the snapshot knows of it.
+fn held(
     address: Option<SocketAddr>,
     share_ppm: u32,
     strict: bool,
@@ -226,8 +248,10 @@ fn known<'a>(found: &Found<'a>, address: SocketAddr) -> Option<&'a Endpoint> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::model::{AliasTable, Protocol, ServiceName, ServicePort};
+    use crate::model::{AliasTable, Protocol, Service, ServiceName, ServicePort};
 
     fn slots(weights: &[u64]) -> Vec<Option<Slot>> {
         let table = AliasTable::new(weights);
@@ -262,7 +286,7 @@ mod tests {
         let mut endpoint = Endpoint::at(([10, 0, 0, 1], 80).into());
         endpoint.zone = Some("eu-1".into());
         let port = ServicePort::plain(&name, 80, Protocol::Tcp, [endpoint].into());
-        let service = crate::model::Service::internal(name, "host".into(), Vec::new(), vec![port]);
+        let service = Arc::new(Service::internal(name, "host".into(), Vec::new(), vec![port]));
         let backends = of_kernel(&slots(&[1, 1]), &found(Some((&service, &service.ports[0]))));
         let zones: Vec<_> = backends.iter().map(|backend| backend.zone.as_deref()).collect();
         assert_eq!(zones, [Some("eu-1"), None], "an endpoint that the snapshot does not know has no zone");

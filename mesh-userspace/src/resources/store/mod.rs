@@ -27,10 +27,9 @@ use super::translate::topology::Here;
 use super::translate::workload::{peer_policy, workload};
 use super::{Kind, Notice, Object, ObjectRef, Severity, VirtualService};
 use crate::model::{
-    Frontend, LocalNode, MeshConfig, NodeName, PolicyName, Service, ServiceName, Snapshot, Workload,
-    WorkloadUid,
+    Frontend, LocalNode, MeshConfig, NodeName, PeerPolicy, PolicyName, Service, ServiceName, Snapshot,
+    Workload, WorkloadUid,
 };
-use crate::policy::peer_authentication::PeerPolicy;
 
 /// One change to the set of objects.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,7 +53,7 @@ pub struct Translator {
     pods_by_label: HashMap<Label, BTreeSet<WorkloadUid>>,
     slices_by_service: HashMap<ServiceName, Vec<ObjectRef>>,
     /// By namespace, then name.
-    policies: HashMap<Arc<str>, BTreeMap<Arc<str>, PeerPolicy>>,
+    policies: HashMap<Arc<str>, BTreeMap<Arc<str>, Arc<PeerPolicy>>>,
     virtual_services: HashMap<ServiceName, ByAge>,
     destination_rules: HashMap<ServiceName, ByAge>,
     /// Services whose endpoints are chosen by zone.
@@ -218,10 +217,13 @@ impl Translator {
             }
             Object::PeerAuthentication(policy) => {
                 let policies = self.policies.entry(Arc::clone(&reference.namespace)).or_default();
+                let name = PolicyName::new(Arc::clone(&reference.namespace), Arc::clone(&reference.name));
                 if add {
-                    let policy = peer_policy(policy, reference, object.created());
+                    let policy = Arc::new(peer_policy(policy, reference, object.created()));
+                    self.snapshot.peer_policies.insert(name, Arc::clone(&policy));
                     policies.insert(Arc::clone(&reference.name), policy);
                 } else {
+                    self.snapshot.peer_policies.remove(&name);
                     policies.remove(&reference.name);
                 }
                 if reference.namespace == self.snapshot.mesh.root_namespace {
@@ -345,7 +347,7 @@ impl Translator {
         let own = self.policies.get(&reference.namespace);
         let root =
             self.policies.get(&mesh.root_namespace).filter(|_| reference.namespace != mesh.root_namespace);
-        let policies = own.into_iter().chain(root).flat_map(BTreeMap::values);
+        let policies = own.into_iter().chain(root).flat_map(BTreeMap::values).map(|policy| &**policy);
         workload(pod, &reference, namespace, policies, mesh)
     }
 

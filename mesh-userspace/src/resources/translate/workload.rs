@@ -7,8 +7,8 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::model::{Identity, MeshConfig, Mode, NodeName, Workload, WorkloadUid};
-use crate::policy::peer_authentication::{PeerPolicy, effective_modes};
+use crate::model::{Identity, MeshConfig, Mode, NodeName, PeerPolicy, Workload, WorkloadUid};
+use crate::policy::peer_authentication::effective_modes;
 use crate::resources::{IstioMode, ObjectRef, PeerAuthentication};
 
 const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";

@@ -1,0 +1,178 @@
+//! Which policies there are, and which apply to a workload: told by the very guards that decide.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use super::chain;
+use crate::admin::plane::QueryError;
+use crate::admin::policy::{
+    GuardedWorkload, MAX_POLICIES, MAX_SELECTED, PoliciesReport, PolicyKind, PolicyQuery, PolicyReport,
+};
+use crate::model::{
+    AuthorizationPolicy, MeshConfig, NodeName, PeerPolicy, PolicyName, Snapshot, Workload, WorkloadUid,
+};
+use crate::policy::authorization::{AppliedPolicy, Guard};
+use crate::policy::peer_authentication::{Applying, applying};
+use crate::source;
+
+/// The policies of manifests alone; `mesh.node` says of which node the workloads are told, all where there is none.
+/// Blocks on the disk.
+pub fn policies_of_manifests(
+    paths: &[PathBuf],
+    mesh: MeshConfig,
+    query: &PolicyQuery,
+) -> Result<PoliciesReport, QueryError> {
+    let (snapshot, _) = source::read_once(paths, mesh).map_err(|error| QueryError::Failed(chain(&error)))?;
+    report(&snapshot, snapshot.mesh.node.as_ref(), query)
+}
+
+/// Answers one question.
+pub(super) fn report(
+    snapshot: &Snapshot,
+    node: Option<&NodeName>,
+    query: &PolicyQuery,
+) -> Result<PoliciesReport, QueryError> {
+    let mut report = match &query.workload {
+        Some(uid) => applying_to(snapshot, workload(snapshot, uid)?),
+        None => all(snapshot, node),
+    };
+    report.total = report.policies.len();
+    report.policies.truncate(query.limit.min(MAX_POLICIES));
+    Ok(report)
+}
+
+fn workload<'a>(snapshot: &'a Snapshot, uid: &str) -> Result<&'a Workload, QueryError> {
+    let Some((namespace, name)) = uid.split_once('/').filter(|(_, name)| !name.contains('/')) else {
+        return Err(QueryError::Bad(format!("`{uid}` is no workload: write NAMESPACE/POD")));
+    };
+    let workload = snapshot.workloads.get(&WorkloadUid::pod(namespace, name));
+    workload.map(|workload| &**workload).ok_or_else(|| QueryError::NotFound(format!("no pod {uid} is known")))
+}
+
+fn applying_to(snapshot: &Snapshot, workload: &Workload) -> PoliciesReport {
+    let root = &snapshot.mesh.root_namespace;
+    let peers = peers(snapshot, workload).all().map(|policy| peer(policy, root)).collect::<Vec<_>>();
+    let guard = Guard::of(snapshot, workload);
+    let guarded = GuardedWorkload {
+        uid: workload.uid.to_string(),
+        node: workload.node.as_ref().map(ToString::to_string),
+        enrolled: workload.enrolled,
+        identity: workload.identity.to_string(),
+        mode: workload.mtls.default,
+        ports: workload.mtls.ports.clone(),
+    };
+    let mut policies: Vec<PolicyReport> = peers.into_iter().chain(guard.policies().map(applied)).collect();
+    for policy in &mut policies {
+        policy.workloads = if workload.enrolled { vec![guarded.uid.clone()] } else { Vec::new() };
+        policy.selected = policy.workloads.len();
+        policy.outside_mesh = usize::from(!workload.enrolled);
+    }
+    PoliciesReport { workload: Some(guarded), policies, total: 0 }
+}
+
+/// Pods that a policy concerns: in the mesh, and not.
+#[derive(Default)]
+struct Selected {
+    enrolled: BTreeSet<WorkloadUid>,
+    outside: usize,
+}
+
+impl Selected {
+    fn add(&mut self, workload: &Workload) {
+        if workload.enrolled {
+            self.enrolled.insert(workload.uid.clone());
+        } else {
+            self.outside += 1;
+        }
+    }
+
+    fn fill(&self, report: &mut PolicyReport) {
+        report.workloads = self.enrolled.iter().take(MAX_SELECTED).map(ToString::to_string).collect();
+        report.selected = self.enrolled.len();
+        report.outside_mesh = self.outside;
+    }
+}
+
+fn all(snapshot: &Snapshot, node: Option<&NodeName>) -> PoliciesReport {
+    let mut peers_selected: BTreeMap<(&str, &str), Selected> = BTreeMap::new();
+    let mut selected: BTreeMap<PolicyName, Selected> = BTreeMap::new();
+    let is_here =
+        |workload: &&Workload| node.is_none_or(|node| workload.is_on(node)) && !workload.host_network;
+    for workload in snapshot.workloads.values().map(|workload| &**workload).filter(is_here) {
+        for policy in peers(snapshot, workload).all() {
+            peers_selected.entry((&policy.namespace, &policy.name)).or_default().add(workload);
+        }
+        for policy in Guard::of(snapshot, workload).policies() {
+            selected.entry(policy.policy).or_default().add(workload);
+        }
+    }
+    let mut policies = Vec::new();
+    for policy in snapshot.peer_policies.values() {
+        let mut report = peer(policy, &snapshot.mesh.root_namespace);
+        if let Some(selected) = peers_selected.get(&(&*policy.namespace, &*policy.name)) {
+            selected.fill(&mut report);
+        }
+        policies.push(report);
+    }
+    let by_name: BTreeMap<&PolicyName, &AuthorizationPolicy> =
+        snapshot.policies.iter().map(|policy| (&policy.name, &**policy)).collect();
+    for (name, policy) in by_name {
+        let mut report = authorization(policy);
+        if let Some(selected) = selected.get(name) {
+            selected.fill(&mut report);
+        }
+        policies.push(report);
+    }
+    PoliciesReport { policies, ..PoliciesReport::default() }
+}
+
+fn peers<'a>(snapshot: &'a Snapshot, workload: &Workload) -> Applying<'a> {
+    let policies = snapshot.peer_policies.values().map(|policy| &**policy);
+    applying(policies, &snapshot.mesh.root_namespace, &workload.namespace, &workload.labels)
+}
+
+fn peer(policy: &PeerPolicy, root_namespace: &str) -> PolicyReport {
+    let in_root = &*policy.namespace == root_namespace;
+    let labels = || {
+        let labels = policy.selector.iter().map(|(key, value)| format!("{key}={value}"));
+        labels.collect::<Vec<_>>().join(",")
+    };
+    PolicyReport {
+        kind: PolicyKind::PeerAuthentication,
+        namespace: policy.namespace.to_string(),
+        name: policy.name.to_string(),
+        scope: match (policy.selector.is_empty(), in_root) {
+            (true, true) => "mesh".to_owned(),
+            (true, false) => "namespace".to_owned(),
+            (false, false) => format!("selector {}", labels()),
+            (false, true) => "nobody: a selector in the root namespace is ignored".to_owned(),
+        },
+        mode: policy.mode,
+        ports: policy.ports.clone(),
+        ..PolicyReport::default()
+    }
+}
+
+fn authorization(policy: &AuthorizationPolicy) -> PolicyReport {
+    applied(AppliedPolicy {
+        policy: policy.name.clone(),
+        scope: policy.scope.to_string(),
+        action: policy.action,
+        dry_run: policy.dry_run,
+        rules: policy.rules.len(),
+    })
+}
+
+fn applied(policy: AppliedPolicy) -> PolicyReport {
+    let AppliedPolicy { policy: name, scope, action, dry_run, rules } = policy;
+    PolicyReport {
+        kind: PolicyKind::AuthorizationPolicy,
+        namespace: name.namespace.to_string(),
+        name: name.name.to_string(),
+        scope,
+        action: Some(action),
+        dry_run,
+        rules,
+        ..PolicyReport::default()
+    }
+}
