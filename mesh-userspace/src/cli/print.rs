@@ -202,7 +202,7 @@ pub(super) fn certs(reports: &[CertReport], view: View) -> String {
             plain(view.until(cert.not_after)),
             plain(view.until(cert.renew_at)),
             plain(short(&cert.root_fingerprint)),
-            list(&cert.trusted_roots.iter().map(|root| short(root)).collect::<Vec<_>>()),
+            list(cert.trusted_roots.iter().map(|root| short(root)).collect::<Vec<_>>()),
             plain(&cert.serial),
             plain(view.until(cert.not_before)),
             plain(&cert.root_fingerprint),

@@ -229,9 +229,26 @@ fn clients_with_wrong_certificates_are_refused_and_counted_by_reason() -> Result
     let answer = offer_tls12(netns, world.far.v4.into())?;
     assert_eq!((answer[0], answer[5], answer[6]), (0x15, 2, 70), "fatal alert protocol_version: {answer:?}");
     counted("protocol_version")?;
-    world
+    let flows = world
         .agent_b
         .wait_flows(7, "failed handshakes leave a record", |flow| flow["outcome"] == "tls_failed")?;
+    let named = |flow: &serde_json::Value| flow["error"].as_str().is_some_and(|error| error.contains(other));
+    assert_eq!(flows.iter().filter(|flow| named(flow)).count(), 1, "who is known is named: {flows:#?}");
+    Ok(())
+}
+
+#[test]
+fn an_alias_of_the_trust_domain_is_taken() -> Result<()> {
+    let world = World::start_with(true, &[("--trust-domain-aliases", "former.example,older.example")])?;
+    let taken = |domain: &str| {
+        let uri = format!("spiffe://{domain}/ns/default/sa/outside");
+        is_taken(world.outside.netns(), world.far.v4.into(), Some(leaf(&world.b, Some(&uri), true, |_| ())?))
+    };
+    for (domain, wanted) in
+        [("cluster.local", true), ("former.example", true), ("older.example", true), ("other.example", false)]
+    {
+        assert_eq!(taken(domain)?, wanted, "{domain}");
+    }
     Ok(())
 }
 
@@ -271,7 +288,21 @@ fn a_server_with_another_identity_is_refused() -> Result<()> {
             .ok()?;
         (count >= 1.0).then_some(())
     };
-    eventually(SECONDS_10, "it is counted", refused).with_context(|| format!("{:#?}", agent_a.flows()))
+    eventually(SECONDS_10, "it is counted", refused).with_context(|| format!("{:#?}", agent_a.flows()))?;
+    let flows = agent_a.wait_flows(3, "each leaves a record", |flow| flow["outcome"] == "tls_failed")?;
+    for flow in &flows {
+        let error = flow["error"].as_str().unwrap_or_default();
+        assert!(
+            error.contains("peer is spiffe://cluster.local/ns/default/sa/twin, which is not"),
+            "{flow:#}"
+        );
+        assert_eq!(
+            flow["destination"]["identity"],
+            serde_json::Value::Null,
+            "nobody proved to be that: {flow:#}"
+        );
+    }
+    Ok(())
 }
 
 #[test]

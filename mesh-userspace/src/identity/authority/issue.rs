@@ -12,6 +12,7 @@ use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use super::error::AuthorityError;
+use crate::identity::roots::hex;
 use crate::identity::{Roots, SignError, SignedChain, SigningRequest, provider};
 use crate::model::Identity;
 #[cfg(test)]
@@ -19,6 +20,8 @@ use crate::model::TrustDomain;
 
 /// Life of a root made here.
 const ROOT_VALIDITY: time::Duration = time::Duration::days(3650);
+/// Life of a certificate that is signed to try an authority, and thrown away.
+const TRIAL: Duration = Duration::from_mins(1);
 /// How far in the past a certificate begins, for clocks that disagree.
 const BACKDATE: time::Duration = time::Duration::minutes(2);
 
@@ -69,39 +72,15 @@ impl Issuing {
         let untrusted = || AuthorityError::Untrusted { cert: path.into() };
         let roots = Roots::new(&self.roots).map_err(|_error| untrusted())?;
         let key = KeyPair::generate().map_err(AuthorityError::Generate)?;
-        let now = OffsetDateTime::now_utc();
-        let mut params = CertificateParams::default();
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        params.not_before = now - BACKDATE;
-        params.not_after = self.not_after;
-        let issuer =
-            Issuer::from_ca_cert_der(&self.certificate, &*self.key).map_err(AuthorityError::Generate)?;
-        let leaf = params.signed_by(&key, &issuer).map_err(AuthorityError::Generate)?;
-        let chain: Vec<_> =
-            std::iter::once(leaf.der().clone()).chain(self.intermediates.iter().cloned()).collect();
-        roots.issuer_of(&chain).map(drop).ok_or_else(untrusted)
-    }
-
-    pub(super) fn sign(&self, request: SigningRequest<'_>) -> Result<SignedChain, SignError> {
-        // The request proves possession of the key; what else it asks for does not count.
-        let csr = CertificateSigningRequestParams::from_der(request.csr).map_err(SignError::Signing)?;
-        let mut chain = vec![self.leaf(request.identity, &csr.public_key, request.validity)?];
-        chain.extend_from_slice(&self.intermediates);
-        Ok(SignedChain { chain, roots: self.roots.clone() })
-    }
-
-    /// A leaf for `identity` with this public key, valid from shortly before now, never beyond the authority itself.
-    pub(super) fn leaf(
-        &self,
-        identity: &Identity,
-        public_key: &impl PublicKeyData,
-        validity: Duration,
-    ) -> Result<CertificateDer<'static>, SignError> {
-        self.issue(leaf_params(identity).map_err(SignError::Signing)?, public_key, validity)
+        let signed = self.serving_chain(&[], &key, TRIAL).map_err(|error| match error {
+            SignError::Signing(error) => AuthorityError::Generate(error),
+            _ => untrusted(),
+        })?;
+        roots.issuer_of(&signed.chain).map(drop).ok_or_else(untrusted)
     }
 
     /// The chain that the authority's own server shows: its names, for the server's end of a connection alone.
-    pub(super) fn serving(
+    pub(super) fn serving_chain(
         &self,
         names: &[SanType],
         public_key: &impl PublicKeyData,
@@ -114,9 +93,29 @@ impl Issuing {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.is_ca = IsCa::ExplicitNoCa;
         params.use_authority_key_identifier_extension = true;
-        let mut chain = vec![self.issue(params, public_key, validity)?];
+        Ok(self.with_chain(self.issue(params, public_key, validity)?))
+    }
+
+    fn with_chain(&self, leaf: CertificateDer<'static>) -> SignedChain {
+        let mut chain = vec![leaf];
         chain.extend_from_slice(&self.intermediates);
-        Ok(SignedChain { chain, roots: self.roots.clone() })
+        SignedChain { chain, roots: self.roots.clone() }
+    }
+
+    pub(super) fn sign(&self, request: SigningRequest<'_>) -> Result<SignedChain, SignError> {
+        // The request proves possession of the key; what else it asks for does not count.
+        let csr = CertificateSigningRequestParams::from_der(request.csr).map_err(SignError::Signing)?;
+        Ok(self.with_chain(self.leaf(request.identity, &csr.public_key, request.validity)?))
+    }
+
+    /// A leaf for `identity` with this public key, valid from shortly before now, never beyond the authority itself.
+    pub(super) fn leaf(
+        &self,
+        identity: &Identity,
+        public_key: &impl PublicKeyData,
+        validity: Duration,
+    ) -> Result<CertificateDer<'static>, SignError> {
+        self.issue(leaf_params(identity).map_err(SignError::Signing)?, public_key, validity)
     }
 
     fn issue(
@@ -177,7 +176,7 @@ fn root_of(organization: &str) -> Result<CertificateParams, AuthorityError> {
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::OrganizationName, organization);
     // Two roots that are trusted at once have names of their own.
-    let mark: String = serial.as_ref().iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    let mark = hex(serial.as_ref().get(..4).unwrap_or_default());
     params.distinguished_name.push(DnType::CommonName, format!("mesh root {mark}"));
     params.serial_number = Some(serial);
     params.not_before = now - BACKDATE;

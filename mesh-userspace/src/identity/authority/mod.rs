@@ -36,8 +36,9 @@ use self::issue::Issuing;
 use super::{SignError, SignedChain, Signer, SigningRequest};
 use crate::model::TrustDomain;
 
-/// From this part of its life on, an authority's end is a problem to be told.
+/// In this part of its life, and in this time, an authority's end is a problem to be told.
 const LAST_PART: f64 = 0.1;
+const LAST_DAYS: time::Duration = time::Duration::days(30);
 
 /// A certificate authority whose key is in this process.
 pub struct Authority {
@@ -101,18 +102,21 @@ impl Authority {
         self.followed().roots.clone()
     }
 
-    /// The chain that this authority's own server shows: its names, for the server's end of a connection alone.
-    pub(super) fn serving_chain(
+    /// A chain for a server of the authority's own: its names, for the server's end of a connection alone.
+    ///
+    /// # Errors
+    /// The authority cannot sign.
+    pub fn serving_chain(
         &self,
         names: &[SanType],
         public_key: &impl PublicKeyData,
         validity: Duration,
     ) -> Result<SignedChain, SignError> {
-        self.followed().serving(names, public_key, validity)
+        self.followed().serving_chain(names, public_key, validity)
     }
 
-    /// What is wrong with the folder, if its last good state is in use instead of it; or that the authority is in the last
-    /// tenth of its own life.
+    /// What is wrong with the folder, if its last good state is in use instead of it; or that the authority is near its
+    /// own end: in the last tenth of its life, thirty days at most.
     pub fn problem(&self) -> Option<String> {
         let current = self.followed();
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -121,7 +125,7 @@ impl Authority {
         }
         let left = current.not_after - OffsetDateTime::now_utc();
         let life = current.not_after - current.not_before;
-        (left < life * LAST_PART).then(|| {
+        (left < (life * LAST_PART).min(LAST_DAYS)).then(|| {
             let (days, end) = (left.whole_days().max(0), current.not_after.date());
             format!("the authority in {} ends on {end}, in {days} days: rotate it", self.dir.display())
         })

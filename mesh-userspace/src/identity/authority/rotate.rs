@@ -400,7 +400,7 @@ impl fmt::Display for Span {
         match seconds {
             0..120 => write!(f, "{seconds}s"),
             120..7200 => write!(f, "{}m", seconds.div_ceil(60)),
-            _ => write!(f, "{}h{}m", seconds / 3600, seconds % 3600 / 60),
+            _ => write!(f, "{}h{}m", seconds.div_ceil(60) / 60, seconds.div_ceil(60) % 60),
         }
     }
 }

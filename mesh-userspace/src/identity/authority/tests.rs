@@ -1,7 +1,6 @@
 //! What the authority makes of its folder, and that it follows it.
 
 use std::os::unix::fs::PermissionsExt;
-use std::time::Duration;
 
 use rcgen::KeyPair;
 

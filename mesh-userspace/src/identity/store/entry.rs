@@ -92,8 +92,8 @@ impl Progress {
     pub(super) fn failed(&mut self, error: StoreError) {
         let now = Instant::now();
         // A certificate that lives for seconds has no minute to wait.
-        let left = self.current.as_ref().map(|current| current.expires.saturating_duration_since(now));
-        let longest = left.map_or(LAST_RETRY, |left| (left / 8).clamp(FIRST_RETRY, LAST_RETRY));
+        let life = self.current.as_ref().map(|current| current.life);
+        let longest = life.map_or(LAST_RETRY, |life| (life / 8).clamp(FIRST_RETRY, LAST_RETRY));
         let wait = FIRST_RETRY.saturating_mul(1 << self.failures.min(6)).min(longest);
         self.failures = self.failures.saturating_add(1);
         self.due = Some(now + wait.mul_f64(0.75 + 0.5 * fastrand::f64()));

@@ -226,7 +226,7 @@ async fn what_is_dropped_is_trusted_no_longer_and_nobody_is_left_without_its_own
 async fn an_answer_that_was_long_on_its_way_is_not_news() {
     let (old, new) = (TestAuthority::new(), TestAuthority::new());
     let (one, other) = (
-        Roots::new(&[old.root.clone()]).unwrap(),
+        Roots::new(std::slice::from_ref(&old.root)).unwrap(),
         Roots::new(&[old.root.clone(), new.root.clone()]).unwrap(),
     );
     let (one, other) = (Arc::new(one), Arc::new(other));

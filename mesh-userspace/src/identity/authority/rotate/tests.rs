@@ -76,7 +76,7 @@ fn a_step_has_its_turn_and_its_time() {
         let file = fs::File::options().append(true).open(dir.path().join(name)).unwrap();
         file.set_modified(SystemTime::now() - by).unwrap();
     };
-    past(ROOT, LIFE / 2 - Duration::from_mins(1));
+    past(ROOT, Duration::from_hours(12).saturating_sub(Duration::from_mins(1)));
     assert!(refused(RotationStep::Switch, false).contains("safe in 60s"));
     past(ROOT, LIFE / 2);
     rotation.run(RotationStep::Switch, false).unwrap();
