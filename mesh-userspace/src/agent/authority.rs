@@ -43,13 +43,12 @@ pub struct RemoteAuthority {
     pub ca_client_key: Option<PathBuf>,
 }
 
-/// Whoever signs for this agent, and the authority in `--ca-dir` where it is that.
-pub(super) fn signer(config: &AgentConfig) -> Result<(Arc<dyn Signer>, Option<Arc<Authority>>), AgentError> {
+/// Whoever signs for this agent.
+pub(super) fn signer(config: &AgentConfig) -> Result<Arc<dyn Signer>, AgentError> {
     let remote = &config.remote_ca;
     let Some(address) = &remote.ca_addr else {
         let authority = Authority::open(&config.ca_dir, &config.trust_domain);
-        let authority = Arc::new(authority.map_err(AgentError::Authority)?);
-        return Ok((Arc::<Authority>::clone(&authority), Some(authority)));
+        return Ok(Arc::new(authority.map_err(AgentError::Authority)?));
     };
     let certificate = remote.ca_client_cert.clone().zip(remote.ca_client_key.clone());
     let token = remote.ca_token.clone().or_else(|| certificate.is_none().then(|| PathBuf::from(TOKEN)));
@@ -62,7 +61,7 @@ pub(super) fn signer(config: &AgentConfig) -> Result<(Arc<dyn Signer>, Option<Ar
         cluster: config.cluster.clone(),
         own: config.outside.agent_identity(&config.trust_domain)?,
     });
-    Ok((Arc::new(client.map_err(AgentError::RemoteAuthority)?), None))
+    Ok(Arc::new(client.map_err(AgentError::RemoteAuthority)?))
 }
 
 #[cfg(test)]

@@ -232,8 +232,7 @@ async fn serve(
     let metrics_listener =
         TcpListener::bind(address).await.map_err(|source| AgentError::Metrics { address, source })?;
     let proxy_ports = ProxyPorts::bind(&config.kube_proxy, replaces).await?;
-    let (signer, _own) = authority::signer(&config)?;
-    let certificates = CertificateStore::with_validity(signer, config.cert_ttl);
+    let certificates = CertificateStore::with_validity(authority::signer(&config)?, config.cert_ttl);
     let (stop, stopped) = watch::channel(false);
     let feed = source::run(config.manifests.clone(), mesh_config(&config), on(stopped.clone()))
         .await
