@@ -189,6 +189,7 @@ fn message(csr: &str, impersonated: Option<Kind>) -> IstioCertificateRequest {
     }
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "it is what a message takes")]
 fn text(text: impl Into<String>) -> Option<Kind> {
     Some(Kind::StringValue(text.into()))
 }
