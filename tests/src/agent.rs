@@ -58,8 +58,10 @@ impl AgentBuilder {
             ("--metrics-addr", PathBuf::from(METRICS)),
         ];
         let mut argv = vec![binary("meshd")?.to_string_lossy().into_owned(), "run".to_owned()];
+        let elsewhere = self.args.iter().any(|given| given == "--ca-addr");
         for (flag, value) in &fixed {
-            if !self.args.iter().any(|given| given == flag) {
+            let contradicts = elsewhere && *flag == "--ca-dir";
+            if !contradicts && !self.args.iter().any(|given| given == flag) {
                 argv.extend([(*flag).to_owned(), value.to_string_lossy().into_owned()]);
             }
         }
@@ -208,7 +210,7 @@ impl Agent {
 }
 
 /// One request over a connection of its own; the body of a 200.
-fn http_get(mut stream: impl Read + Write, path: &str) -> Result<String> {
+pub(crate) fn http_get(mut stream: impl Read + Write, path: &str) -> Result<String> {
     write!(stream, "GET {path} HTTP/1.1\r\nhost: mesh\r\nconnection: close\r\n\r\n")?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;

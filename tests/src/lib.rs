@@ -22,6 +22,7 @@
 //! beside the running executable. Nothing here depends on the agent's library.
 
 mod agent;
+mod ca;
 mod capture;
 mod lab;
 mod machine;
@@ -33,6 +34,7 @@ mod process;
 mod wait;
 
 pub use self::agent::{Agent, AgentBuilder};
+pub use self::ca::Ca;
 pub use self::capture::Capture;
 pub use self::lab::Lab;
 pub use self::machine::Machine;

@@ -1,5 +1,6 @@
 //! The mesh on the real kernel: real agents, real pods, one lab a test.
 
+mod authority;
 mod authorization;
 mod carry;
 mod certificates;

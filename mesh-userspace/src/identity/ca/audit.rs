@@ -141,7 +141,7 @@ pub(super) fn bounded(text: &str) -> String {
 
 /// A time to the second.
 pub(super) fn rfc3339(time: OffsetDateTime) -> String {
-    time.replace_nanosecond(time.millisecond() as u32 * 1_000_000)
+    time.replace_nanosecond(u32::from(time.millisecond()) * 1_000_000)
         .ok()
         .and_then(|time| time.format(&Rfc3339).ok())
         .unwrap_or_default()

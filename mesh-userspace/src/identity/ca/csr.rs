@@ -174,7 +174,7 @@ fn check_attributes(request: &X509CertificationRequest<'_>, identity: &Identity)
                 }
                 named = true;
             }
-            ParsedExtension::KeyUsage(usage) => check_usage(usage)?,
+            ParsedExtension::KeyUsage(usage) => check_usage(*usage)?,
             ParsedExtension::ExtendedKeyUsage(usage) if is_for_tls(usage) => {}
             ParsedExtension::BasicConstraints(_) => return Err(CsrError::Authority),
             _ => return Err(CsrError::Extension),
@@ -183,7 +183,7 @@ fn check_attributes(request: &X509CertificationRequest<'_>, identity: &Identity)
     Ok(())
 }
 
-fn check_usage(usage: &KeyUsage) -> Result<(), CsrError> {
+fn check_usage(usage: KeyUsage) -> Result<(), CsrError> {
     if usage.key_cert_sign() || usage.crl_sign() { Err(CsrError::Authority) } else { Ok(()) }
 }
 

@@ -124,7 +124,7 @@ fn answer(signed: &SignedChain) -> Result<IstioCertificateResponse, Refusal> {
 /// Serial number in hexadecimal, and end.
 fn describe(leaf: &[u8]) -> Option<(String, String)> {
     let (_, parsed) = x509_parser::parse_x509_certificate(leaf).ok()?;
-    let serial = parsed.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect();
+    let serial = parsed.raw_serial_as_string().replace(':', "");
     Some((serial, rfc3339(parsed.validity().not_after.to_datetime())))
 }
 

@@ -1,5 +1,5 @@
 //! What the authority's own server shows in the handshake: a certificate that the authority signs for itself, renewed
-//! every hour, and the roots of client certificates, read again when their file changes.
+//! every minute, and the roots of client certificates, read again when their file changes.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -25,7 +25,7 @@ use crate::identity::{ALPN_H2, Authority, SignError, provider};
 /// Life of the server's certificate.
 const LIFE: Duration = Duration::from_hours(24);
 /// How often it is signed anew: a root that takes over is soon the one that is shown.
-const RENEW: Duration = Duration::from_hours(1);
+const RENEW: Duration = Duration::from_mins(1);
 /// How often the file of client roots is looked at, and what failed is tried again.
 const LOOK: Duration = Duration::from_secs(5);
 /// Longest file of roots that is read, in bytes.

@@ -60,7 +60,7 @@ pub(super) fn check(request: &SigningRequest<'_>, elements: &[String]) -> Result
         return Err(AnswerError::Authority);
     }
     let usage = parsed.extended_key_usage().map_err(|_error| AnswerError::Malformed)?;
-    if usage.is_some_and(|usage| !usage.value.any && !(usage.value.server_auth && usage.value.client_auth)) {
+    if usage.is_some_and(|usage| !(usage.value.any || usage.value.server_auth && usage.value.client_auth)) {
         return Err(AnswerError::Usage);
     }
     verify(&chain, &roots)?;

@@ -111,9 +111,8 @@ impl CaClient {
             let material = Arc::new(Material::read(&self.config).await.map_err(SignError::Credentials)?);
             let token = self.token().await?;
             let channel = self.channel(material)?;
-            let mut client = IstioCertificateServiceClient::new(channel)
-                .max_decoding_message_size(MAX_ANSWER)
-                .max_encoding_message_size(super::service::MAX_MESSAGE);
+            let mut client =
+                IstioCertificateServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER);
             let call = self.request(message.clone(), token.as_ref());
             let answered = match tokio::time::timeout(TRY, client.create_certificate(call)).await {
                 Ok(answered) => answered,

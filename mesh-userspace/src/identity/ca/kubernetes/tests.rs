@@ -77,13 +77,12 @@ async fn pod(
     let found = pods
         .into_iter()
         .find(|pod| pod["metadata"]["name"] == *name && pod["metadata"]["namespace"] == *namespace);
-    match found {
-        Some(pod) => answer(&api, pod),
-        None => {
-            let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404});
-            (StatusCode::NOT_FOUND, Json(status))
-        }
+    if let Some(pod) = found {
+        return answer(&api, pod);
     }
+    let status =
+        json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404});
+    (StatusCode::NOT_FOUND, Json(status))
 }
 
 fn answer(api: &Api, good: Value) -> (StatusCode, Json<Value>) {
