@@ -55,10 +55,10 @@ impl Policies {
     }
 
     /// Puts a policy in the place of the one of its name.
-    pub fn insert(&mut self, policy: Arc<AuthorizationPolicy>) {
+    pub fn insert(&mut self, policy: &Arc<AuthorizationPolicy>) {
         self.remove(&policy.name);
         let own = self.namespaces.entry(Arc::clone(&policy.name.namespace)).or_default();
-        Arc::make_mut(own).set(&policy, true);
+        Arc::make_mut(own).set(policy, true);
     }
 
     /// Takes a policy out.

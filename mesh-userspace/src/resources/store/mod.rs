@@ -235,7 +235,7 @@ impl Translator {
                 let policies = &mut self.snapshot.policies;
                 if add {
                     let policy = authorization_policy(policy, reference, &self.snapshot.mesh);
-                    policies.insert(Arc::new(policy));
+                    policies.insert(&Arc::new(policy));
                 } else {
                     let name = PolicyName::new(Arc::clone(&reference.namespace), Arc::clone(&reference.name));
                     policies.remove(&name);
