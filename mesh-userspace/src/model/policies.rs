@@ -101,6 +101,11 @@ impl NamespacePolicies {
         self.services.iter().map(|(service, policies)| (service, policies.values()))
     }
 
+    /// The policies that name a service in `targetRefs`, by name.
+    pub fn targeting(&self, service: &str) -> impl Iterator<Item = &Arc<AuthorizationPolicy>> {
+        self.services.get(service).into_iter().flat_map(OrdMap::values)
+    }
+
     fn set(&mut self, policy: &Arc<AuthorizationPolicy>, add: bool) {
         put(&mut self.all, policy, add);
         match &policy.scope {
