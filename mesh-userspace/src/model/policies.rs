@@ -55,10 +55,10 @@ impl Policies {
     }
 
     /// Puts a policy in the place of the one of its name.
-    pub fn insert(&mut self, policy: Arc<AuthorizationPolicy>) {
+    pub fn insert(&mut self, policy: &Arc<AuthorizationPolicy>) {
         self.remove(&policy.name);
         let own = self.namespaces.entry(Arc::clone(&policy.name.namespace)).or_default();
-        Arc::make_mut(own).set(&policy, true);
+        Arc::make_mut(own).set(policy, true);
     }
 
     /// Takes a policy out.
@@ -99,6 +99,11 @@ impl NamespacePolicies {
         &self,
     ) -> impl Iterator<Item = (&Arc<str>, impl Iterator<Item = &Arc<AuthorizationPolicy>>)> {
         self.services.iter().map(|(service, policies)| (service, policies.values()))
+    }
+
+    /// The policies that name a service in `targetRefs`, by name.
+    pub fn targeting(&self, service: &str) -> impl Iterator<Item = &Arc<AuthorizationPolicy>> {
+        self.services.get(service).into_iter().flat_map(OrdMap::values)
     }
 
     fn set(&mut self, policy: &Arc<AuthorizationPolicy>, add: bool) {

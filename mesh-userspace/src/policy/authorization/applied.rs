@@ -35,7 +35,7 @@ pub(super) struct Origin {
 
 impl Origin {
     pub(super) fn of(snapshot: &Snapshot, workload: &Workload) -> Self {
-        let held = snapshot.workloads.get(&workload.uid).filter(|held| std::ptr::eq(&***held, workload));
+        let held = snapshot.workloads.get(&workload.uid).filter(|held| is_this(held, workload));
         let root_namespace = &snapshot.mesh.root_namespace;
         let root = snapshot.policies.of_namespace(root_namespace);
         let own = snapshot.policies.of_namespace(&workload.namespace);
@@ -66,7 +66,7 @@ impl Origin {
             is_same(held.as_ref(), snapshot.services.get(name))
         };
         // A workload that no snapshot holds, or holds anew, may be equal all the same.
-        (std::ptr::eq(&*self.workload, workload) || *self.workload == *workload)
+        (is_this(&self.workload, workload) || *self.workload == *workload)
             && is_same(self.root.as_ref(), root)
             && is_same(self.own.as_ref(), own)
             && self.targets.iter().all(same_target)
@@ -109,6 +109,10 @@ fn endpoints(service: &Service, workload: &Workload) -> BTreeSet<SocketAddr> {
     });
     own.map(|endpoint| SocketAddr::new(endpoint.address.ip().to_canonical(), endpoint.address.port()))
         .collect()
+}
+
+fn is_this(held: &Arc<Workload>, workload: &Workload) -> bool {
+    std::ptr::eq(Arc::as_ptr(held), workload)
 }
 
 fn is_same<T>(held: Option<&Arc<T>>, now: Option<&Arc<T>>) -> bool {

@@ -143,25 +143,19 @@ fn of_clause(clause: &Clause) -> Option<Vec<Who>> {
 fn of_principals(patterns: &[TextMatch]) -> Option<Vec<Who>> {
     let mut clients = Vec::new();
     for pattern in patterns {
-        match pattern {
-            TextMatch::Exact(text) => match text.split('/').collect::<Vec<_>>()[..] {
-                [_, "ns", namespace, "sa", name] => {
-                    clients.push(Who::Account(namespace.into(), name.into()));
-                }
-                // No identity is written like that.
-                _ => {}
-            },
-            TextMatch::Prefix(text) => match text.split('/').collect::<Vec<_>>()[..] {
-                [_, "ns", namespace, _, ..] => clients.push(Who::Namespace(namespace.into())),
-                _ => return None,
-            },
-            TextMatch::Suffix(text) => match text.split('/').collect::<Vec<_>>()[..] {
-                [_, "ns", namespace, "sa", name] => {
-                    clients.push(Who::Account(namespace.into(), name.into()));
-                }
-                _ => return None,
-            },
-            TextMatch::Present => return None,
+        let (TextMatch::Exact(text) | TextMatch::Prefix(text) | TextMatch::Suffix(text)) = pattern else {
+            return None;
+        };
+        match (pattern, &text.split('/').collect::<Vec<_>>()[..]) {
+            (TextMatch::Exact(_) | TextMatch::Suffix(_), &[_, "ns", namespace, "sa", name]) => {
+                clients.push(Who::Account(namespace.into(), name.into()));
+            }
+            // No identity is written in another way.
+            (TextMatch::Exact(_), _) => {}
+            (TextMatch::Prefix(_), &[_, "ns", namespace, _, ..]) => {
+                clients.push(Who::Namespace(namespace.into()));
+            }
+            _ => return None,
         }
     }
     Some(clients)

@@ -7,6 +7,7 @@
 //! Invariant: the outcome depends on the set of objects alone, never on the order in which they came.
 
 mod index;
+mod targets;
 #[cfg(test)]
 mod tests;
 
@@ -27,8 +28,8 @@ use super::translate::topology::Here;
 use super::translate::workload::{peer_policy, workload};
 use super::{Kind, Notice, Object, ObjectRef, Severity, VirtualService};
 use crate::model::{
-    Frontend, LocalNode, MeshConfig, NodeName, PeerPolicy, PolicyName, Service, ServiceName, Snapshot,
-    Workload, WorkloadUid,
+    Frontend, LocalNode, MeshConfig, NodeName, PeerPolicy, Service, ServiceName, Snapshot, Workload,
+    WorkloadUid,
 };
 
 /// One change to the set of objects.
@@ -65,6 +66,7 @@ pub struct Translator {
     service_claims: Claims<ServiceName, Frontend>,
     object_notices: BTreeMap<ObjectRef, Vec<Notice>>,
     route_notices: BTreeMap<ServiceName, Vec<Notice>>,
+    target_notices: BTreeMap<ServiceName, Vec<Notice>>,
     /// All of them as they were last told, and whether they became different.
     notices: Arc<[Notice]>,
     notices_changed: bool,
@@ -80,6 +82,8 @@ struct Dirty {
     services: BTreeSet<ServiceName>,
     /// Services whose endpoints, subsets or rules became different.
     destinations: BTreeSet<ServiceName>,
+    /// Services that came or went, or that a policy refers to which is different.
+    targets: BTreeSet<ServiceName>,
 }
 
 impl Translator {
@@ -103,6 +107,7 @@ impl Translator {
             service_claims: Claims::default(),
             object_notices: BTreeMap::new(),
             route_notices: BTreeMap::new(),
+            target_notices: BTreeMap::new(),
             notices: Arc::default(),
             notices_changed: false,
         }
@@ -122,13 +127,16 @@ impl Translator {
         }
         self.rebuild_nodes(&mut dirty);
         self.rebuild_workloads(&mut dirty);
+        let targets = std::mem::take(&mut dirty.targets);
         self.rebuild_services(dirty);
+        self.rebuild_targets(targets);
         if changed {
             self.snapshot.generation += 1;
         }
         let conflicts_changed = self.workload_claims.take_changed() | self.service_claims.take_changed();
         if std::mem::take(&mut self.notices_changed) | conflicts_changed {
-            let own = self.object_notices.values().chain(self.route_notices.values()).flatten();
+            let of_services = self.route_notices.values().chain(self.target_notices.values());
+            let own = self.object_notices.values().chain(of_services).flatten();
             self.notices = own.cloned().chain(self.conflicts()).collect();
         }
         (self.snapshot.clone(), Arc::clone(&self.notices))
@@ -189,6 +197,7 @@ impl Translator {
                 dirty.pods.extend(self.pods_by_namespace.get(&reference.name).into_iter().flatten().cloned());
             }
             Object::Service(_) => {
+                dirty.targets.insert(name.clone());
                 dirty.services.insert(name);
             }
             Object::EndpointSlice(slice) => {
@@ -234,13 +243,12 @@ impl Translator {
                 }
             }
             Object::AuthorizationPolicy(policy) => {
-                let policies = &mut self.snapshot.policies;
+                let policy = authorization_policy(policy, reference, &self.snapshot.mesh);
+                dirty.targets.extend(targets::targets(&policy));
                 if add {
-                    let policy = authorization_policy(policy, reference, &self.snapshot.mesh);
-                    policies.insert(Arc::new(policy));
+                    self.snapshot.policies.insert(&Arc::new(policy));
                 } else {
-                    let name = PolicyName::new(Arc::clone(&reference.namespace), Arc::clone(&reference.name));
-                    policies.remove(&name);
+                    self.snapshot.policies.remove(&policy.name);
                 }
             }
             Object::Node(_) => {

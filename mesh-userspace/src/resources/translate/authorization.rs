@@ -27,7 +27,7 @@ pub(in crate::resources) fn authorization_policy(
     let spec = &policy.spec;
     let rules = spec.rules.iter().map(|one| rule(one, spec.action, &reference.namespace, mesh));
     AuthorizationPolicy {
-        name: PolicyName::new(reference.namespace.clone(), reference.name.clone()),
+        name: PolicyName::new(&*reference.namespace, &*reference.name),
         action: spec.action,
         dry_run: is_dry_run(policy).unwrap_or_default(),
         scope: scope(spec, reference.namespace == mesh.root_namespace),
@@ -73,21 +73,21 @@ fn rule(rule: &written::Rule, action: PolicyAction, namespace: &str, mesh: &Mesh
 }
 
 fn source(source: &written::Source, namespace: &str, mesh: &MeshConfig) -> Clause {
-    let account = |text: &String| service_account(text, namespace);
-    let principal = |text: &String| principals(text, mesh);
+    let account = |text: &str| [service_account(text, namespace)];
+    let principal = |text: &str| principals(text, mesh);
     let conditions = [
         values(&source.principals, &source.not_principals, principal).map(Condition::Principal),
-        values(&source.namespaces, &source.not_namespaces, text).map(Condition::Namespace),
+        values(&source.namespaces, &source.not_namespaces, one_text).map(Condition::Namespace),
         values(&source.service_accounts, &source.not_service_accounts, account)
             .map(Condition::ServiceAccount),
-        values(&source.ip_blocks, &source.not_ip_blocks, block).map(Condition::SourceIp),
-        values(&source.remote_ip_blocks, &source.not_remote_ip_blocks, block).map(Condition::RemoteIp),
+        values(&source.ip_blocks, &source.not_ip_blocks, ip_block).map(Condition::SourceIp),
+        values(&source.remote_ip_blocks, &source.not_remote_ip_blocks, ip_block).map(Condition::RemoteIp),
     ];
     conditions.into_iter().flatten().collect()
 }
 
 fn operation(operation: &written::Operation) -> Clause {
-    let ports = values(&operation.ports, &operation.not_ports, |text| port(text));
+    let ports = values(&operation.ports, &operation.not_ports, port);
     ports.map(Condition::DestinationPort).into_iter().collect()
 }
 
@@ -95,15 +95,15 @@ fn operation(operation: &written::Operation) -> Clause {
 fn condition(when: &written::When, namespace: &str, mesh: &MeshConfig) -> Option<Condition> {
     let (any, none) = (&when.values, &when.not_values);
     match when.key.as_str() {
-        "source.ip" => values(any, none, block).map(Condition::SourceIp),
-        "remote.ip" => values(any, none, block).map(Condition::RemoteIp),
-        "source.namespace" => values(any, none, text).map(Condition::Namespace),
+        "source.ip" => values(any, none, ip_block).map(Condition::SourceIp),
+        "remote.ip" => values(any, none, ip_block).map(Condition::RemoteIp),
+        "source.namespace" => values(any, none, one_text).map(Condition::Namespace),
         "source.principal" => values(any, none, |text| principals(text, mesh)).map(Condition::Principal),
         "source.serviceAccount" => {
-            values(any, none, |text| service_account(text, namespace)).map(Condition::ServiceAccount)
+            values(any, none, |text| [service_account(text, namespace)]).map(Condition::ServiceAccount)
         }
-        "destination.ip" => values(any, none, block).map(Condition::DestinationIp),
-        "destination.port" => values(any, none, |text| port(text)).map(Condition::DestinationPort),
+        "destination.ip" => values(any, none, ip_block).map(Condition::DestinationIp),
+        "destination.port" => values(any, none, port).map(Condition::DestinationPort),
         _ => None,
     }
 }
@@ -112,14 +112,14 @@ fn condition(when: &written::When, namespace: &str, mesh: &MeshConfig) -> Option
 fn values<T, I: IntoIterator<Item = T>>(
     any_of: &[String],
     none_of: &[String],
-    parse: impl Fn(&String) -> I,
+    parse: impl Fn(&str) -> I,
 ) -> Option<Values<T>> {
-    let all = |texts: &[String]| texts.iter().flat_map(&parse).collect();
+    let all = |texts: &[String]| texts.iter().flat_map(|text| parse(text)).collect();
     (!any_of.is_empty() || !none_of.is_empty()).then(|| Values { any_of: all(any_of), none_of: all(none_of) })
 }
 
-fn text(text: &String) -> Option<TextMatch> {
-    Some(TextMatch::parse(text))
+fn one_text(text: &str) -> [TextMatch; 1] {
+    [TextMatch::parse(text)]
 }
 
 /// A principal in every trust domain that it stands for.
@@ -151,13 +151,9 @@ fn principals(text: &str, mesh: &MeshConfig) -> Vec<TextMatch> {
 }
 
 /// `NAMESPACE/NAME`, or `NAME` in the policy's own namespace.
-fn service_account(text: &str, namespace: &str) -> Option<ServiceAccountName> {
+fn service_account(text: &str, namespace: &str) -> ServiceAccountName {
     let (namespace, name) = text.split_once('/').unwrap_or((namespace, text));
-    Some(ServiceAccountName { namespace: namespace.into(), name: name.into() })
-}
-
-fn block(text: &String) -> Option<IpNet> {
-    ip_block(text)
+    ServiceAccountName { namespace: namespace.into(), name: name.into() }
 }
 
 /// An address or a CIDR block; one of IPv4-mapped addresses as one of IPv4.

@@ -7,6 +7,8 @@ const A: Option<&str> = Some("cluster.local/ns/a/sa/x");
 const B: Option<&str> = Some("cluster.local/ns/b/sa/y");
 const PLAIN: Option<&str> = None;
 
+const CONDITIONS: &str = "https://istio.io/latest/docs/reference/config/security/conditions";
+
 /// Who connects from where to which port of 10.0.0.1, and whether it is let in.
 type Asked = (Option<&'static str>, &'static str, u16, bool);
 
@@ -326,7 +328,6 @@ fn sources() -> Vec<Case> {
 
 fn operations_and_conditions() -> Vec<Case> {
     let near = "10.0.0.9";
-    const CONDITIONS: &str = "https://istio.io/latest/docs/reference/config/security/conditions";
     vec![
         own(
             "DOC#Operation-ports",

@@ -114,7 +114,7 @@ fn text(values: &Values<TextMatch>, own: Option<&str>) -> bool {
         (TextMatch::Exact(wanted), Some(own)) => own == &**wanted,
         (TextMatch::Prefix(wanted), Some(own)) => own.find(&**wanted) == Some(0),
         (TextMatch::Suffix(wanted), Some(own)) => {
-            own.len() >= wanted.len() && &own[own.len() - wanted.len()..] == &**wanted
+            own.len() >= wanted.len() && own[own.len() - wanted.len()..] == **wanted
         }
     })
 }

@@ -145,7 +145,7 @@ fn asked() -> impl Strategy<Value = Asked> {
 fn world(policies: Vec<AuthorizationPolicy>, strict: bool) -> (Snapshot, Arc<Workload>) {
     let mut snapshot = snapshot("", MeshConfig::default());
     for policy in policies {
-        snapshot.policies.insert(Arc::new(policy));
+        snapshot.policies.insert(&Arc::new(policy));
     }
     let uid = WorkloadUid::pod("shop", "web");
     let mut workload = (*snapshot.workloads[&uid]).clone();
@@ -224,7 +224,7 @@ proptest! {
             }
         }
         for policy in after.iter().take(2) {
-            snapshot.policies.insert(Arc::new(policy.clone()));
+            snapshot.policies.insert(&Arc::new(policy.clone()));
         }
         if guard.is_current(&snapshot, &workload) {
             let decision = guard.decide(&asked.connection());
@@ -243,7 +243,7 @@ fn the_index_of_policies_forgets_nothing_and_keeps_nothing() {
             let mut wanted: BTreeMap<PolicyName, Arc<AuthorizationPolicy>> = BTreeMap::new();
             for (policies, removed) in changes {
                 for policy in policies.iter().cloned().map(Arc::new) {
-                    held.insert(Arc::clone(&policy));
+                    held.insert(&policy);
                     wanted.insert(policy.name.clone(), policy);
                 }
                 for policy in removed.iter().filter_map(|&index| policies.get(index)) {
@@ -252,7 +252,7 @@ fn the_index_of_policies_forgets_nothing_and_keeps_nothing() {
                 }
                 let mut anew = crate::model::Policies::default();
                 for policy in wanted.values().rev() {
-                    anew.insert(Arc::clone(policy));
+                    anew.insert(policy);
                 }
                 prop_assert_eq!(&held, &anew);
                 prop_assert_eq!(held.len(), wanted.len());

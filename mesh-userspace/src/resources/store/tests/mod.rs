@@ -361,6 +361,48 @@ fn an_address_that_two_claim() {
     assert_eq!(*notices, []);
 }
 
+#[test]
+fn policies_of_services_that_are_not_there() {
+    let policy = |targets: &str| {
+        format!(
+            "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: a, namespace: bookinfo}}\nspec: {{targetRefs: [{targets}]}}\n"
+        )
+    };
+    let mut translator = Translator::new(MeshConfig::default());
+    let (_, notices) =
+        translator.apply(upserts(&policy("{kind: Service, name: web}, {kind: Service, name: db}")));
+    assert_eq!(notices.len(), 2, "{notices:?}");
+    let (_, notices) = translator.apply(upserts(&web("")));
+    assert_eq!(notices.len(), 1, "{notices:?}");
+    assert_eq!(
+        notices[0].to_string(),
+        "AuthorizationPolicy bookinfo/a: spec.targetRefs: there is no service bookinfo/db: the policy is not in force there"
+    );
+    let (snapshot, notices) = translator.apply(upserts(&policy("{kind: Service, name: web}")));
+    assert_eq!((snapshot.policies.len(), notices.len()), (1, 0), "{notices:?}");
+    let gone = Change::Delete(ObjectRef::new(Kind::Service, "bookinfo", "web"));
+    assert_eq!(translator.apply([gone]).1.len(), 1);
+    let gone = Change::Delete(ObjectRef::new(Kind::AuthorizationPolicy, "bookinfo", "a"));
+    let (snapshot, notices) = translator.apply([gone]);
+    assert!(snapshot.policies.is_empty() && notices.is_empty());
+}
+
+/// A policy that cannot be read any more leaves the one before in force.
+#[test]
+fn a_policy_that_is_wrong_changes_nothing() {
+    let policy = |rules: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: a, namespace: bookinfo}}\nspec: {{action: DENY, rules: [{rules}]}}\n"
+        )
+    };
+    let mut translator = Translator::new(MeshConfig::default());
+    let (before, _) = translator.apply(upserts(&policy("{}")));
+    let decoded = decode(&policy("{to: [{operation: {ports: [http]}}]}"));
+    assert_eq!((decoded.objects.len(), decoded.mistakes.len()), (0, 1));
+    let (after, _) = translator.apply(decoded.objects.into_iter().map(|item| Change::Upsert(item.object)));
+    assert_eq!((after.generation, &after.policies), (before.generation, &before.policies));
+}
+
 /// A change from a small world in which everything meets everything else.
 fn any_change() -> impl Strategy<Value = Change> {
     let node = || prop::sample::select(vec!["node-a", "node-b"]);
