@@ -52,7 +52,7 @@ impl Explanation<'_> {
             }
             Verdict::Passed => None,
         };
-        self.report.route = ask.as_ref().map(|ask| of_ask(ask, asked.port()));
+        self.report.route = ask.as_ref().map(|ask| of_ask(ask, asked));
         if self.report.verdict == Verdict::Refused {
             return Ok(self.ends(Outcome::Refused, self.report.reason.clone()));
         }
@@ -299,17 +299,17 @@ impl Explanation<'_> {
     }
 }
 
-fn of_ask(ask: &Ask<'_>, port: u16) -> ExplainRoute {
+fn of_ask(ask: &Ask<'_>, asked: SocketAddr) -> ExplainRoute {
     let target = |target: &crate::model::RouteTarget| TargetReport {
         service: target.service.to_string(),
         subset: target.subset.as_ref().map(ToString::to_string),
         weight: target.weight,
-        endpoints: target.endpoints.len(),
+        endpoints: target.endpoints.iter().filter(|one| one.address.is_ipv4() == asked.is_ipv4()).count(),
     };
     let is_local = ask.port.local.as_ref().is_some_and(|local| std::ptr::eq(local, ask.route));
     ExplainRoute {
         service: ask.service.name.to_string(),
-        port,
+        port: ask.port.port,
         policy: if is_local { TrafficPolicy::Local } else { TrafficPolicy::Cluster },
         rule: ask.route.rule.as_ref().map(ToString::to_string),
         targets: ask.route.targets.iter().map(target).collect(),
