@@ -43,6 +43,9 @@ impl Explanation<'_> {
         let unknown: IpAddr =
             if asked.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         let asking = Asking { client, tcp: protocol == Protocol::Tcp, seen_as: known.unwrap_or(unknown) };
+        if known.is_none() {
+            self.step("seen as", format!("the client's address is not known: policies are asked as for {unknown}"));
+        }
         let snapshot = self.snapshot;
         let is_local = matches!(client, Client::Inside { .. });
         let ask = match self.report.verdict {
@@ -187,13 +190,10 @@ impl Explanation<'_> {
         let refused = |reason: &str| ExplainPath { reason: reason.to_owned(), ..none(backend.clone()) };
         Ok(match arrival.entrance(|uid| (self.served)(uid).then_some(())) {
             Entrance::Loop => refused("it is an endpoint and a service of this node at once"),
-            Entrance::Strict => {
-                let refused = refused("plaintext to a port that takes mutual TLS only");
-                workload.map_or_else(
-                    || refused.clone(),
-                    |workload| self.far(workload, address).path(refused.clone()),
-                )
-            }
+            Entrance::Strict => match workload {
+                Some(workload) => self.far(workload, address).decide(none(backend), None, asking.seen_as),
+                None => refused("plaintext to a port that takes mutual TLS only"),
+            },
             Entrance::Local((), workload) | Entrance::Unserved(workload) => {
                 let path = ExplainPath { backend, transport: Transport::Plaintext, ..ExplainPath::default() };
                 self.far(workload, address).decide(path, None, asking.seen_as)
