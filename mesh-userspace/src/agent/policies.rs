@@ -176,3 +176,107 @@ fn applied(policy: AppliedPolicy) -> PolicyReport {
         ..PolicyReport::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::model::{Mode, PolicyAction};
+
+    const CLUSTER: &str = r#"
+{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop, labels: {app: web}}
+spec: {serviceAccountName: web, nodeName: node-a, containers: []}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: plain, namespace: shop, labels: {app: web, istio.io/dataplane-mode: none}}
+spec: {nodeName: node-a, containers: []}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: far, namespace: shop, labels: {app: far}}
+spec: {nodeName: node-b, containers: []}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: mesh, namespace: istio-system}
+spec: {mtls: {mode: STRICT}}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: web, namespace: shop}
+spec: {selector: {matchLabels: {app: web}}, portLevelMtls: {81: {mode: DISABLE}}}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: everywhere, namespace: istio-system, annotations: {istio.io/dry-run: "true"}}
+spec: {action: DENY, rules: [{}, {}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: web, namespace: shop}
+spec: {selector: {matchLabels: {app: web}}}
+"#;
+
+    fn asked(node: Option<&str>, workload: Option<&str>, limit: usize) -> Result<PoliciesReport, QueryError> {
+        let folder = TempDir::new().unwrap();
+        fs::write(folder.path().join("all.yaml"), CLUSTER).unwrap();
+        let mesh = MeshConfig { node: node.map(NodeName::new), ..MeshConfig::default() };
+        let query = PolicyQuery { workload: workload.map(str::to_owned), limit };
+        policies_of_manifests(&[folder.path().to_owned()], mesh, &query)
+    }
+
+    #[test]
+    fn all_policies_with_whom_they_concern_here() {
+        for (node, everybody) in [(None, 2), (Some("node-a"), 1), (Some("node-c"), 0)] {
+            let report = asked(node, None, 10).unwrap();
+            let told = report.policies.iter().map(|policy| {
+                let PolicyReport { namespace, name, scope, selected, outside_mesh, .. } = policy;
+                format!("{namespace}/{name} {scope}: {selected} and {outside_mesh}")
+            });
+            let web = usize::from(node != Some("node-c"));
+            let expected = [
+                format!("istio-system/mesh mesh: {everybody} and {web}"),
+                format!("shop/web selector app=web: {web} and {web}"),
+                format!("istio-system/everywhere mesh: {everybody} and {web}"),
+                format!("shop/web selector app=web: {web} and {web}"),
+            ];
+            assert_eq!(told.collect::<Vec<_>>(), expected, "{node:?}");
+        }
+        let report = asked(None, None, 3).unwrap();
+        assert_eq!((report.policies.len(), report.total), (3, 4));
+        assert_eq!((report.policies[2].action, report.policies[2].rules), (Some(PolicyAction::Deny), 2));
+        assert!(report.policies[2].dry_run);
+    }
+
+    #[test]
+    fn those_of_a_workload_in_the_order_of_their_say() {
+        let report = asked(None, Some("shop/web"), 10).unwrap();
+        let workload = report.workload.unwrap();
+        assert_eq!((workload.mode, workload.ports.get(&81)), (Mode::Strict, Some(&Mode::Disable)));
+        let names: Vec<_> =
+            report.policies.iter().map(|policy| format!("{:?} {}", policy.kind, policy.name)).collect();
+        assert_eq!(
+            names,
+            [
+                "PeerAuthentication web",
+                "PeerAuthentication mesh",
+                "AuthorizationPolicy everywhere",
+                "AuthorizationPolicy web"
+            ]
+        );
+        assert!(!asked(None, Some("shop/plain"), 10).unwrap().workload.unwrap().enrolled);
+        for (workload, message) in
+            [("shop/none", "no pod shop/none is known"), ("web", "`web` is no workload: write NAMESPACE/POD")]
+        {
+            assert_eq!(asked(None, Some(workload), 10).unwrap_err().to_string(), message);
+        }
+    }
+}

@@ -256,3 +256,114 @@ fn rules(policy: &PolicyVerdict) -> String {
         (None, rules) => rules.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::api::TargetReport;
+    use crate::admin::explain::ExplainStep;
+    use crate::model::{Mode, PolicyName};
+    use crate::policy::authorization::RuleVerdict;
+
+    const VIEW: View = View { wide: false, colour: false, now: 0 };
+
+    fn policy(action: PolicyAction, matched: Option<usize>) -> PolicyVerdict {
+        let missed = |rule| Some(format!("from[{rule}].source.namespaces: shop is none of these"));
+        let rule = |rule| RuleVerdict { rule, missed: missed(rule).filter(|_| Some(rule) != matched) };
+        PolicyVerdict {
+            policy: PolicyName::new("shop", "web"),
+            scope: "namespace".to_owned(),
+            action,
+            dry_run: false,
+            concerned: true,
+            matched,
+            rules: vec![rule(0), rule(1)],
+        }
+    }
+
+    fn report() -> ExplainReport {
+        let backend = ExplainBackend {
+            address: Some(([10, 0, 0, 1], 80).into()),
+            share_ppm: 900_000,
+            workload: Some("shop/web-1".to_owned()),
+            state: Some(EndpointState::Ready),
+            ..ExplainBackend::default()
+        };
+        let path = ExplainPath {
+            backend: backend.clone(),
+            mode: Some(Mode::Strict),
+            mode_by: Some("shop/strict".to_owned()),
+            transport: Transport::Hbone,
+            allowed: true,
+            reason: "allowed by shop/web rules[1]".to_owned(),
+            dry_run: Some("no ALLOW policy matches".to_owned()),
+            policies: vec![policy(PolicyAction::Allow, Some(1)), policy(PolicyAction::Deny, None)],
+            ..ExplainPath::default()
+        };
+        let nowhere = ExplainPath {
+            backend: ExplainBackend { share_ppm: 100_000, ..ExplainBackend::default() },
+            transport: Transport::None,
+            reason: "its target has no endpoint".to_owned(),
+            ..ExplainPath::default()
+        };
+        ExplainReport {
+            client: "pod shop/a".to_owned(),
+            asked: "10.96.0.1:80 TCP".to_owned(),
+            outcome: Outcome::Differs,
+            because: "1 of 2 endpoints let it through".to_owned(),
+            basis: Basis::Snapshot,
+            verdict: Verdict::Captured,
+            reason: "the agent carries it".to_owned(),
+            steps: vec![ExplainStep { what: "agent".to_owned(), found: "alive".to_owned() }],
+            backends: vec![backend],
+            differences: vec!["in the kernel and not in the snapshot: 10.0.0.1:80".to_owned()],
+            source: Some(ExplainSource {
+                workload: Some("shop/a".to_owned()),
+                enrolled: true,
+                identity: Some("spiffe://cluster.local/ns/shop/sa/a".to_owned()),
+                ..ExplainSource::default()
+            }),
+            route: Some(ExplainRoute {
+                service: "shop/web".to_owned(),
+                port: 80,
+                rule: Some("shop/split".to_owned()),
+                targets: vec![TargetReport {
+                    service: "shop/web".to_owned(),
+                    weight: 90,
+                    ..TargetReport::default()
+                }],
+                ..ExplainRoute::default()
+            }),
+            paths: vec![path.clone(), path, nowhere],
+            more_paths: 7,
+            problems: vec!["a.yaml:1: no object".to_owned()],
+        }
+    }
+
+    #[test]
+    fn an_explanation_is_read_from_top_to_bottom() {
+        let text = explain(&report(), VIEW);
+        let head = "pod shop/a to 10.96.0.1:80 TCP: differs by endpoint (1 of 2 endpoints let it through)\n\
+                    Kernel   captured, as the snapshot says (the agent carries it)\n  agent         alive\n\
+                    Source   shop/a, enrolled, spiffe://cluster.local/ns/shop/sa/a\n\
+                    Route    shop/web port 80, by VirtualService shop/split\n  weight 90: shop/web, 0 endpoints\n\n\
+                    ENDPOINT";
+        assert!(text.starts_with(head), "{text}");
+        for part in [
+            "10.0.0.1:80              90.00%   ready   shop/web-1   STRICT by shop/strict   HBONE   allowed   allowed by \
+             shop/web rules[1]; dry run: no ALLOW policy matches\n",
+            "(refused: no endpoint)   10.00%   -       -            -                       -       refused   its target has",
+            "(7 more endpoints, counted and not shown)\n",
+            "\nPolicies at shop/web-1, shop/web-1:\n",
+            "shop/web   namespace   ALLOW    yes       rules[1] matches\n",
+            "shop/web   namespace   DENY     nothing   rules[0] does not match, from[0]",
+            "\nThe kernel does not hold what the snapshot says:\n  in the kernel and not",
+            "\nNot read, and left out:\n  a.yaml:1: no object\n",
+        ] {
+            assert!(text.contains(part), "{part:?} not in\n{text}");
+        }
+        assert!(!text.contains("BACKEND"), "{text}");
+        let wide = explain(&report(), View { wide: true, ..VIEW });
+        assert!(wide.contains("BACKEND") && wide.contains("IDENTITY"), "{wide}");
+    }
+}

@@ -6,6 +6,7 @@ mod carry;
 mod certificates;
 mod choice;
 mod ending;
+mod explain;
 mod external;
 mod hostile;
 mod limits;

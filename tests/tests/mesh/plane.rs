@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::world::{PORT, UDP_PORT, World, service, service_ips, split, subsets, v4, v6};
 
 /// What `meshctl ARGS` came to: exit code, standard output, standard error.
-fn meshctl(agent: &Agent, args: &[&str]) -> Result<(i32, String, String)> {
+pub(crate) fn meshctl(agent: &Agent, args: &[&str]) -> Result<(i32, String, String)> {
     let mut command = Command::new(binary("meshctl")?);
     let output = command.arg("--socket").arg(agent.socket()).args(args).output()?;
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
@@ -22,7 +22,7 @@ fn meshctl(agent: &Agent, args: &[&str]) -> Result<(i32, String, String)> {
 }
 
 /// The document that `meshctl ARGS -o json` prints.
-fn document(agent: &Agent, args: &[&str]) -> Result<(i32, Value)> {
+pub(crate) fn document(agent: &Agent, args: &[&str]) -> Result<(i32, Value)> {
     let (code, stdout, stderr) = meshctl(agent, &[args, &["-o", "json"]].concat())?;
     let value = serde_json::from_str(&stdout).with_context(|| format!("{args:?}: {stdout}{stderr}"))?;
     Ok((code, value))
@@ -154,8 +154,8 @@ fn an_explanation_says_where_a_connection_goes_and_why() -> Result<()> {
         (&["default/client", &udp, "--udp"], "translated", 0, "default/far"),
         (&["default/client", &pod], "captured", 0, "both ends are enrolled"),
         (&["default/outside", &pod], "passed", 0, "no service has this address"),
-        (&["default/outside", &nobody], "refused", 1, "nothing serves"),
-        (&["default/outside", &closed], "refused", 1, "no service has this port"),
+        (&["default/outside", &nobody], "refused", 0, "nothing serves"),
+        (&["default/outside", &closed], "refused", 0, "no service has this port"),
         (&["outside", &pod], "passed", 0, "no service has this address"),
     ];
     for (args, verdict, code, part) in cases {
@@ -186,9 +186,9 @@ fn an_explanation_says_where_a_connection_goes_and_why() -> Result<()> {
         (
             ["node", "10.96.0.1"],
             2,
-            "`10.96.0.1` is no destination: write ADDRESS:PORT or NAMESPACE/SERVICE:PORT",
+            "`10.96.0.1` is no destination: write ADDRESS:PORT, NAME.NAMESPACE:PORT or NAMESPACE/NAME:PORT",
         ),
-        (["node", "default/none:80"], 1, "no service default/none is known"),
+        (["node", "default/none:80"], 1, "no service and no pod default/none is known"),
     ] {
         let (held, _, error) = meshctl(agent, &["explain", args[0], args[1]])?;
         assert_eq!((held, error), (code, format!("meshctl: {message}\n")), "{args:?}");

@@ -12,6 +12,8 @@ mod manifests;
 mod maps;
 mod paths;
 mod set;
+#[cfg(test)]
+mod tests;
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -43,54 +43,71 @@ impl Explanation<'_> {
         let unknown: IpAddr =
             if asked.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         let asking = Asking { client, tcp: protocol == Protocol::Tcp, seen_as: known.unwrap_or(unknown) };
-        let snapshot = self.snapshot;
+        if known.is_none() {
+            self.step(
+                "seen as",
+                format!("the client's address is not known: policies are asked as for {unknown}"),
+            );
+        }
+        let (snapshot, verdict) = (self.snapshot, self.report.verdict);
         let is_local = matches!(client, Client::Inside { .. });
-        let ask = match self.report.verdict {
+        let ask = match verdict {
             Verdict::Captured => route::ask(snapshot, asked),
-            Verdict::Translated | Verdict::Carried | Verdict::Refused => {
-                Ask::resolve(snapshot, asked, protocol, is_local)
+            Verdict::Translated | Verdict::Carried => Ask::resolve(snapshot, asked, protocol, is_local),
+            // A node port of that number is not what was refused.
+            Verdict::Refused => {
+                Ask::resolve(snapshot, asked, protocol, is_local).filter(|ask| ask.frontend.address.is_some())
             }
             Verdict::Passed => None,
         };
-        self.report.route = ask.as_ref().map(|ask| of_ask(ask, asked.port()));
-        if self.report.verdict == Verdict::Refused {
-            return Ok(self.ends(Outcome::Refused, self.report.reason.clone()));
+        self.report.route = ask.as_ref().map(|ask| of_ask(ask, asked));
+        if verdict == Verdict::Refused {
+            self.ends(Outcome::Refused, self.report.reason.clone());
+            return Ok(());
         }
-        if let Some(ask) = ask.as_ref().filter(|ask| !ask.admits(asking.seen_as)) {
+        // Elsewhere the kernel has looked at the ranges.
+        let admits = |ask: &&Ask<'_>| verdict != Verdict::Captured || ask.admits(asking.seen_as);
+        if let Some(ask) = ask.as_ref().filter(|ask| !admits(ask)) {
             let because = format!("the client is in none of the source ranges of {}", ask.service.name);
-            return Ok(self.ends(Outcome::Refused, because));
+            self.ends(Outcome::Refused, because);
+            return Ok(());
         }
-        let paths = match (self.report.verdict, &ask) {
-            (Verdict::Translated, ask) => self.translated(&asking, ask.as_ref()),
-            (Verdict::Captured | Verdict::Carried, Some(ask)) => {
-                let shares = shares(ask.set);
-                let mut paths = Vec::with_capacity(shares.len());
-                for (endpoint, share) in shares {
-                    paths.push(match endpoint {
-                        None => nowhere(share),
-                        Some(endpoint) if self.report.verdict == Verdict::Captured => {
-                            let destination = Destination::of(snapshot, ask.service, endpoint);
-                            self.captured(&asking, &destination, backend(Some(endpoint), share))
-                        }
-                        Some(endpoint) => self.carried(&asking, endpoint, share)?,
-                    });
-                }
-                paths
-            }
-            (Verdict::Captured, None) => {
-                let destination = Destination::plain(snapshot, asked);
-                vec![self.captured(&asking, &destination, alone(&destination))]
-            }
-            _ => {
-                let destination = Destination::plain(snapshot, asked);
-                vec![self.direct(&asking, &destination, alone(&destination), Transport::Direct)]
-            }
-        };
+        let paths = self.each(&asking, ask.as_ref(), asked)?;
         self.conclude(paths);
         if let Some(ask) = &ask {
             self.idle(ask, asked.is_ipv4());
         }
         Ok(())
+    }
+
+    /// All ways that the connection may take.
+    fn each(
+        &self,
+        asking: &Asking<'_>,
+        ask: Option<&Ask<'_>>,
+        asked: SocketAddr,
+    ) -> Result<Vec<ExplainPath>, DatapathError> {
+        let verdict = self.report.verdict;
+        if verdict == Verdict::Translated {
+            return Ok(self.translated(asking, ask));
+        }
+        let Some(ask) = ask else {
+            let destination = Destination::plain(self.snapshot, asked);
+            let backend = alone(&destination);
+            return Ok(vec![match verdict {
+                Verdict::Captured => self.captured(asking, &destination, backend),
+                _ => self.direct(asking, &destination, backend, Transport::Direct),
+            }]);
+        };
+        let path = |(endpoint, share): (Option<&Endpoint>, u32)| match endpoint {
+            None => Ok(nowhere(share)),
+            Some(endpoint) if verdict == Verdict::Captured => {
+                let destination = Destination::of(self.snapshot, ask.service, endpoint);
+                Ok(self.captured(asking, &destination, backend(Some(endpoint), share)))
+            }
+            Some(endpoint) => self.carried(asking, endpoint, share),
+        };
+        shares(ask.set).into_iter().map(path).collect()
     }
 
     fn ends(&mut self, outcome: Outcome, because: String) {
@@ -187,13 +204,10 @@ impl Explanation<'_> {
         let refused = |reason: &str| ExplainPath { reason: reason.to_owned(), ..none(backend.clone()) };
         Ok(match arrival.entrance(|uid| (self.served)(uid).then_some(())) {
             Entrance::Loop => refused("it is an endpoint and a service of this node at once"),
-            Entrance::Strict => {
-                let refused = refused("plaintext to a port that takes mutual TLS only");
-                workload.map_or_else(
-                    || refused.clone(),
-                    |workload| self.far(workload, address).path(refused.clone()),
-                )
-            }
+            Entrance::Strict => match workload {
+                Some(workload) => self.far(workload, address).decide(none(backend), None, asking.seen_as),
+                None => refused("plaintext to a port that takes mutual TLS only"),
+            },
             Entrance::Local((), workload) | Entrance::Unserved(workload) => {
                 let path = ExplainPath { backend, transport: Transport::Plaintext, ..ExplainPath::default() };
                 self.far(workload, address).decide(path, None, asking.seen_as)
@@ -299,17 +313,17 @@ impl Explanation<'_> {
     }
 }
 
-fn of_ask(ask: &Ask<'_>, port: u16) -> ExplainRoute {
+fn of_ask(ask: &Ask<'_>, asked: SocketAddr) -> ExplainRoute {
     let target = |target: &crate::model::RouteTarget| TargetReport {
         service: target.service.to_string(),
         subset: target.subset.as_ref().map(ToString::to_string),
         weight: target.weight,
-        endpoints: target.endpoints.len(),
+        endpoints: target.endpoints.iter().filter(|one| one.address.is_ipv4() == asked.is_ipv4()).count(),
     };
     let is_local = ask.port.local.as_ref().is_some_and(|local| std::ptr::eq(local, ask.route));
     ExplainRoute {
         service: ask.service.name.to_string(),
-        port,
+        port: ask.port.port,
         policy: if is_local { TrafficPolicy::Local } else { TrafficPolicy::Cluster },
         rule: ask.route.rule.as_ref().map(ToString::to_string),
         targets: ask.route.targets.iter().map(target).collect(),
