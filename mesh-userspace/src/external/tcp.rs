@@ -143,8 +143,11 @@ impl<'a> Attempt<'a> {
             let again =
                 error.is_retryable() && failed.len() < TRIES && self.ask.endpoint(None, 0, &failed).is_some();
             tracing::debug!(%error, orig_dst = %self.asked, dst.addr = %endpoint.address, again, "upstream failed");
-            if !again {
+            // Who was refused for who they are is told of, whoever served the client in their place.
+            if !again || error.outcome() == Outcome::TlsFailed {
                 self.open(endpoint.address, workload, Security::Unknown).fail(error.outcome(), &error);
+            }
+            if !again {
                 return None;
             }
         }

@@ -57,7 +57,7 @@ impl UpstreamError {
             Self::OutOfRange(_) => Outcome::RefusedPolicy,
             Self::Delivery(error) => error.outcome(),
             Self::Tunnel { source, .. } => match source {
-                ClientError::Tls(_) => Outcome::TlsFailed,
+                ClientError::Tls(_) | ClientError::Alert(_) => Outcome::TlsFailed,
                 ClientError::Refused(http::StatusCode::UNAUTHORIZED) => Outcome::RefusedPolicy,
                 ClientError::Refused(_) => Outcome::RefusedByPeer,
                 ClientError::Deadline(_) => Outcome::ConnectTimeout,

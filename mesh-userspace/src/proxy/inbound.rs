@@ -237,7 +237,8 @@ async fn tunnel(worker: &Worker, pod: &Arc<Pod>, request: TunnelRequest) {
     let destination = request.destination;
     let source = request.client.identity().clone();
     // A node agent vouches for the address of a client that came to its node from outside, and for nobody's identity.
-    let forwarded = request.forwarded.filter(|_| source == worker.shared.agent);
+    let is_agent = worker.shared.is_agent(&source, &snapshot.mesh);
+    let forwarded = request.forwarded.filter(|_| is_agent);
     let own = SocketAddr::new(request.peer.ip(), request.client_port);
     let (client, authenticated) = forwarded.map_or((own, Some(&source)), |client| (client, None));
     let mut record = open(worker, &workload, client, destination, Some(&source), Instant::now());

@@ -29,7 +29,7 @@ pub use self::pod::{Pod, Stop};
 pub use self::worker::{Handles, Workers};
 
 use crate::identity::CertificateStore;
-use crate::model::{Identity, NodeName, Snapshot, WorkloadUid};
+use crate::model::{Identity, MeshConfig, NodeName, Snapshot, WorkloadUid};
 use crate::telemetry::Telemetry;
 
 /// What all workers share; read on every connection, written when the mesh changes.
@@ -72,6 +72,14 @@ impl Shared {
             followers: Mutex::default(),
             pools: Mutex::default(),
         }
+    }
+
+    /// Whether an authenticated client is one of the node agents, in whichever of the trust domains that stand for the mesh's.
+    fn is_agent(&self, client: &Identity, mesh: &MeshConfig) -> bool {
+        let Identity { trust_domain, namespace, service_account } = client;
+        let is_ours =
+            *trust_domain == self.agent.trust_domain || mesh.trust_domain_aliases.contains(trust_domain);
+        is_ours && *namespace == self.agent.namespace && *service_account == self.agent.service_account
     }
 
     /// The enrolled pod of this node with this id.

@@ -15,7 +15,7 @@ use super::{Pod, inbound, upstream};
 use crate::datapath::{Stay, Stayer};
 use crate::model::{Mode, Service, Snapshot, Workload};
 use crate::socket::reset_on_close;
-use crate::telemetry::{ConnectionRecord, Direction, OpenedConnection, Reporter, Security};
+use crate::telemetry::{ConnectionRecord, Direction, OpenedConnection, Outcome, Reporter, Security};
 
 /// How many endpoints are tried before a connection is given up; nothing of it has been sent until one answers.
 pub(crate) const TRIES: usize = 3;
@@ -105,8 +105,11 @@ impl<'a> Attempt<'a> {
                 && failed.len() + 1 < TRIES
                 && self.has_other(ask.as_ref(), &failed, destination.address);
             tracing::debug!(%error, orig_dst = %self.asked, dst.addr = %destination.address, again, "upstream failed");
-            if !again {
+            // Who was refused for who they are is told of, whoever served the client in their place.
+            if !again || error.outcome() == Outcome::TlsFailed {
                 self.open(&destination, Security::Unknown).fail(error.outcome(), &error);
+            }
+            if !again {
                 return None;
             }
             failed.push(destination.address);

@@ -38,6 +38,10 @@ pub(crate) enum ClientError {
     /// TLS failed: the peer is not who it should be, or does not take us for who we are.
     #[error("TLS handshake for HBONE")]
     Tls(#[source] io::Error),
+    /// The destination's agent ended TLS: in TLS 1.3 it looks at the client's certificate when the client's handshake is
+    /// over already.
+    #[error("TLS ended by the destination's agent")]
+    Alert(#[source] h2::Error),
     /// HTTP/2 failed.
     #[error("HTTP/2 to the destination's agent")]
     Http(#[source] h2::Error),
@@ -72,9 +76,18 @@ impl ClientError {
     pub(crate) fn handshake_reason(&self) -> Option<&'static str> {
         match self {
             Self::Tls(error) => Some(handshake_reason(error)),
+            Self::Alert(_) => Some("refused_by_peer"),
             Self::Deadline("TLS handshake") => Some("timeout"),
             _ => None,
         }
+    }
+}
+
+impl From<h2::Error> for ClientError {
+    fn from(error: h2::Error) -> Self {
+        // What TLS says comes through as the kind that no socket gives; its own error is text by then.
+        let is_tls = error.get_io().is_some_and(|error| error.kind() == io::ErrorKind::InvalidData);
+        if is_tls { Self::Alert(error) } else { Self::Http(error) }
     }
 }
 
@@ -104,7 +117,7 @@ pub(super) async fn connect(
     let (send, mut connection) = timeout(DEADLINE, handshake)
         .await
         .map_err(|_elapsed| ClientError::Deadline("HTTP/2 preface"))?
-        .map_err(ClientError::Http)?;
+        .map_err(ClientError::from)?;
     let ping = connection.ping_pong();
     tokio::task::spawn_local(async move {
         let dead = async {
@@ -134,11 +147,11 @@ pub(super) async fn open(
     let mut request =
         Request::builder().method(Method::CONNECT).uri(authority).body(()).map_err(ClientError::Authority)?;
     *request.headers_mut() = headers::request(client, baggage);
-    let (response, stream) = send.send_request(request, false).map_err(ClientError::Http)?;
+    let (response, stream) = send.send_request(request, false).map_err(ClientError::from)?;
     let response = timeout(DEADLINE * 2, response)
         .await
         .map_err(|_elapsed| ClientError::Deadline("the destination's agent"))?
-        .map_err(ClientError::Http)?;
+        .map_err(ClientError::from)?;
     if response.status() != StatusCode::OK {
         return Err(ClientError::Refused(response.status()));
     }

@@ -89,14 +89,18 @@ impl Pool {
             let error = match ready {
                 Ok(()) => match client::open(&mut send, destination, client, baggage).await {
                     Ok(tunnel) => return Ok((tunnel, lease)),
-                    Err(ClientError::Http(error)) if is_of_the_connection(&error) => error,
+                    Err(ClientError::Http(error) | ClientError::Alert(error))
+                        if is_of_the_connection(&error) =>
+                    {
+                        error
+                    }
                     Err(error) => return Err(error),
                 },
                 Err(error) => error,
             };
             entry.connections.borrow_mut().retain(|connection| !Rc::ptr_eq(&connection.streams, &lease.0));
             if fresh {
-                return Err(ClientError::Http(error));
+                return Err(error.into());
             }
         }
     }

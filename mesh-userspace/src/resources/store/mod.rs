@@ -28,8 +28,8 @@ use super::translate::topology::Here;
 use super::translate::workload::{peer_policy, workload};
 use super::{Kind, Notice, Object, ObjectRef, Severity, VirtualService};
 use crate::model::{
-    Frontend, LocalNode, MeshConfig, NodeName, PeerPolicy, Service, ServiceName, Snapshot, Workload,
-    WorkloadUid,
+    Frontend, LocalNode, MeshConfig, NodeName, PeerPolicy, PolicyName, Service, ServiceName, Snapshot,
+    Workload, WorkloadUid,
 };
 
 /// One change to the set of objects.
