@@ -1,14 +1,15 @@
 //! The rules that apply to a workload, found by who connects and to which port.
 //!
 //! A rule that only certain service accounts or namespaces can match is looked for under those, one that only certain
-//! ports can match under the ports; the others are looked at for every connection. Whatever is found is matched whole: the
-//! index leaves out what cannot match and decides nothing.
+//! ports can match under the ports. One that asks for wildcards or blocks is matched whole only where one of those does, and
+//! these lie beside each other; the rest is looked at for every connection. Whatever is found is matched whole: the index
+//! leaves out what cannot match and decides nothing.
 
 use std::collections::HashMap;
 
 use super::PolicyRef;
 use super::applied::Applied;
-use super::matching::{Facts, mismatch};
+use super::matching::{Facts, Hint, mismatch};
 use crate::model::{Clause, Condition, PolicyRule, TextMatch};
 
 /// Rules in the order in which one is named before another: by policy, then by their place in it.
@@ -18,6 +19,8 @@ pub(super) struct Rules {
     entries: Vec<(usize, usize)>,
     /// Each list is sorted, of indexes into `entries`.
     rest: Vec<usize>,
+    /// What a rule, at the index beside it, needs one of. Sorted by that index.
+    hints: Vec<(Hint, usize)>,
     ports: HashMap<u16, Vec<usize>>,
     namespaces: HashMap<Box<str>, OfNamespace>,
 }
@@ -53,6 +56,8 @@ impl Rules {
                 for port in ports {
                     self.ports.entry(port).or_default().push(entry);
                 }
+            } else if let Some(hints) = hints(rule) {
+                self.hints.extend(hints.into_iter().map(|hint| (hint, entry)));
             } else {
                 self.rest.push(entry);
             }
@@ -76,12 +81,16 @@ impl Rules {
             let found = before.copied().find(|&entry| self.matches(entry, facts, applied));
             best = found.or(best);
         }
-        best.map(|entry| self.reference(entry, applied))
+        let before = self.hints.iter().take_while(|(_, entry)| best.is_none_or(|best| *entry < best));
+        let mut hinted = before.filter(|(hint, _)| facts.has(hint)).map(|(_, entry)| *entry);
+        let found = hinted.find(|&entry| self.matches(entry, facts, applied));
+        found.or(best).map(|entry| self.reference(entry, applied))
     }
 
     /// The first rule that matches of every policy that has one.
     pub(super) fn of_each(&self, facts: &Facts<'_>, applied: &[Applied]) -> Vec<PolicyRef> {
-        let candidates = self.candidates(facts).into_iter().flatten().copied();
+        let hinted = self.hints.iter().filter(|(hint, _)| facts.has(hint)).map(|(_, entry)| *entry);
+        let candidates = self.candidates(facts).into_iter().flatten().copied().chain(hinted);
         let mut found: Vec<usize> = candidates.filter(|&entry| self.matches(entry, facts, applied)).collect();
         found.sort_unstable();
         found.dedup_by_key(|entry| self.entries[*entry].0);
@@ -137,6 +146,28 @@ fn of_clause(clause: &Clause) -> Option<Vec<Who>> {
         }
         _ => None,
     })
+}
+
+/// Of what every connection that matches has one; `None`: there is no such thing.
+fn hints(rule: &PolicyRule) -> Option<Vec<Hint>> {
+    let of_clause = |clause: &Clause| {
+        clause.iter().find_map(|condition| match condition {
+            Condition::Principal(values) => some(values.any_of.iter().cloned().map(Hint::Principal)),
+            Condition::Namespace(values) => some(values.any_of.iter().cloned().map(Hint::Namespace)),
+            Condition::SourceIp(values) | Condition::RemoteIp(values) => {
+                some(values.any_of.iter().copied().map(Hint::Client))
+            }
+            _ => None,
+        })
+    };
+    let of_from = || rule.from.iter().map(of_clause).collect::<Option<Vec<_>>>();
+    let of_from = if rule.from.is_empty() { None } else { of_from().map(|all| all.concat()) };
+    of_from.or_else(|| of_clause(&rule.when))
+}
+
+/// The hints, if there are any.
+fn some(hints: impl Iterator<Item = Hint>) -> Option<Vec<Hint>> {
+    Some(hints.collect()).filter(|hints: &Vec<Hint>| !hints.is_empty())
 }
 
 /// What clients with one of these principals have in common with no others, of whatever trust domain they are.

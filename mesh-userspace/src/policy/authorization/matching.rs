@@ -11,6 +11,8 @@ use std::cell::OnceCell;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
+
 use super::Connection;
 use crate::model::{Clause, Condition, Identity, PolicyRule, ServiceAccountName, TextMatch, Values};
 
@@ -31,6 +33,15 @@ impl<'a> Facts<'a> {
             client: connection.client.to_canonical(),
             destination: SocketAddr::new(destination.ip().to_canonical(), destination.port()),
             principal: OnceCell::new(),
+        }
+    }
+
+    /// Whether one value is the connection's: what an index goes by, the same that conditions do.
+    pub(super) fn has(&self, hint: &Hint) -> bool {
+        match hint {
+            Hint::Principal(pattern) => self.has_principal(pattern),
+            Hint::Namespace(pattern) => self.has_namespace(pattern),
+            Hint::Client(block) => block.contains(&self.client),
         }
     }
 
@@ -56,6 +67,14 @@ impl<'a> Facts<'a> {
             *source.namespace == *account.namespace && *source.service_account == *account.name
         })
     }
+}
+
+/// One value of a condition.
+#[derive(Clone, Debug)]
+pub(super) enum Hint {
+    Principal(TextMatch),
+    Namespace(TextMatch),
+    Client(IpNet),
 }
 
 /// Whether the text is the identity's principal. None of its parts holds a `/`.
