@@ -31,8 +31,8 @@ pub enum Refusal {
     /// Another method.
     #[error("there is only istio.v1.auth.IstioCertificateService/CreateCertificate here")]
     UnknownMethod,
-    /// More requests than are answered at once.
-    #[error("the authority has all the requests that it answers at once: try again")]
+    /// More requests than are decided at once.
+    #[error("the authority has all the requests that it decides at once: try again")]
     Overloaded,
     /// It took too long to ask, or to find out.
     #[error("the request was not there, or not decided, in time: try again")]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
@@ -40,7 +40,7 @@ pub struct Limits {
     pub per_address: usize,
     /// Requests at once on one connection.
     pub per_connection: u32,
-    /// Requests at once.
+    /// Requests that are decided at once.
     pub requests: usize,
     /// Longest handshake.
     pub handshake: Duration,
@@ -121,9 +121,10 @@ impl Server {
             metrics: Arc::clone(&metrics),
             max_life,
             deadline: limits.request,
+            at_once: Semaphore::new(limits.requests),
         };
         let shared = Shared { serving, metrics, limits, quiet: Quiet::new(LINES, QUIET) };
-        Self { front: Front::new(office, limits.requests), shared: Arc::new(shared) }
+        Self { front: Front::new(office), shared: Arc::new(shared) }
     }
 
     /// Serves until `shutdown` completes; then takes no more connections and gives requests under way their time.

@@ -47,6 +47,9 @@ pub(super) struct Office {
     pub(super) max_life: Duration,
     /// Longest that a request may take, from its head to its answer.
     pub(super) deadline: Duration,
+    /// Requests that are decided at once. One whose message is still on its way is not among them: whoever sends slowly
+    /// takes nobody's place.
+    pub(super) at_once: Semaphore,
 }
 
 impl fmt::Debug for Office {
@@ -74,6 +77,7 @@ impl Office {
         if let Ok(Some(identity)) = impersonated {
             lock(ticket).impersonated = Some(bounded(identity));
         }
+        let _place = self.at_once.try_acquire().map_err(|_error| Refusal::Overloaded)?;
         let caller = self.callers.authenticate(proof).await?;
         lock(ticket).set_caller(&caller);
         let identity = self.authoriser.authorise(&caller, impersonated?).await?;
@@ -158,23 +162,18 @@ impl IstioCertificateService for Method {
 pub(super) struct Front {
     office: Arc<Office>,
     method: IstioCertificateServiceServer<Method>,
-    under_way: Arc<Semaphore>,
 }
 
 impl Front {
-    /// Answers at most so many requests at once.
-    pub(super) fn new(office: Office, at_once: usize) -> Self {
+    pub(super) fn new(office: Office) -> Self {
         let office = Arc::new(office);
         let method = IstioCertificateServiceServer::new(Method(Arc::clone(&office)))
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(1 << 20);
-        Self { office, method, under_way: Arc::new(Semaphore::new(at_once)) }
+        Self { office, method }
     }
 
     async fn answer(mut self, mut request: http::Request<Body>, entry: &mut Entry) -> http::Response<Body> {
-        let Ok(_permit) = Arc::clone(&self.under_way).try_acquire_owned() else {
-            return entry.refuse(&Refusal::Overloaded);
-        };
         request.extensions_mut().insert(Arc::clone(&entry.ticket));
         let answered = tokio::time::timeout(self.office.deadline, self.method.call(request)).await;
         let Ok(Ok(response)) = answered else {

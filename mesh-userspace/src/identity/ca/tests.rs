@@ -532,6 +532,36 @@ async fn what_is_no_request_for_a_certificate_leaves_a_line_as_well() {
 }
 
 #[tokio::test]
+async fn who_sends_slowly_takes_nobodys_place() {
+    let world = World::start(Limits { requests: 1, ..Limits::default() }).await;
+    let (mut sender, connection) = h2::client::handshake(tls(&world).await).await.unwrap();
+    let driven = tokio::spawn(connection);
+    let uri = "https://localhost/istio.v1.auth.IstioCertificateService/CreateCertificate";
+    let mut slow = Vec::new();
+    for _ in 0..5 {
+        sender = sender.ready().await.unwrap();
+        let request = http::Request::post(uri).header("content-type", "application/grpc").body(()).unwrap();
+        slow.push(sender.send_request(request, false).unwrap());
+    }
+    let client = world.client(AGENT);
+    assert!(sign(&client, &agent()).await.is_ok());
+    // One that is being decided does.
+    world.pods.stuck.store(true, Ordering::Relaxed);
+    let (own, web) = (agent(), identity("web"));
+    tokio::select! {
+        answer = sign(&client, &web) => panic!("{answer:?}"),
+        answer = async {
+            world.pods.asked.notified().await;
+            sign(&client, &own).await
+        } => assert!(matches!(&answer, Err(SignError::Unavailable(why)) if why.contains("at once")), "{answer:?}"),
+    }
+    drop(slow);
+    driven.abort();
+    let text = world.metrics.render();
+    assert!(text.contains("mesh_ca_requests_total{outcome=\"refused\",reason=\"overloaded\"} 1"), "{text}");
+}
+
+#[tokio::test]
 async fn no_certificate_without_a_line_in_the_audit_log() {
     let world = World::start(Limits::default()).await;
     let client = world.client(AGENT);
