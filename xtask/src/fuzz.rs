@@ -15,7 +15,7 @@ use clap::Args;
 
 use crate::{ebpf, process, repo};
 
-/// What libFuzzer counts by: SanitizerCoverage with a counter a branch, and the operands of comparisons.
+/// What libFuzzer counts by: `SanitizerCoverage` with a counter a branch, and the operands of comparisons.
 const COVERAGE: [&str; 6] = [
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",
