@@ -6,9 +6,9 @@
 use std::sync::OnceLock;
 
 use libfuzzer_sys::fuzz_target;
-use mesh_userspace::fuzzing::TARGETS;
+use mesh_userspace::fuzzing::{Body, TARGETS};
 
-static BODY: OnceLock<fn(&[u8])> = OnceLock::new();
+static BODY: OnceLock<Body> = OnceLock::new();
 
 fuzz_target!(|data: &[u8]| {
     let body = BODY.get_or_init(|| {

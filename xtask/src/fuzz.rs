@@ -1,11 +1,11 @@
 //! `cargo xtask fuzz`: new inputs for the fuzz targets, each for a while.
 //!
-//! libFuzzer is linked into one program (`fuzz/`), which the stable compiler builds with coverage counters: neither
-//! cargo-fuzz nor a nightly is needed. The seeds are in `fuzz/corpus/TARGET`; what libFuzzer finds interesting is kept in
+//! libFuzzer is linked into one program (`fuzz/`); the stable compiler builds it with coverage counters in our own crates:
+//! neither cargo-fuzz nor a nightly is needed, and the dependencies are those of the tests. The seeds are in `fuzz/corpus/TARGET`; what libFuzzer finds interesting is kept in
 //! `target/fuzz/corpus`, and what fails is put beside the seeds, where a test goes on looking at it.
 
 use std::{
-    fs,
+    env, fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -15,7 +15,7 @@ use clap::Args;
 
 use crate::{ebpf, process, repo};
 
-/// What libFuzzer counts by: SanitizerCoverage with a counter a branch, and the operands of comparisons.
+/// What libFuzzer counts by: `SanitizerCoverage` with a counter a branch, and the operands of comparisons.
 const COVERAGE: [&str; 6] = [
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",
@@ -78,28 +78,30 @@ fn targets(asked: &[String]) -> Result<Vec<String>> {
     Ok(if asked.is_empty() { known } else { asked.to_vec() })
 }
 
-/// The instrumented program. It has a folder of its own, for all that it is made of is instrumented as well.
+/// What the fuzz targets are built with: as the tests, so that no dependency is built again.
+const BUILD: [&str; 8] =
+    ["build", "--workspace", "--exclude", "mesh-ebpf", "--bin", "fuzz", "--features", "mesh-fuzz/libfuzzer"];
+
+/// The program, in which all that is ours is instrumented.
 fn build() -> Result<PathBuf> {
-    println!("fuzz: building, a few minutes the first time");
-    let folder = repo::root().join("target/fuzz");
-    let host = host()?;
+    println!("fuzz: building");
+    // Cargo calls it for the crates of the workspace, with the compiler and its arguments.
+    let wrapper = repo::root().join("target/fuzz/rustc");
+    repo::write_atomically(&wrapper, script().as_bytes(), 0o755)?;
     let mut cargo = process::cargo();
-    // With a target named, build scripts and macros are left as they are.
-    cargo
-        .args(["build", "--package", "mesh-fuzz", "--features", "libfuzzer", "--profile", "fuzz"])
-        .args(["--target", &host])
-        .arg("--target-dir")
-        .arg(&folder)
-        .env_remove("RUSTFLAGS")
-        .env("CARGO_ENCODED_RUSTFLAGS", COVERAGE.join("\u{1f}"));
-    process::logged(&mut cargo, "fuzz-build", None).context("the fuzz targets cannot be built")?;
-    Ok(folder.join(host).join("fuzz/fuzz"))
+    cargo.args(BUILD).env("RUSTC_WORKSPACE_WRAPPER", &wrapper);
+    process::logged(&mut cargo, "fuzz-build", None)
+        .context("the fuzz targets cannot be built (libFuzzer needs a C++ compiler)")?;
+    let folder = env::var_os("CARGO_TARGET_DIR").map_or_else(|| repo::root().join("target"), PathBuf::from);
+    Ok(folder.join("debug/fuzz"))
 }
 
-fn host() -> Result<String> {
-    let answer = process::answer(Command::new("rustc").args(["--version", "--verbose"]))?;
-    let host = answer.lines().find_map(|line| line.strip_prefix("host: "));
-    Ok(host.context("rustc does not say what it is for")?.to_owned())
+/// Build scripts are programs of their own, without libFuzzer.
+fn script() -> String {
+    let coverage = COVERAGE.join(" ");
+    format!(
+        "#!/bin/sh\ncase \" $* \" in\n*' build_script_'*) exec \"$@\" ;;\n*) exec \"$@\" {coverage} ;;\nesac\n"
+    )
 }
 
 /// Runs one target to the end of its time; what it came to.

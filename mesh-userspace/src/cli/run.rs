@@ -74,7 +74,7 @@ impl Failure {
     }
 
     /// The same of a question that no agent was asked.
-    fn local(error: QueryError) -> Self {
+    fn local(error: &QueryError) -> Self {
         let code = if matches!(error, QueryError::Bad(_)) { USAGE } else { UNHEALTHY };
         Self::Question { message: error.to_string(), code }
     }
@@ -184,7 +184,8 @@ async fn run(cli: &Cli, local: Local, colour: bool, out: &mut dyn Write) -> Resu
         Command::Policies { workload, limit, manifests, output } => {
             let report = if manifests.given() {
                 let query = PolicyQuery { workload: workload.clone(), limit: *limit };
-                (local.policies)(&manifests.paths, manifests.mesh(), &query).map_err(Failure::local)?
+                (local.policies)(&manifests.paths, manifests.mesh(), &query)
+                    .map_err(|error| Failure::local(&error))?
             } else {
                 let of = workload.as_deref().map(|uid| format!("&workload={}", escaped(uid)));
                 let of = of.unwrap_or_default();
@@ -198,7 +199,8 @@ async fn run(cli: &Cli, local: Local, colour: bool, out: &mut dyn Write) -> Resu
             let report = if manifests.given() {
                 let protocol = if *udp { Protocol::Udp } else { Protocol::Tcp };
                 let query = ExplainQuery { from: from.clone(), to: to.clone(), protocol };
-                (local.explain)(&manifests.paths, manifests.mesh(), &query).map_err(Failure::local)?
+                (local.explain)(&manifests.paths, manifests.mesh(), &query)
+                    .map_err(|error| Failure::local(&error))?
             } else {
                 let protocol = if *udp { "UDP" } else { "TCP" };
                 let (from, to) = (escaped(from), escaped(to));

@@ -36,7 +36,7 @@ impl<'a> Foreseen<'a> {
     }
 
     /// `ADDRESSES`: `ADDRESS_*` bits.
-    pub(crate) fn address_bits(&self, address: Address) -> u32 {
+    pub(crate) fn address_bits(self, address: Address) -> u32 {
         let services = self.0.services.values().flat_map(|service| addresses(service));
         let of_services = services
             .filter(|(own, _)| *own == address)
@@ -53,7 +53,7 @@ impl<'a> Foreseen<'a> {
     }
 
     /// `SERVICES`, with the slots and ranges behind it.
-    pub(crate) fn service(&self, key: &ServiceKey) -> Option<ForeseenSet> {
+    pub(crate) fn service(self, key: &ServiceKey) -> Option<ForeseenSet> {
         let service = self.0.frontends.get(&frontend_of(key))?;
         let wanted = wanted(service, self.0, &self.0.node.addresses);
         let frontend = wanted.frontends.get(key)?;
@@ -75,7 +75,7 @@ impl<'a> Foreseen<'a> {
     }
 
     /// `DESTINATIONS`.
-    pub(crate) fn destination(&self, address: Address) -> Option<Destination> {
+    pub(crate) fn destination(self, address: Address) -> Option<Destination> {
         let workload = self.0.workload_at(ip_of(address))?;
         destinations(workload).into_iter().find(|(own, _)| *own == address).map(|(_, value)| value)
     }

@@ -108,7 +108,7 @@ struct Attempt<'a> {
     started: Instant,
 }
 
-impl<'a> Attempt<'a> {
+impl Attempt<'_> {
     /// Connects to an endpoint, to another where one fails and nothing of the client's has been sent. One record, whatever
     /// the number of tries; `None` where all have failed.
     async fn connect_any(&self) -> Option<(Upstream, ConnectionRecord, SocketAddr)> {

@@ -15,8 +15,11 @@ use crate::identity::ca::csr;
 use crate::identity::peer_identity;
 use crate::model::{Identity, TrustDomain};
 
+/// What a target does with an input.
+pub type Body = fn(&[u8]);
+
 /// The targets, by the names of their corpora in `fuzz/corpus/`.
-pub const TARGETS: [(&str, fn(&[u8])); 4] =
+pub const TARGETS: [(&str, Body); 4] =
     [("spiffe", spiffe), ("policy", policy), ("csr", request), ("certificate", certificate)];
 
 /// A SPIFFE ID that is read is the one that is written, and has no way into another.

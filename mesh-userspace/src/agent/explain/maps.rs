@@ -120,15 +120,15 @@ impl Maps for Foreseen<'_> {
     }
 
     fn address_bits(&self, address: Address) -> Result<u32, DatapathError> {
-        Ok(Self::address_bits(self, address))
+        Ok(Self::address_bits(*self, address))
     }
 
     fn service(&self, key: &ServiceKey) -> Result<Option<Installed>, DatapathError> {
-        Ok(Self::service(self, key).map(|set| set.installed))
+        Ok(Self::service(*self, key).map(|set| set.installed))
     }
 
     fn slots(&self, key: &ServiceKey, _service: &Installed) -> Result<Vec<Option<Slot>>, DatapathError> {
-        let set = Self::service(self, key);
+        let set = Self::service(*self, key);
         Ok(set.map(|set| set.slots.into_iter().map(Some).collect()).unwrap_or_default())
     }
 
@@ -138,13 +138,13 @@ impl Maps for Foreseen<'_> {
         _service: &Installed,
         client: IpAddr,
     ) -> Result<bool, DatapathError> {
-        let set = Self::service(self, key);
+        let set = Self::service(*self, key);
         let client = ip_of(address_of(client));
         Ok(set.is_some_and(|set| set.ranges.iter().any(|range| range.contains(&client))))
     }
 
     fn destination(&self, address: Address) -> Result<Option<Destination>, DatapathError> {
-        Ok(Self::destination(self, address))
+        Ok(Self::destination(*self, address))
     }
 
     fn standing(&self, workload: &Workload) -> Result<Standing, DatapathError> {

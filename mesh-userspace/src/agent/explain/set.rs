@@ -85,17 +85,14 @@ impl Explanation<'_> {
             return Ok(());
         }
         if installed.affinity_seconds > 0 {
-            match netns {
-                Some(cookie) => {
-                    self.affinity(installed, &AffinityKey::netns(installed.affinity_id, cookie))?;
-                }
-                None => {
-                    let seconds = installed.affinity_seconds;
-                    let words = format!(
-                        "ClientIP, {seconds} s: whether there is an entry is known in the client's network namespace"
-                    );
-                    self.step("affinity", words);
-                }
+            if let Some(cookie) = netns {
+                self.affinity(installed, &AffinityKey::netns(installed.affinity_id, cookie))?;
+            } else {
+                let seconds = installed.affinity_seconds;
+                let words = format!(
+                    "ClientIP, {seconds} s: whether there is an entry is known in the client's network namespace"
+                );
+                self.step("affinity", words);
             }
         } else if key.protocol != TCP {
             self.step("choice", "by the socket's cookie: a socket keeps its backend while that serves");

@@ -9,7 +9,7 @@ use crate::admin::explain::{Basis, ExplainPath, Outcome, Transport};
 use crate::model::{MeshConfig, Mode};
 
 /// `web` behind a service on two nodes, one of them routed away from; `client` on the first, `plain` outside the mesh.
-const CLUSTER: &str = r#"
+const CLUSTER: &str = r"
 {apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}}
 ---
 apiVersion: v1
@@ -62,9 +62,9 @@ endpoints:
 - {addresses: [10.244.2.11], nodeName: node-b, targetRef: {kind: Pod, name: web-2, namespace: shop}}
 - {addresses: [10.244.2.12], nodeName: node-b, conditions: {ready: false}}
 ports: [{port: 8080, protocol: TCP}]
-"#;
+";
 
-const SPLIT: &str = r#"
+const SPLIT: &str = r"
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: {name: web, namespace: shop}
@@ -80,14 +80,14 @@ spec:
     - {destination: {host: web, subset: v1}, weight: 70}
     - {destination: {host: web, subset: v2}, weight: 20}
     - {destination: {host: web, subset: v3}, weight: 10}
-"#;
+";
 
-const STRICT: &str = r#"
+const STRICT: &str = r"
 apiVersion: security.istio.io/v1
 kind: PeerAuthentication
 metadata: {name: strict, namespace: shop}
 spec: {selector: {matchLabels: {app: web}}, mtls: {mode: STRICT}}
-"#;
+";
 
 fn policy(name: &str, rest: &str) -> String {
     format!(
