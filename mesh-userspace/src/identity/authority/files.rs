@@ -45,29 +45,59 @@ pub(super) struct Stamp([Option<FileStamp>; READ.len()]);
 
 impl Stamp {
     pub(super) fn of(dir: &Path) -> Self {
-        Self(READ.map(|name| {
-            let file = fs::metadata(dir.join(name)).ok()?;
-            let (written, changed) = ((file.mtime(), file.mtime_nsec()), (file.ctime(), file.ctime_nsec()));
-            Some((file.dev(), file.ino(), file.mode(), file.size(), written, changed))
-        }))
+        Self(READ.map(|name| fs::metadata(dir.join(name)).ok().map(|file| file_stamp(&file))))
+    }
+}
+
+fn file_stamp(file: &fs::Metadata) -> FileStamp {
+    let (written, changed) = ((file.mtime(), file.mtime_nsec()), (file.ctime(), file.ctime_nsec()));
+    (file.dev(), file.ino(), file.mode(), file.size(), written, changed)
+}
+
+/// The folder's files, held open: what is read of them is of the stamp, whatever has their names by then.
+struct Opened {
+    files: [Option<File>; READ.len()],
+    stamp: Stamp,
+}
+
+impl Opened {
+    fn of(dir: &Path) -> Self {
+        let mut stamp = Stamp::of(dir);
+        let files = READ.map(|name| File::open(dir.join(name)).ok());
+        // One that is there and cannot be opened keeps the stamp of its name.
+        for (stamp, file) in stamp.0.iter_mut().zip(&files) {
+            let own = file.as_ref().and_then(|file| file.metadata().ok());
+            *stamp = own.as_ref().map(file_stamp).or_else(|| stamp.take());
+        }
+        Self { files, stamp }
+    }
+
+    /// The file of that name, or why it cannot be had.
+    fn file(&self, dir: &Path, name: &str) -> Result<&File, AuthorityError> {
+        let index = READ.iter().position(|known| *known == name);
+        index.and_then(|index| self.files[index].as_ref()).ok_or_else(|| {
+            let path = dir.join(name);
+            let missing = || io::Error::from(io::ErrorKind::NotFound);
+            file_error("read", &path)(File::open(&path).err().unwrap_or_else(missing))
+        })
     }
 }
 
 /// Reads and checks the authority in a folder, all of it of one state.
 pub(super) fn read(dir: &Path) -> (Stamp, Result<Issuing, AuthorityError>) {
-    let mut before = Stamp::of(dir);
+    let mut opened = Opened::of(dir);
     for _try in 0..TRIES {
-        let issuing = load(dir);
-        let after = Stamp::of(dir);
-        if before == after {
-            return (after, issuing);
+        let issuing = load(dir, &opened);
+        // Nothing was written while it was read, and the names still mean these files.
+        if Stamp::of(dir) == opened.stamp {
+            return (opened.stamp, issuing);
         }
-        before = after;
+        opened = Opened::of(dir);
     }
-    (before, Err(AuthorityError::Changing { dir: dir.into() }))
+    (opened.stamp, Err(AuthorityError::Changing { dir: dir.into() }))
 }
 
-fn load(dir: &Path) -> Result<Issuing, AuthorityError> {
+fn load(dir: &Path, opened: &Opened) -> Result<Issuing, AuthorityError> {
     let (present, missing): (Vec<_>, Vec<_>) =
         [CERT, KEY, ROOT].into_iter().partition(|name| dir.join(name).exists());
     match (present.first(), missing.first()) {
@@ -77,22 +107,21 @@ fn load(dir: &Path) -> Result<Issuing, AuthorityError> {
         (None, _) => return Err(AuthorityError::Gone { dir: dir.into() }),
         (Some(_), None) => {}
     }
+    let certificates = |name: &str| certificates_of(opened.file(dir, name)?, &dir.join(name));
     let key_path = dir.join(KEY);
-    let key = read_key(&key_path)?;
+    let key = key_of(opened.file(dir, KEY)?, &key_path)?;
     let mut cert_path = dir.join(CERT);
-    let mut certificate = read_certificates(&cert_path)?.swap_remove(0);
+    let mut certificate = certificates(CERT)?.swap_remove(0);
     if !belongs(&certificate, &key) {
         // A switch of roots puts the new key in place first: until its certificate follows, that has its old name.
-        let next_path = dir.join(NEXT_CERT);
-        let next = read_certificates(&next_path).ok().map(|mut next| next.swap_remove(0));
+        let next = certificates(NEXT_CERT).ok().map(|mut next| next.swap_remove(0));
         match next.filter(|next| belongs(next, &key)) {
-            Some(next) => (certificate, cert_path) = (next, next_path),
+            Some(next) => (certificate, cert_path) = (next, dir.join(NEXT_CERT)),
             None => return Err(AuthorityError::Mismatch { cert: cert_path, key: key_path }),
         }
     }
-    let roots = read_certificates(&dir.join(ROOT))?;
-    let chain_path = dir.join(CHAIN);
-    let chain = if chain_path.exists() { read_certificates(&chain_path)? } else { Vec::new() };
+    let roots = certificates(ROOT)?;
+    let chain = if dir.join(CHAIN).exists() { certificates(CHAIN)? } else { Vec::new() };
     Issuing::new(key, certificate, &cert_path, chain, roots)
 }
 
@@ -103,7 +132,10 @@ pub(super) fn belongs(certificate: &CertificateDer<'_>, key: &KeyPair) -> bool {
 }
 
 pub(super) fn read_key(path: &Path) -> Result<Zeroizing<KeyPair>, AuthorityError> {
-    let mut file = File::open(path).map_err(file_error("read", path))?;
+    key_of(&File::open(path).map_err(file_error("read", path))?, path)
+}
+
+fn key_of(mut file: &File, path: &Path) -> Result<Zeroizing<KeyPair>, AuthorityError> {
     let mode = file.metadata().map_err(file_error("read", path))?.permissions().mode() & 0o7777;
     if mode & 0o177 != 0 {
         return Err(AuthorityError::KeyMode { path: path.into(), mode });
@@ -117,7 +149,12 @@ pub(super) fn read_key(path: &Path) -> Result<Zeroizing<KeyPair>, AuthorityError
 
 /// The certificates of a PEM file; never empty.
 pub(super) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, AuthorityError> {
-    let pem = fs::read(path).map_err(file_error("read", path))?;
+    certificates_of(&File::open(path).map_err(file_error("read", path))?, path)
+}
+
+fn certificates_of(mut file: &File, path: &Path) -> Result<Vec<CertificateDer<'static>>, AuthorityError> {
+    let mut pem = Vec::new();
+    file.read_to_end(&mut pem).map_err(file_error("read", path))?;
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     let certificates = certificates.map_err(|_error| AuthorityError::Damaged { path: path.into() })?;
     if certificates.is_empty() {
