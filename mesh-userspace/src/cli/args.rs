@@ -113,6 +113,9 @@ pub struct Manifests {
     /// Trust domain of every identity
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local", requires = "paths")]
     pub trust_domain: TrustDomain,
+    /// Trust domains whose identities are taken for those of the own one
+    #[arg(long, value_name = "DOMAIN", value_delimiter = ',', requires = "paths")]
+    pub trust_domain_aliases: Vec<TrustDomain>,
     /// Domain that every service's host ends in
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local", requires = "paths")]
     pub cluster_domain: String,
@@ -131,10 +134,10 @@ impl Manifests {
     pub fn mesh(&self) -> MeshConfig {
         MeshConfig {
             trust_domain: self.trust_domain.clone(),
+            trust_domain_aliases: self.trust_domain_aliases.clone().into(),
             root_namespace: self.root_namespace.as_str().into(),
             cluster_domain: self.cluster_domain.as_str().into(),
             node: self.node.as_deref().map(NodeName::new),
-            ..MeshConfig::default()
         }
     }
 }
@@ -190,6 +193,7 @@ mod tests {
             ("policies", true),
             ("policies shop/web -n 5 -o wide", true),
             ("policies --manifests /a --root-namespace mesh", true),
+            ("policies --manifests /a --trust-domain-aliases old.local,older.local", true),
             ("policies --root-namespace mesh", false),
             ("status -o xml", false),
             ("flows --limit -1", false),
