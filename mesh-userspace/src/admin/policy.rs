@@ -37,6 +37,8 @@ pub struct PoliciesReport {
     pub policies: Vec<PolicyReport>,
     /// How many there are, listed or not.
     pub total: usize,
+    /// Policies that could not be read as they are written, with the reason and what is in force instead.
+    pub problems: Vec<String>,
 }
 
 /// A workload, and what its policies come to.

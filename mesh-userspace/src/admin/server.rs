@@ -396,7 +396,11 @@ pub(crate) mod testing {
                 name: "allow-web".to_owned(),
                 ..PolicyReport::default()
             };
-            Ok(PoliciesReport { policies: vec![policy; query.limit.min(1)], total: 1, workload: None })
+            Ok(PoliciesReport {
+                policies: vec![policy; query.limit.min(1)],
+                total: 1,
+                ..PoliciesReport::default()
+            })
         }
 
         fn flows(&self) -> &FlowLog {

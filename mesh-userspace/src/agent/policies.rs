@@ -13,7 +13,8 @@ use crate::model::{
 };
 use crate::policy::authorization::{AppliedPolicy, Guard};
 use crate::policy::peer_authentication::{Applying, applying};
-use crate::source;
+use crate::resources::{Problem, guards};
+use crate::source::{self, Reports};
 
 /// The policies of manifests alone; `mesh.node` says of which node the workloads are told, all where there is none.
 /// Blocks on the disk.
@@ -22,13 +23,15 @@ pub fn policies_of_manifests(
     mesh: MeshConfig,
     query: &PolicyQuery,
 ) -> Result<PoliciesReport, QueryError> {
-    let (snapshot, _) = source::read_once(paths, mesh).map_err(|error| QueryError::Failed(chain(&error)))?;
-    report(&snapshot, snapshot.mesh.node.as_ref(), query)
+    let (snapshot, reports) =
+        source::read_once(paths, mesh).map_err(|error| QueryError::Failed(chain(&error)))?;
+    report(&snapshot, &reports, snapshot.mesh.node.as_ref(), query)
 }
 
 /// Answers one question.
 pub(super) fn report(
     snapshot: &Snapshot,
+    reports: &Reports,
     node: Option<&NodeName>,
     query: &PolicyQuery,
 ) -> Result<PoliciesReport, QueryError> {
@@ -37,6 +40,10 @@ pub(super) fn report(
         None => all(snapshot, node),
     };
     report.total = report.policies.len();
+    // A document without a name may be a policy as well.
+    let may_be_policy =
+        |problem: &&Problem| problem.object.as_ref().is_none_or(|object| guards(&object.kind));
+    report.problems = reports.problems.iter().filter(may_be_policy).map(ToString::to_string).collect();
     report.policies.truncate(query.limit.min(MAX_POLICIES));
     Ok(report)
 }
@@ -67,7 +74,7 @@ fn applying_to(snapshot: &Snapshot, workload: &Workload) -> PoliciesReport {
         policy.selected = policy.workloads.len();
         policy.outside_mesh = usize::from(!workload.enrolled);
     }
-    PoliciesReport { workload: Some(guarded), policies, total: 0 }
+    PoliciesReport { workload: Some(guarded), policies, ..PoliciesReport::default() }
 }
 
 /// Pods that a policy concerns: in the mesh, and not.

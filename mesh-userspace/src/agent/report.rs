@@ -191,7 +191,8 @@ impl AdminData for AgentData {
 
     async fn policies(&self, query: PolicyQuery) -> Result<PoliciesReport, QueryError> {
         let (snapshot, node) = (self.feed.current.load_full(), NodeName::new(self.node.as_str()));
-        blocking(move || policies::report(&snapshot, Some(&node), &query)).await
+        let reports = Arc::clone(&self.feed.reports.borrow());
+        blocking(move || policies::report(&snapshot, &reports, Some(&node), &query)).await
     }
 
     fn flows(&self) -> &FlowLog {

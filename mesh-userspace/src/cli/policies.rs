@@ -38,6 +38,12 @@ pub(super) fn policies(report: &PoliciesReport, view: View) -> String {
     if rest > 0 {
         let _infallible = writeln!(text, "({rest} more: raise --limit)");
     }
+    if !report.problems.is_empty() {
+        text.push_str("\nNot in force as written:\n");
+        for problem in &report.problems {
+            let _infallible = writeln!(text, "  {problem}");
+        }
+    }
     text
 }
 

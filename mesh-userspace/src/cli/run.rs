@@ -349,7 +349,7 @@ mod tests {
             policies: |paths, _mesh, query| {
                 let name = format!("{}{}", paths.len(), query.workload.clone().unwrap_or_default());
                 let policy = PolicyReport { name, ..PolicyReport::default() };
-                Ok(PoliciesReport { policies: vec![policy], total: query.limit, workload: None })
+                Ok(PoliciesReport { policies: vec![policy], total: query.limit, ..PoliciesReport::default() })
             },
         }
     }

@@ -8,6 +8,7 @@ use k8s_openapi::serde::de::DeserializeOwned;
 use serde_path_to_error::Segment;
 
 use super::deserialize::Unfit;
+use super::stand_in;
 use super::validate::{check_service, check_slice, validate};
 use super::yaml::{self, Node, Step};
 use super::{EndpointSlice, Kind, Object, ObjectRef, Service};
@@ -33,6 +34,8 @@ pub struct Decoded {
     pub objects: Vec<Item>,
     /// What is wrong with the others.
     pub mistakes: Vec<Mistake>,
+    /// What may stand in the place of those of the others that are security policies, each allowing nothing.
+    pub stand_ins: Vec<Item>,
     /// Objects of kinds that are no concern of a mesh.
     pub ignored: usize,
 }
@@ -74,6 +77,8 @@ pub fn decode(text: &str) -> Decoded {
         decoded.objects.extend(part.objects.into_iter().map(|item| Item { line: moved(item.line), ..item }));
         let mistakes = part.mistakes.into_iter();
         decoded.mistakes.extend(mistakes.map(|mistake| Mistake { line: moved(mistake.line), ..mistake }));
+        let stand_ins = part.stand_ins.into_iter();
+        decoded.stand_ins.extend(stand_ins.map(|item| Item { line: moved(item.line), ..item }));
         decoded.ignored += part.ignored;
     }
     decoded
@@ -125,7 +130,12 @@ impl Decoded {
                 tracing::debug!(kind, line = node.line, "kind is no concern of the mesh");
                 self.ignored += 1;
             }
-            Err(mistakes) => self.mistakes.extend(mistakes),
+            Err(mistakes) => {
+                let reference = mistakes.first().and_then(|mistake| mistake.object.as_ref());
+                let stand_in = stand_in::shared(node, reference);
+                self.stand_ins.extend(stand_in.map(|object| Item { line: node.line, object }));
+                self.mistakes.extend(mistakes);
+            }
         }
     }
 }

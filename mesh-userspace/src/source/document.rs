@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::resources::{Decoded, Mistake, Object, decode_part, parts};
+use crate::resources::{Decoded, Item, Mistake, Object, decode_part, parts};
 
 /// Largest file that is read, in bytes.
 const MAX_FILE: u64 = 64 << 20;
@@ -132,6 +132,14 @@ impl Documents {
                 Mistake { line, ..mistake.clone() }
             };
             decoded.mistakes.iter().map(moved)
+        })
+    }
+
+    /// What may stand in the place of security policies that are wrong.
+    pub(super) fn stand_ins(&self) -> impl Iterator<Item = (u32, &Arc<Object>)> {
+        self.mixed().flat_map(|(before, decoded)| {
+            let moved = move |item: &'_ Item| before.saturating_add(item.line);
+            decoded.stand_ins.iter().map(move |item| (moved(item), &item.object))
         })
     }
 

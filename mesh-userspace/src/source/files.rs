@@ -19,7 +19,7 @@ use super::document::{Documents, Stamp, changed};
 use super::listing::{FileKey, Listing};
 use super::manifests::Update;
 use super::unfinished::Unfinished;
-use crate::resources::{Change, Mistake, Object, ObjectRef, Problem};
+use crate::resources::{Change, Kind, Mistake, Object, ObjectRef, Problem, guards};
 
 /// Most threads that read files at a time.
 const MAX_READERS: usize = 8;
@@ -34,6 +34,10 @@ pub(super) struct FileSet {
     definitions: HashMap<ObjectRef, Vec<Definition>>,
     /// Objects that have several definitions.
     contested: BTreeSet<ObjectRef>,
+    /// Security policies that could not be read when nothing was known of them yet: they allow nothing.
+    stand_ins: BTreeSet<ObjectRef>,
+    /// Whether the files were read once.
+    started: bool,
     /// Counts the files that were read.
     round: u32,
     /// Files that could not be read.
@@ -71,6 +75,8 @@ impl FileSet {
             files: BTreeMap::new(),
             definitions: HashMap::new(),
             contested: BTreeSet::new(),
+            stand_ins: BTreeSet::new(),
+            started: false,
             round: 0,
             errors: BTreeMap::new(),
             problems: Vec::new(),
@@ -117,6 +123,9 @@ impl FileSet {
                 },
                 Err(error) => note_error(&mut errors, key, &error),
             }
+        }
+        if !std::mem::replace(&mut self.started, true) {
+            self.stand_in(&mut touched);
         }
         if gone.is_empty() && !reread && errors == self.errors {
             return None;
@@ -193,6 +202,7 @@ impl FileSet {
         };
         self.round = self.round.wrapping_add(1);
         for (line, object) in documents.objects() {
+            self.stand_ins.remove(&object.reference());
             if !self.define(&key, line, object, touched) {
                 let reason = "defined above in the same file already, which is in force".to_owned();
                 let (object, field) = (Some(object.reference()), String::new());
@@ -213,6 +223,38 @@ impl FileSet {
         }
         let ignored = documents.ignored();
         self.files.insert(key, File { stamp, documents, kept, mistakes, ignored });
+    }
+
+    /// Nothing is known of what was in force before this agent: a security policy that cannot be read allows nothing.
+    fn stand_in(&mut self, touched: &mut Touched) {
+        let missing: Vec<_> = self
+            .files
+            .iter()
+            .flat_map(|(key, file)| file.documents.stand_ins().map(move |(line, object)| (key, line, object)))
+            .filter(|(_, _, object)| !self.definitions.contains_key(&object.reference()))
+            .map(|(key, line, object)| (Arc::clone(key), line, Arc::clone(object)))
+            .collect();
+        for (key, line, object) in missing {
+            if self.define(&key, line, &object, touched)
+                && let Some(file) = self.files.get_mut(&key)
+            {
+                self.stand_ins.insert(object.reference());
+                file.kept.push((line, object));
+            }
+        }
+    }
+
+    /// What becomes of an object that cannot be read, where that is not its last good state.
+    fn instead(&self, object: &ObjectRef) -> &'static str {
+        let is_peer = object.kind == Kind::PeerAuthentication;
+        match (self.stand_ins.contains(object), is_peer) {
+            _ if !guards(&object.kind) => "",
+            (true, true) => "; until it is mended STRICT is in force where it applies",
+            (true, false) => "; until it is mended nothing is allowed where it applies",
+            (false, _) if self.definitions.contains_key(object) => "; its last good state is in force",
+            (false, true) => "; it is NOT in force, and an agent that starts with it takes it for STRICT",
+            (false, false) => "; it is NOT in force, and an agent that starts with it allows nothing",
+        }
     }
 
     /// False where the file has defined the object in this round already.
@@ -300,7 +342,8 @@ impl FileSet {
         for (key, file) in &self.files {
             for mistake in &file.mistakes {
                 let Mistake { line, object, field, reason } = mistake;
-                add(&key.1, Some(*line), object.clone(), field, reason.clone());
+                let instead = object.as_ref().map(|object| self.instead(object)).unwrap_or_default();
+                add(&key.1, Some(*line), object.clone(), field, format!("{reason}{instead}"));
             }
         }
         for reference in &self.contested {

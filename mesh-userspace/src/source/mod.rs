@@ -166,7 +166,7 @@ fn log_new(old: &Reports, new: &Reports) {
             object = problem.object.as_ref().map(tracing::field::display),
             field = problem.field,
             reason = problem.reason,
-            "object rejected, its last good state stays"
+            "object rejected; its last good state stays, if there is one"
         );
     }
     if Arc::ptr_eq(&old.notices, &new.notices) {

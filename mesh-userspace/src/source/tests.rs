@@ -236,3 +236,49 @@ async fn the_demo_has_no_problems_but_its_variants() {
     assert_eq!(**feed.reports.borrow(), Reports::default());
     assert_eq!(feed.current.load().services.len(), 4);
 }
+
+fn policy(name: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, namespace: shop}}\nspec: {spec}\n"
+    )
+}
+
+/// Policies in force, as `NAME ACTION SCOPE RULES`.
+fn policies(snapshot: &Snapshot) -> Vec<String> {
+    let mut all: Vec<String> = snapshot
+        .policies
+        .iter()
+        .map(|policy| {
+            format!("{} {:?} {} {}", policy.name.name, policy.action, policy.scope, policy.rules.len())
+        })
+        .collect();
+    all.sort();
+    all
+}
+
+#[tokio::test]
+async fn a_policy_that_cannot_be_read_at_the_start_allows_nothing() {
+    let broken =
+        "{selector: {matchLabels: {app: web}}, action: DENY, rules: [{to: [{operation: {ports: [80]}}]}]}";
+    let peer = "---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: p, namespace: shop}\nspec: {mtls: {mode: STRCT}}\n";
+    let first = policy("a", broken)
+        + &policy("b", "{selector: 7, rules: [{}]}")
+        + &policy("audit", &broken.replace("DENY", "AUDIT"))
+        + &policy("good", "{rules: [{}]}")
+        + peer;
+    let mut watched = Watched::new("", |folder| fs::write(folder.join("a.yaml"), &first).unwrap()).await;
+    let held = ["a Allow selector app=web 0", "b Allow namespace 0", "good Allow namespace 1"];
+    assert_eq!(policies(&watched.feed.current.load()), held);
+    let modes: Vec<_> = watched.feed.current.load().peer_policies.values().map(|peer| peer.mode).collect();
+    assert_eq!(modes, [Some(crate::model::Mode::Strict)]);
+    let nothing = "until it is mended nothing is allowed where it applies";
+    watched.expect_problems(&[nothing, nothing, "NOT in force", "until it is mended STRICT"]).await;
+    // Mended one by one; what is new and wrong once the agent runs has no effect.
+    let second = policy("a", "{action: DENY}") + &policy("b", "{selector: 7}") + &policy("new", broken);
+    watched.write("a.yaml", &second);
+    watched.expect_problems(&[nothing, "NOT in force"]).await;
+    assert_eq!(policies(&watched.feed.current.load()), ["a Deny namespace 0", "b Allow namespace 0"]);
+    watched.write("a.yaml", &(policy("a", "{action: 7}")));
+    watched.expect_problems(&["its last good state is in force"]).await;
+    assert_eq!(policies(&watched.feed.current.load()), ["a Deny namespace 0"]);
+}

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
@@ -42,6 +42,8 @@ pub struct Limits {
     pub per_connection: u32,
     /// Requests that are decided at once.
     pub requests: usize,
+    /// The same from one address.
+    pub requests_per_address: usize,
     /// Longest handshake.
     pub handshake: Duration,
     /// Longest request, from its head to its answer.
@@ -61,6 +63,7 @@ impl Default for Limits {
             per_address: 64,
             per_connection: 32,
             requests: 256,
+            requests_per_address: 32,
             handshake: Duration::from_secs(5),
             request: Duration::from_secs(8),
             idle: Duration::from_mins(1),
@@ -121,7 +124,7 @@ impl Server {
             metrics: Arc::clone(&metrics),
             max_life,
             deadline: limits.request,
-            at_once: Semaphore::new(limits.requests),
+            at_once: Places::new(limits.requests, limits.requests_per_address),
         };
         let shared = Shared { serving, metrics, limits, quiet: Quiet::new(LINES, QUIET) };
         Self { front: Front::new(office), shared: Arc::new(shared) }

@@ -5,13 +5,13 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use prost_types::value::Kind;
-use tokio::sync::Semaphore;
 use tonic::body::Body;
 use tonic::codegen::{Service, http};
 use tonic::{Code, Request, Response, Status};
@@ -19,6 +19,7 @@ use tonic::{Code, Request, Response, Status};
 use super::audit::{Audit, Record, bounded, rfc3339};
 use super::authorise::{AuthoriseError, Authoriser};
 use super::caller::{Callers, Proof};
+use super::limits::Places;
 use super::metrics::CaMetrics;
 use super::proto::istio_certificate_service_server::{
     IstioCertificateService, IstioCertificateServiceServer,
@@ -47,9 +48,9 @@ pub(super) struct Office {
     pub(super) max_life: Duration,
     /// Longest that a request may take, from its head to its answer.
     pub(super) deadline: Duration,
-    /// Requests that are decided at once. One whose message is still on its way is not among them: whoever sends slowly
-    /// takes nobody's place.
-    pub(super) at_once: Semaphore,
+    /// Places for requests that are decided at once, in total and from one address. One whose message is still on its way
+    /// has none yet: whoever sends slowly, or much that is not believed, takes nobody else's.
+    pub(super) at_once: Arc<Places>,
 }
 
 impl fmt::Debug for Office {
@@ -69,17 +70,19 @@ impl Office {
     /// Decides a request; the record knows as much as has been found out, whatever comes of it.
     async fn decide(
         &self,
+        from: IpAddr,
         proof: Proof<'_>,
         request: &IstioCertificateRequest,
         ticket: &Ticket,
     ) -> Result<IstioCertificateResponse, Refusal> {
+        let _place = self.at_once.take(from).map_err(|_limit| Refusal::Overloaded)?;
+        let caller = self.callers.authenticate(proof).await?;
+        lock(ticket).set_caller(&caller);
+        // Who has not said who they are fills no line with what they wish.
         let impersonated = impersonated(request);
         if let Ok(Some(identity)) = impersonated {
             lock(ticket).impersonated = Some(bounded(identity));
         }
-        let _place = self.at_once.try_acquire().map_err(|_error| Refusal::Overloaded)?;
-        let caller = self.callers.authenticate(proof).await?;
-        lock(ticket).set_caller(&caller);
         let identity = self.authoriser.authorise(&caller, impersonated?).await?;
         let validity = self.validity(request.validity_duration)?;
         let csr = csr::check(&request.csr, &identity)?;
@@ -149,7 +152,7 @@ impl IstioCertificateService for Method {
         };
         let header = request.metadata().get("authorization").map(|value| value.to_str().ok());
         let proof = Proof { authorization: header, certificate: peer.certificate.as_deref() };
-        let decided = self.0.decide(proof, request.get_ref(), &ticket).await;
+        let decided = self.0.decide(peer.address.ip(), proof, request.get_ref(), &ticket).await;
         decided.map(Response::new).map_err(|refusal| {
             lock(&ticket).refuse(refusal.reason(), &refusal.detail());
             refusal.status()

@@ -28,14 +28,6 @@ const KNOWN_KEYS: [&str; 5] =
 /// Everything to be said about the policy.
 pub(super) fn authorization_policy(notices: &mut Notices, policy: &AuthorizationPolicy) {
     let spec = &policy.spec;
-    notices.top_level(&policy.rest);
-    for name in spec.rest.keys() {
-        let message = "unknown field, ignored: the policy is in force without it".to_owned();
-        notices.add(Severity::Error, format!("spec.{name}"), message);
-    }
-    if let Some(selector) = &spec.selector {
-        notices.rest("spec.selector", &selector.rest, &[]);
-    }
     if is_dry_run(policy).is_none() {
         let message = "neither true nor false: the policy is in force, it is no dry run".to_owned();
         notices.add(Severity::Error, format!("metadata.annotations.{DRY_RUN}"), message);
@@ -69,7 +61,6 @@ fn action(notices: &mut Notices, policy: &AuthorizationPolicy) {
 
 fn targets(notices: &mut Notices, policy: &AuthorizationPolicy) {
     for (field, target) in policy.spec.targets() {
-        notices.rest(&field, &target.rest, &[]);
         if !target.is_service() {
             let message = format!(
                 "{} {} is not honoured: at layer 4 a policy is bound to a Service, or by selector; it is not in force there",
@@ -192,9 +183,8 @@ mod tests {
             ("layer 7 that is empty", "{rules: [{to: [{operation: {methods: [], ports: ['80']}}]}]}", vec![]),
             (
                 "typing mistakes",
-                "{selecter: {}, rules: [{form: [], from: [{source: {principal: [a]}}]}, {when: [{key: source.pi, values: [a]}]}]}",
+                "{rules: [{form: [], from: [{source: {principal: [a]}}]}, {when: [{key: source.pi, values: [a]}]}]}",
                 vec![
-                    (Error, "spec.selecter", "in force without it"),
                     (
                         Warning,
                         "spec.rules[0].from[0].source.principal",

@@ -156,17 +156,6 @@ fn destination_rule(notices: &mut Notices, rule: &DestinationRule) {
 
 fn peer_authentication(notices: &mut Notices, policy: &PeerAuthentication, root_namespace: &str) {
     let spec = &policy.spec;
-    notices.top_level(&policy.rest);
-    notices.rest("spec", &spec.rest, &[]);
-    if let Some(mtls) = &spec.mtls {
-        notices.rest("spec.mtls", &mtls.rest, &[]);
-    }
-    for (port, mtls) in &spec.port_level_mtls {
-        notices.rest(&format!("spec.portLevelMtls.{port}"), &mtls.rest, &[]);
-    }
-    if let Some(selector) = &spec.selector {
-        notices.rest("spec.selector", &selector.rest, &[]);
-    }
     let selects = spec.selector.as_ref().is_some_and(|selector| !selector.match_labels.is_empty());
     if selects && &*notices.object.namespace == root_namespace {
         let message = "ignored: a policy with a selector has no effect in the root namespace".to_owned();
@@ -198,7 +187,7 @@ mod tests {
             ),
             (
                 "a typing mistake beside the spec",
-                peer.replace("NS", "shop").replace("spec:", "specs: {}"),
+                format!("{rule}  http: [{{{route}}}]\nspecs: {{}}\n"),
                 vec![("specs", "unknown field")],
             ),
             ("tls", format!("{rule}  tls: [{{{route}}}]\n"), vec![("spec.tls", "server name")]),

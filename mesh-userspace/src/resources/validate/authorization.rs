@@ -3,11 +3,21 @@
 
 use super::{Wrong, check_name};
 use crate::resources::authorization::{AuthorizationPolicy, LAYER_4_KEYS, Operation, Rule, Source, When};
+use crate::resources::istio::Rest;
 use crate::resources::translate::authorization::{ip_block, port};
 
 /// Everything that is wrong with the policy.
 pub(super) fn check_authorization_policy(wrong: &mut Vec<Wrong>, policy: &AuthorizationPolicy, own: &str) {
     let spec = &policy.spec;
+    // What narrows a policy must not be lost: kubectl and the API server refuse such fields, too.
+    check_top_level(wrong, &policy.rest);
+    check_known(wrong, "spec", &spec.rest);
+    if let Some(selector) = &spec.selector {
+        check_known(wrong, "spec.selector", &selector.rest);
+    }
+    for (field, target) in spec.targets() {
+        check_known(wrong, &field, &target.rest);
+    }
     if spec.selector().is_some() && spec.targets().next().is_some() {
         let reason = "selector and targetRefs exclude each other".to_owned();
         wrong.push(("spec.selector".to_owned(), reason));
@@ -24,6 +34,20 @@ pub(super) fn check_authorization_policy(wrong: &mut Vec<Wrong>, policy: &Author
     }
     for (index, rule) in spec.rules.iter().enumerate() {
         check_rule(wrong, &format!("spec.rules[{index}]"), rule);
+    }
+}
+
+/// Fields beside `metadata` and `spec` that no object has.
+pub(super) fn check_top_level(wrong: &mut Vec<Wrong>, rest: &Rest) {
+    for name in rest.keys().filter(|name| !matches!(name.as_str(), "apiVersion" | "kind" | "status")) {
+        wrong.push((name.clone(), "unknown field: what it asks for would be lost".to_owned()));
+    }
+}
+
+/// Fields that the API has not.
+pub(super) fn check_known(wrong: &mut Vec<Wrong>, at: &str, rest: &Rest) {
+    for name in rest.keys() {
+        wrong.push((format!("{at}.{name}"), "unknown field: what it asks for would be lost".to_owned()));
     }
 }
 
@@ -136,6 +160,9 @@ mod tests {
         let source = |fields: &str| format!("{{rules: [{{from: [{{source: {fields}}}]}}]}}");
         let cases: Vec<(String, &str)> = vec![
             ("{action: ALOW}".into(), "spec.action"),
+            ("{selecter: {matchLabels: {a: b}}}".into(), "spec.selecter"),
+            ("{selector: {matchExpressions: []}}".into(), "spec.selector.matchExpressions"),
+            ("{targetRefs: [{kind: Service, name: a, port: 80}]}".into(), "spec.targetRefs[0].port"),
             (
                 "{selector: {matchLabels: {a: b}}, targetRefs: [{kind: Service, name: a}]}".into(),
                 "spec.selector",

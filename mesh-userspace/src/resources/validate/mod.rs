@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1::{Pod, Service, ServiceSpec};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
-use self::authorization::check_authorization_policy;
+use self::authorization::{check_authorization_policy, check_known, check_top_level};
 use super::Object;
 use super::istio::{DestinationRule, PeerAuthentication, RouteEntry, VirtualService};
 use super::translate::external::ingress;
@@ -264,6 +264,18 @@ fn check_destination_rule(wrong: &mut Vec<Wrong>, rule: &DestinationRule) {
 }
 
 fn check_peer_authentication(wrong: &mut Vec<Wrong>, policy: &PeerAuthentication) {
+    let spec = &policy.spec;
+    check_top_level(wrong, &policy.rest);
+    check_known(wrong, "spec", &spec.rest);
+    if let Some(selector) = &spec.selector {
+        check_known(wrong, "spec.selector", &selector.rest);
+    }
+    if let Some(mtls) = &spec.mtls {
+        check_known(wrong, "spec.mtls", &mtls.rest);
+    }
+    for (port, mtls) in &spec.port_level_mtls {
+        check_known(wrong, &format!("spec.portLevelMtls.{port}"), &mtls.rest);
+    }
     for port in policy.spec.port_level_mtls.keys() {
         let field = format!("spec.portLevelMtls.{port}");
         match port.parse::<i64>() {
