@@ -78,7 +78,7 @@ impl ServiceKey {
 
 /// An enrolled client's connections to this service go through the agent.
 pub const SERVICE_CAPTURE: u32 = 1;
-/// One endpoint at least takes mTLS only.
+/// One endpoint at least takes mTLS only, or has a policy that may refuse clients.
 pub const SERVICE_STRICT: u32 = 2;
 /// `RANGES` says who may connect: processes of this node are let through to the `sk_lookup` program that asks there.
 pub const SERVICE_RANGES: u32 = 4;
@@ -175,7 +175,7 @@ pub struct SlotKey {
 }
 abi!(SlotKey, 12);
 
-/// The endpoint takes mTLS only: with the agent away an enrolled client is refused instead of sent there in plaintext.
+/// The endpoint takes mTLS only, or asks who a client is: with the agent away an enrolled client is refused instead of sent there in plaintext.
 pub const BACKEND_STRICT: u16 = 1;
 /// The slot stands for a share of the traffic that has nowhere to go (a subset without endpoints).
 pub const BACKEND_NONE: u16 = 2;
@@ -383,7 +383,7 @@ abi!(Pod, 8);
 
 /// The workload at this address is enrolled: its clients' connections are captured.
 pub const DESTINATION_ENROLLED: u32 = 1;
-/// The workload at this address takes mTLS only (on one port at least).
+/// The workload at this address takes mTLS only (on one port at least), or has a policy that may refuse clients.
 pub const DESTINATION_STRICT: u32 = 2;
 
 /// Value of `DESTINATIONS`, keyed by a workload's address ([`Address`]).

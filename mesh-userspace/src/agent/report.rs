@@ -67,6 +67,22 @@ impl AgentData {
         }
     }
 
+    /// Certificates that are not there, or will not be for long.
+    fn certificate_problems(&self) -> Vec<String> {
+        let problem = |status: CertificateStatus| {
+            let what = match status.state {
+                CertificateState::Unavailable => "there is no certificate",
+                CertificateState::Expiring => "the certificate ends soon and cannot be renewed",
+                CertificateState::Pending | CertificateState::Valid | CertificateState::RenewalFailing => {
+                    return None;
+                }
+            };
+            let why = status.error.map(|error| format!(": {}", chain(&error))).unwrap_or_default();
+            Some(format!("{}: {what}{why}", status.identity))
+        };
+        self.shared.certificates.certificates().into_iter().filter_map(problem).collect()
+    }
+
     fn problems(&self, status: &NodeStatus) -> Vec<String> {
         let reports = self.feed.reports.borrow();
         let rejected = reports.problems.iter().map(|problem| {
@@ -90,7 +106,8 @@ impl AgentData {
             )
         });
         let errors = status.sync_errors.iter().cloned().chain(self.authority_problem());
-        rejected.chain(errors).chain(detached).chain(elsewhere).chain(pods).collect()
+        let certificates = self.certificate_problems();
+        rejected.chain(errors).chain(certificates).chain(detached).chain(elsewhere).chain(pods).collect()
     }
 }
 

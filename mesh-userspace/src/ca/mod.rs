@@ -157,8 +157,16 @@ async fn serve(config: CaConfig, audit: Audit) -> Result<(), CaError> {
         }
         tracing::info!("stopping: requests under way are answered");
         stop.send_replace(true);
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::warn!("told twice: ending at once");
     };
-    tokio::join!(server.run(listener, on(stopped)), ended);
+    tokio::select! {
+        () = server.run(listener, on(stopped)) => {}
+        () = ended => {}
+    }
     keep.abort();
     observe.abort();
     Ok(())

@@ -177,7 +177,7 @@ fn has_strict(set: &BackendSet) -> bool {
 }
 
 fn is_strict(endpoint: &Endpoint) -> bool {
-    endpoint.enrolled && endpoint.mode == Mode::Strict
+    endpoint.enrolled && (endpoint.mode == Mode::Strict || endpoint.guarded)
 }
 
 fn set_of(set: &BackendSet, keeps: bool) -> WantedSet {

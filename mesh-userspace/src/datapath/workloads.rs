@@ -76,7 +76,7 @@ pub(super) fn destinations(workload: &Workload) -> Vec<(Address, Destination)> {
     if !workload.enrolled || !takes_mtls {
         return Vec::new();
     }
-    let strict = if modes.any_strict() { DESTINATION_STRICT } else { 0 };
+    let strict = if modes.any_strict() || workload.guarded { DESTINATION_STRICT } else { 0 };
     let value = Destination { flags: DESTINATION_ENROLLED | strict };
     workload.addresses.iter().map(|address| (address_of(*address), value)).collect()
 }

@@ -203,19 +203,20 @@ impl Attempt<'_> {
                 forward.tunnel(&self.entry.netns, agent, workload, address, None).await
             }
             Entrance::Unserved(workload) => {
-                inbound::judge(self.snapshot, workload, None, self.source, address)?;
-                self.dial(endpoint).await
+                let (worker, client) = (self.worker, self.source);
+                let admission = inbound::judge(worker, self.snapshot, workload, None, client, address)?;
+                Ok(Upstream::Unserved(self.dial(endpoint).await?, admission))
             }
-            Entrance::Plain => self.dial(endpoint).await,
+            Entrance::Plain => self.dial(endpoint).await.map(Upstream::Socket),
         }
     }
 
     /// In plaintext from the node's own namespace. An application of this node is told whom the connection is for.
-    async fn dial(&self, endpoint: &Endpoint) -> Result<Upstream, UpstreamError> {
+    async fn dial(&self, endpoint: &Endpoint) -> Result<TcpStream, UpstreamError> {
         let address = endpoint.address;
         let connect = timeout(CONNECT_DEADLINE, dial(self.worker, address, self.source)).await;
         let socket = connect.map_err(|_elapsed| UpstreamError::Timeout(address))?;
-        socket.map(Upstream::Socket).map_err(|source| UpstreamError::Connect { address, source })
+        socket.map_err(|source| UpstreamError::Connect { address, source })
     }
 }
 

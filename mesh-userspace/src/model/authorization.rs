@@ -105,6 +105,18 @@ pub struct AuthorizationPolicy {
     pub rules: Box<[PolicyRule]>,
 }
 
+impl AuthorizationPolicy {
+    /// Whether it may refuse somebody: it is in force, and no mere AUDIT.
+    pub fn may_refuse(&self) -> bool {
+        !self.dry_run
+            && match self.action {
+                PolicyAction::Allow => true,
+                PolicyAction::Deny | PolicyAction::Custom => !self.rules.is_empty(),
+                PolicyAction::Audit => false,
+            }
+    }
+}
+
 /// `Rule`: it matches where one of `from`, one of `to` and all of `when` match.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct PolicyRule {

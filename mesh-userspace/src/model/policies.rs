@@ -54,6 +54,21 @@ impl Policies {
         self.namespaces.values().flat_map(|own| own.all.values())
     }
 
+    /// Whether a workload with these labels may have clients refused by a policy in force; with `targetRefs` it counts
+    /// for its whole namespace.
+    pub fn may_refuse(
+        &self,
+        namespace: &str,
+        root_namespace: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> bool {
+        let root = self.of_namespace(root_namespace).filter(|_| namespace != root_namespace);
+        let own = self.of_namespace(namespace);
+        let selecting = root.into_iter().chain(own).flat_map(|policies| policies.selecting(labels));
+        let referring = own.into_iter().flat_map(|own| own.services.values().flat_map(OrdMap::values));
+        selecting.chain(referring).any(|policy| policy.may_refuse())
+    }
+
     /// Puts a policy in the place of the one of its name.
     pub fn insert(&mut self, policy: &Arc<AuthorizationPolicy>) {
         self.remove(&policy.name);

@@ -55,6 +55,8 @@ pub struct Endpoint {
     pub enrolled: bool,
     /// The workload's mTLS mode at this port.
     pub mode: Mode,
+    /// Whether a policy may refuse the workload's clients ([`Workload::guarded`](super::Workload)).
+    pub guarded: bool,
     /// Whether it takes connections.
     pub state: EndpointState,
     /// The node that it is on, where that is said.
@@ -71,6 +73,7 @@ impl Endpoint {
             workload: None,
             enrolled: false,
             mode: Mode::Permissive,
+            guarded: false,
             state: EndpointState::Ready,
             node: None,
             zone: None,

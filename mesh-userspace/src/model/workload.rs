@@ -42,6 +42,9 @@ pub struct Workload {
     pub netns: Option<PathBuf>,
     /// What its `PeerAuthentication`s say.
     pub mtls: MtlsModes,
+    /// Whether an `AuthorizationPolicy` in force may refuse its clients: with an agent away on the way, none is sent on as
+    /// nobody. Of policies with `targetRefs` it is enough that they are in its namespace.
+    pub guarded: bool,
 }
 
 impl Workload {

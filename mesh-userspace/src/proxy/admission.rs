@@ -5,10 +5,11 @@
 //! two.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::pod::Guarded;
+use super::gate::{Gate, Guarded};
 use crate::model::Identity;
 use crate::policy::authorization::{Connection, Decision, Refusal, Verdict};
 use crate::telemetry::{Metrics, PolicyMark};
@@ -16,6 +17,8 @@ use crate::telemetry::{Metrics, PolicyMark};
 /// A connection that was let in, for as long as it may stay.
 #[derive(Debug)]
 pub(crate) struct Admission {
+    /// Followed for as long as somebody is inside.
+    _gate: Arc<Gate>,
     guard: watch::Receiver<Guarded>,
     source: Option<Identity>,
     client: SocketAddr,
@@ -25,12 +28,13 @@ pub(crate) struct Admission {
 impl Admission {
     /// Asks for a connection from `source` (authenticated; `None` for plaintext) with the true client's address.
     pub(super) fn ask(
+        gate: Arc<Gate>,
         guard: watch::Receiver<Guarded>,
         source: Option<&Identity>,
         client: SocketAddr,
         destination: SocketAddr,
     ) -> (Self, Decision) {
-        let mut asked = Self { guard, source: source.cloned(), client, destination };
+        let mut asked = Self { _gate: gate, guard, source: source.cloned(), client, destination };
         let decision = asked.decide();
         (asked, decision)
     }
@@ -48,7 +52,7 @@ impl Admission {
     pub(crate) async fn revoked(&mut self) -> Refusal {
         loop {
             if self.guard.changed().await.is_err() {
-                // The pod is gone; its connections are cut by its own end.
+                // It is held here, so that it does not end.
                 std::future::pending::<()>().await;
             }
             if let Verdict::Refused(refusal) = self.decide().verdict {

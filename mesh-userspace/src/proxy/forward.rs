@@ -8,12 +8,12 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
-use super::Pod;
-use super::admission::Admission;
+use super::admission::{self, Admission};
 use super::copy::{SocketIs, tcp_to_tcp, tcp_to_tunnel};
 use super::hbone::client::ClientError;
 use super::hbone::{Baggage, Lease, Peer};
 use super::inbound::{self, Delivery, DeliveryError};
+use super::pod::{Held, Pod};
 use super::worker::Worker;
 use crate::model::{Identity, Workload};
 use crate::node::NetNs;
@@ -82,6 +82,8 @@ impl UpstreamError {
 
 pub(crate) enum Upstream {
     Socket(TcpStream),
+    /// In plaintext to a pod of this node that is not enrolled yet, for as long as policy lets it.
+    Unserved(TcpStream, Admission),
     /// A pod of this node.
     Local(TcpStream, Box<AtDestination>),
     Tunnel(super::copy::Tunnel, Lease),
@@ -93,13 +95,15 @@ pub(crate) struct AtDestination {
     pub(crate) record: ConnectionRecord,
     /// For how long the connection may stay.
     pub(crate) admission: Admission,
+    /// The pod, which has the connection as one of its own.
+    pub(crate) pod: Held,
 }
 
 impl Upstream {
     /// How it is protected.
     pub(super) const fn security(&self) -> Security {
         match self {
-            Self::Socket(_) => Security::None,
+            Self::Socket(_) | Self::Unserved(..) => Security::None,
             Self::Local(..) | Self::Tunnel(..) => Security::MutualTls,
         }
     }
@@ -130,7 +134,8 @@ impl Forward<'_> {
         let delivery = Delivery { worker, pod, source, client, destination: address };
         match delivery.connect(&mut record).await {
             Ok((socket, admission)) => {
-                Ok(Upstream::Local(socket, Box::new(AtDestination { record, admission })))
+                let pod = Held::new(pod);
+                Ok(Upstream::Local(socket, Box::new(AtDestination { record, admission, pod })))
             }
             Err(error) => {
                 record.fail(error.outcome(), &error);
@@ -181,16 +186,25 @@ pub(crate) async fn carry(
     record: &ConnectionRecord,
     gone: impl Future<Output = ()>,
 ) -> Outcome {
-    let (upstream, (at_destination, mut admission)) = match upstream {
+    let (upstream, at_destination, mut admission, pod) = match upstream {
         Upstream::Local(server, there) => {
-            (Upstream::Socket(server), (Some(there.record), Some(there.admission)))
+            (Upstream::Socket(server), Some(there.record), Some(there.admission), Some(there.pod))
         }
-        upstream => (upstream, (None, None)),
+        Upstream::Unserved(server, admission) => (Upstream::Socket(server), None, Some(admission), None),
+        upstream => (upstream, None, None, None),
+    };
+    let cut = async {
+        match &pod {
+            Some(pod) => pod.cut().await,
+            None => std::future::pending().await,
+        }
     };
     let bytes = record.bytes();
     let carried = async {
         match upstream {
-            Upstream::Socket(server) | Upstream::Local(server, _) => tcp_to_tcp(client, &server, bytes).await,
+            Upstream::Socket(server) | Upstream::Unserved(server, _) | Upstream::Local(server, _) => {
+                tcp_to_tcp(client, &server, bytes).await
+            }
             Upstream::Tunnel(tunnel, _lease) => tcp_to_tunnel(client, tunnel, SocketIs::Client, bytes).await,
         }
     };
@@ -204,14 +218,18 @@ pub(crate) async fn carry(
     let (outcome, refusal) = tokio::select! {
         outcome = carried => (outcome, None),
         () = gone => (Outcome::Withdrawn, None),
+        () = cut => (Outcome::Withdrawn, None),
         refusal = revoked => (Outcome::Revoked, Some(refusal)),
     };
+    if let Some(refusal) = &refusal {
+        admission::refused(worker.shared.telemetry.metrics(), "revoked", refusal);
+    }
     if let Some(at_destination) = at_destination {
         let (to_server, to_client) = bytes.totals();
         at_destination.bytes().add_to_server(to_server);
         at_destination.bytes().add_to_client(to_client);
         match refusal {
-            Some(refusal) => inbound::revoked(worker, at_destination, &refusal),
+            Some(refusal) => at_destination.fail(outcome, &refusal),
             None => at_destination.finish(outcome),
         }
     }

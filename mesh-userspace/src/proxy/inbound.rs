@@ -19,7 +19,7 @@ use super::worker::Worker;
 use super::{Pod, Stop, upstream};
 use crate::identity::{handshake_reason, server_config};
 use crate::model::{Identity, Snapshot, Workload};
-use crate::policy::authorization::{Connection, Guard, Refusal, Verdict};
+use crate::policy::authorization::{Refusal, Verdict};
 use crate::socket::reset_on_close;
 use crate::telemetry::{ConnectionRecord, Direction, OpenedConnection, Outcome, Reporter, Security};
 
@@ -94,7 +94,7 @@ impl Delivery<'_> {
         &self,
         record: &mut ConnectionRecord,
     ) -> Result<(TcpStream, Admission), DeliveryError> {
-        let (admission, decision) = self.pod.admit(self.source, self.client, self.destination);
+        let (admission, decision) = self.pod.gate().admit(self.source, self.client, self.destination);
         admission::count(self.worker.shared.telemetry.metrics(), &decision);
         record.note_policy(admission::mark(&decision));
         if let Verdict::Refused(refusal) = decision.verdict {
@@ -181,7 +181,9 @@ pub(super) async fn hbone(worker: &Worker, pod: &Arc<Pod>, socket: TcpStream) {
                     return tunnel(&worker, &pod, request).await;
                 }
                 // Its tunnels stay; a client that is somebody still comes with another connection.
-                drain.send_replace(true);
+                if !drain.send_replace(true) {
+                    worker.shared.telemetry.metrics().handshake_failed("server", "no_longer_trusted");
+                }
                 request.send_back();
             }
         }
@@ -275,18 +277,20 @@ pub(crate) fn revoked(worker: &Worker, record: ConnectionRecord, refusal: &Refus
     record.fail(Outcome::Revoked, refusal);
 }
 
-/// Whether policy lets a connection pass to a workload of this node that is not enrolled yet: nobody there will ask.
+/// Asks policy for a connection to a workload of this node that is not enrolled yet: nobody there will.
 pub(crate) fn judge(
+    worker: &Worker,
     snapshot: &Snapshot,
     workload: &Workload,
     source: Option<&Identity>,
     client: SocketAddr,
     destination: SocketAddr,
-) -> Result<(), DeliveryError> {
-    let connection = Connection { source, client: client.ip(), destination };
-    match Guard::of(snapshot, workload).decide(&connection).verdict {
+) -> Result<Admission, DeliveryError> {
+    let (admission, decision) = worker.shared.unserved(snapshot, workload).admit(source, client, destination);
+    admission::count(worker.shared.telemetry.metrics(), &decision);
+    match decision.verdict {
         Verdict::Refused(refusal) => Err(DeliveryError::Refused { address: destination, refusal }),
-        Verdict::Unguarded | Verdict::Allowed(_) => Ok(()),
+        Verdict::Unguarded | Verdict::Allowed(_) => Ok(admission),
     }
 }
 

@@ -10,6 +10,7 @@ mod canary;
 pub(crate) mod carried;
 pub(crate) mod copy;
 pub(crate) mod forward;
+mod gate;
 pub(crate) mod hbone;
 pub(crate) mod inbound;
 pub(crate) mod outbound;
@@ -25,11 +26,12 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use arc_swap::ArcSwap;
 
 pub use self::canary::Canary;
+use self::gate::Gate;
 pub use self::pod::{Pod, Stop};
 pub use self::worker::{Handles, Workers};
 
 use crate::identity::CertificateStore;
-use crate::model::{Identity, MeshConfig, NodeName, Snapshot, WorkloadUid};
+use crate::model::{Identity, MeshConfig, NodeName, Snapshot, Workload, WorkloadUid};
 use crate::telemetry::Telemetry;
 
 /// What all workers share; read on every connection, written when the mesh changes.
@@ -47,8 +49,8 @@ pub struct Shared {
     /// The self-test's far end.
     pub canary: Canary,
     pods: ArcSwap<HashMap<WorkloadUid, Arc<Pod>>>,
-    /// Every pod that may have connections, those that are leaving among them.
-    followers: Mutex<Vec<Weak<Pod>>>,
+    /// Who may come to every pod that may have connections, those that are leaving or not enrolled yet among them.
+    followers: Mutex<Vec<Weak<Gate>>>,
     pools: Mutex<HashMap<usize, (usize, usize, usize)>>,
 }
 
@@ -92,27 +94,38 @@ impl Shared {
         self.pods.store(Arc::new(pods));
     }
 
-    /// From now on the pod, and each connection that it has, follows what becomes of the mesh.
-    pub fn follow(&self, pod: &Arc<Pod>) {
-        self.followers().push(Arc::downgrade(pod));
+    /// From now on each connection that the pod has follows what becomes of the mesh.
+    pub fn follow(&self, pod: &Pod) {
+        self.follow_gate(pod.gate());
+    }
+
+    fn follow_gate(&self, gate: &Arc<Gate>) {
+        self.followers().push(Arc::downgrade(gate));
         // What was published before this is not told again.
-        pod.refresh(&self.snapshot.load());
+        gate.refresh(&self.snapshot.load());
+    }
+
+    /// Who may come to a workload of this node that is not enrolled yet: nobody there asks.
+    fn unserved(&self, snapshot: &Snapshot, workload: &Workload) -> Arc<Gate> {
+        let gate = Gate::new(snapshot, workload);
+        self.follow_gate(&gate);
+        gate
     }
 
     /// The snapshot in force became another: connections that it no longer allows end.
     pub fn refresh_pods(&self) {
-        let pods: Vec<Arc<Pod>> = {
+        let gates: Vec<Arc<Gate>> = {
             let mut followers = self.followers();
-            followers.retain(|pod| pod.strong_count() > 0);
+            followers.retain(|gate| gate.strong_count() > 0);
             followers.iter().filter_map(Weak::upgrade).collect()
         };
         let snapshot = self.snapshot.load();
-        for pod in pods {
-            pod.refresh(&snapshot);
+        for gate in gates {
+            gate.refresh(&snapshot);
         }
     }
 
-    fn followers(&self) -> std::sync::MutexGuard<'_, Vec<Weak<Pod>>> {
+    fn followers(&self) -> std::sync::MutexGuard<'_, Vec<Weak<Gate>>> {
         self.followers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

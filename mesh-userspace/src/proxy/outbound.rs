@@ -158,21 +158,26 @@ impl<'a> Attempt<'a> {
         let (shared, identity) = (&self.worker.shared, &self.workload.identity);
         let forward = Forward { worker: self.worker, client: self.source, started: self.started };
         match destination.way(&shared.node, |uid| shared.pod(uid)) {
-            Way::Local(pod, workload) => {
-                return forward.deliver(&pod, workload, Some(identity), address).await;
-            }
+            Way::Local(pod, workload) => forward.deliver(&pod, workload, Some(identity), address).await,
             Way::Tunnel(workload) => {
                 let baggage = self.pod.baggage();
-                return forward.tunnel(&self.pod.netns, identity, workload, address, baggage.as_ref()).await;
+                forward.tunnel(&self.pod.netns, identity, workload, address, baggage.as_ref()).await
             }
             Way::Unserved(workload) => {
-                inbound::judge(self.snapshot, workload, Some(identity), self.source, address)?;
+                let (worker, source) = (self.worker, Some(identity));
+                let admission =
+                    inbound::judge(worker, self.snapshot, workload, source, self.source, address)?;
+                Ok(Upstream::Unserved(self.dial(address).await?, admission))
             }
-            Way::Plain => {}
+            Way::Plain => self.dial(address).await.map(Upstream::Socket),
         }
+    }
+
+    /// In plaintext from inside the pod's namespace.
+    async fn dial(&self, address: SocketAddr) -> Result<TcpStream, UpstreamError> {
         let connect = timeout(CONNECT_DEADLINE, upstream::plain(&self.pod.netns, address)).await;
         let socket = connect.map_err(|_elapsed| UpstreamError::Timeout(address))?;
-        socket.map(Upstream::Socket).map_err(|source| UpstreamError::Connect { address, source })
+        socket.map_err(|source| UpstreamError::Connect { address, source })
     }
 }
 

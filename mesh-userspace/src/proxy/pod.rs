@@ -1,18 +1,17 @@
 //! An enrolled pod, as the data path sees it.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
-use super::admission::Admission;
+use super::gate::Gate;
 use super::hbone::Baggage;
-use crate::model::{Identity, Snapshot, Workload, WorkloadUid};
+use crate::model::{Snapshot, Workload, WorkloadUid};
 use crate::node::NetNs;
-use crate::policy::authorization::{Decision, Guard};
 
 /// TLS handshakes that may be under way at one pod from one address. Who has not said who it is gets no more of the
 /// agent's memory, and takes nothing from others.
@@ -27,14 +26,7 @@ pub struct Pod {
     handshakes: Arc<Mutex<HashMap<IpAddr, u32>>>,
     // The workload as last seen, with what is derived from it alone.
     seen: ArcSwap<Seen>,
-    guard: watch::Sender<Guarded>,
-}
-
-/// Who may come, as of a snapshot.
-#[derive(Debug)]
-pub(super) struct Guarded {
-    pub(super) guard: Guard,
-    generation: u64,
+    gate: Arc<Gate>,
 }
 
 struct Seen {
@@ -64,7 +56,7 @@ impl Pod {
     ) -> Self {
         let uid = workload.uid.clone();
         let baggage = Baggage::of(&workload);
-        let guard = Guard::of(snapshot, &workload);
+        let gate = Gate::new(snapshot, &workload);
         Self {
             uid,
             netns,
@@ -72,7 +64,7 @@ impl Pod {
             connections: AtomicUsize::new(0),
             handshakes: Arc::default(),
             seen: ArcSwap::from_pointee(Seen { workload, baggage }),
-            guard: watch::Sender::new(Guarded { guard, generation: snapshot.generation }),
+            gate,
         }
     }
 
@@ -120,38 +112,20 @@ impl Pod {
         self.seen.load().baggage.clone()
     }
 
-    /// Asks whether a connection may reach the application, and for how long; `client` is the true one.
-    pub(super) fn admit(
-        &self,
-        source: Option<&Identity>,
-        client: SocketAddr,
-        destination: SocketAddr,
-    ) -> (Admission, Decision) {
-        Admission::ask(self.guard.subscribe(), source, client, destination)
+    /// Who may come to it.
+    pub(super) const fn gate(&self) -> &Arc<Gate> {
+        &self.gate
     }
 
     /// Whether a policy in force may refuse connections: nothing may then come past the agent.
     pub fn may_refuse(&self) -> bool {
-        self.guard.borrow().guard.may_refuse()
+        self.gate.may_refuse()
     }
 
     /// Takes over what a newer snapshot says of the pod, for the connections that it has as well.
     pub fn refresh(&self, snapshot: &Snapshot) {
         let Some(workload) = snapshot.workloads.get(&self.uid) else { return };
-        if self.guard.borrow().generation < snapshot.generation {
-            self.guard.send_if_modified(|held| {
-                // Another thread may have come with a newer one.
-                if held.generation >= snapshot.generation {
-                    return false;
-                }
-                held.generation = snapshot.generation;
-                let stays = held.guard.is_current(snapshot, workload);
-                if !stays {
-                    held.guard = Guard::of(snapshot, workload);
-                }
-                !stays
-            });
-        }
+        self.gate.refresh(snapshot);
         if !Arc::ptr_eq(workload, &self.seen.load().workload) {
             let seen = Seen { workload: Arc::clone(workload), baggage: Baggage::of(workload) };
             self.seen.store(Arc::new(seen));
@@ -163,6 +137,27 @@ impl Pod {
         let mut stop = self.stop.clone();
         // The sender lives as long as the enrolment; without it the pod is gone.
         let _ = stop.wait_for(|stop| *stop == Stop::Cut).await;
+    }
+}
+
+/// A connection that is one of the pod's, though another pod's task carries it.
+pub(crate) struct Held(Arc<Pod>);
+
+impl Held {
+    pub(super) fn new(pod: &Arc<Pod>) -> Self {
+        pod.begin();
+        Self(Arc::clone(pod))
+    }
+
+    /// Returns once what is left of the pod's connections is to be cut.
+    pub(super) async fn cut(&self) {
+        self.0.cut().await;
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }
 

@@ -258,6 +258,7 @@ mod tests {
                 host_network: false,
                 netns: None,
                 mtls: MtlsModes { default: mode, ports: BTreeMap::new() },
+                guarded: false,
             };
             let destination =
                 Destination { address: asked(), workload: Some(Arc::new(workload)), service: None };

@@ -1,6 +1,7 @@
 //! The agent's metrics: Istio's for traffic, `mesh_*` for the agent itself. One declaration a metric; its doc comment
 //! is its HELP text.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +17,9 @@ use crate::source::ChangeLog;
 
 /// Content type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Policies that have series of their own.
+const MAX_POLICIES: usize = 1000;
 
 /// One label; its values are from a closed set of the program, or as many as there are identities on the node.
 pub(super) type Labels<const N: usize> = [(&'static str, String); N];
@@ -104,6 +108,8 @@ pub struct Metrics {
     sync: SyncRecorder,
     traffic: TrafficMetrics,
     families: Families,
+    /// Policies that are a label.
+    policies: Mutex<HashSet<String>>,
     refresh: Mutex<Vec<Refresh>>,
 }
 
@@ -135,7 +141,15 @@ impl Metrics {
         }
         let labels = vec![("version", version.to_owned()), ("component", "meshd".to_owned())];
         registry.register("mesh_build", "Version of the agent", Info::new(labels));
-        Self { registry, proxy, sync, traffic, families, refresh: Mutex::default() }
+        Self {
+            registry,
+            proxy,
+            sync,
+            traffic,
+            families,
+            policies: Mutex::default(),
+            refresh: Mutex::default(),
+        }
     }
 
     /// How far the kernel follows what was published.
@@ -186,9 +200,23 @@ impl Metrics {
 
     /// Policy decided on a connection; `policy` is `NAMESPACE/NAME`, empty where no single one did.
     pub fn authorization_decided(&self, effect: &'static str, reason: &'static str, policy: &str) {
+        let policy = self.bounded_policy(policy);
         let labels =
             [("effect", effect.to_owned()), ("reason", reason.to_owned()), ("policy", policy.to_owned())];
         self.families.authorization.get_or_create_owned(&labels).inc();
+    }
+
+    /// The policy's name, or `other` once there were too many: names come and go with deployments, series only come.
+    fn bounded_policy<'a>(&self, policy: &'a str) -> &'a str {
+        let mut named = self.policies.lock().unwrap_or_else(PoisonError::into_inner);
+        if policy.is_empty() || named.contains(policy) {
+            return policy;
+        }
+        if named.len() >= MAX_POLICIES {
+            return "other";
+        }
+        named.insert(policy.to_owned());
+        policy
     }
 
     /// A connection or datagram from outside was refused by the agent; reasons are `external`'s own.
@@ -314,6 +342,23 @@ mod tests {
             assert!(text.lines().any(|each| each == line), "{line}\nnot in\n{text}");
         }
         assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn policies_are_a_bounded_label() {
+        let metrics = Metrics::new("1");
+        for number in 0..MAX_POLICIES + 5 {
+            metrics.authorization_decided("refused", "denied", &format!("a/{number}"));
+        }
+        metrics.authorization_decided("refused", "denied", "a/1");
+        let text = metrics.render();
+        let line = |policy: &str, count: usize| {
+            format!(
+                "mesh_authorization_decisions_total{{effect=\"refused\",reason=\"denied\",policy=\"{policy}\"}} {count}\n"
+            )
+        };
+        assert!(text.contains(&line("other", 5)) && text.contains(&line("a/1", 2)), "{text}");
+        assert_eq!(text.matches("mesh_authorization_decisions_total{").count(), MAX_POLICIES + 1);
     }
 
     #[test]

@@ -310,3 +310,53 @@ fn an_authority_that_is_away_for_half_a_life_costs_no_connection() -> Result<()>
     ensure!(ca.audit()?.iter().all(|line| line["outcome"] == "granted"), "{:#?}", ca.audit());
     Ok(())
 }
+
+#[test]
+fn a_root_is_replaced_under_agents_that_have_the_old_one_in_a_file_of_their_own() -> Result<()> {
+    const LIFE: &str = "6s";
+    let world = World::start()?;
+    // What an operator has copied to the nodes, once.
+    let copy = world.lab.folder().join("copied-root.pem");
+    std::fs::copy(world.ca.root(), &copy)?;
+    let copied = copy.to_string_lossy().into_owned();
+    let (a, b) = world.agents(&[("--cert-ttl", LIFE), ("--ca-root-cert", &copied)])?;
+    world.far.serve(&["--listen", &format!("[::]:{PORT}"), "--mode", "echo"])?;
+    let load = world.client.load(&[&far(&world), "--mode", "echo", "--concurrency", "2"])?;
+    let rotate = |step: &str| -> Result<()> {
+        let output = std::process::Command::new(mesh_tests::binary("meshd")?)
+            .args(["rotate-root", "--cert-ttl", LIFE, "--now", "--ca-dir"])
+            .arg(world.ca.root().parent().context("the authority's folder")?)
+            .arg(step)
+            .output()?;
+        ensure!(output.status.success(), "{step}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    };
+    let roots = |agent: &Agent| -> Option<(std::collections::BTreeSet<String>, Vec<usize>)> {
+        let certs = agent.json("/v1/certs").ok()?;
+        let all = certs.as_array()?;
+        let issuers = all.iter().map(|cert| cert["root_fingerprint"].to_string()).collect();
+        Some((issuers, all.iter().filter_map(|cert| Some(cert["trusted_roots"].as_array()?.len())).collect()))
+    };
+    let wait = |what: &str,
+                is: &dyn Fn(&std::collections::BTreeSet<String>, &[usize]) -> bool|
+     -> Result<()> {
+        for agent in [&a, &b] {
+            eventually(SECONDS_30, what, || roots(agent).filter(|(issuers, trusted)| is(issuers, trusted)))
+                .with_context(|| agent.log())?;
+        }
+        Ok(())
+    };
+    let (old, _) = roots(&a).context("certificates")?;
+    rotate("add")?;
+    wait("both roots are trusted", &|_, trusted| trusted.iter().all(|count| *count == 2))?;
+    rotate("switch")?;
+    // Its connections are gone, and it shows a certificate from the new root, which is not in the file.
+    let ca = world.ca.restart()?;
+    wait("all certificates are from the new root", &|issuers, _| issuers.is_disjoint(&old))?;
+    rotate("drop")?;
+    wait("the old root is gone", &|_, trusted| trusted.iter().all(|count| *count == 1))?;
+    let summary = Summary::end(&load)?;
+    assert!(summary.failed == 0 && summary.ok > 20, "{summary:?}");
+    drop(ca);
+    Ok(())
+}

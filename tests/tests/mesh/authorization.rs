@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use mesh_tests::peer::Summary;
-use mesh_tests::{Pod, Process, SECONDS_10, SECONDS_30, binary, eventually};
+use mesh_tests::{Pod, PodSpec, Process, SECONDS_10, SECONDS_30, binary, eventually};
 use serde_json::Value;
 
 use crate::world::{PORT, World, peer_authentication, v4};
@@ -108,6 +108,35 @@ fn each_action_and_matcher_on_each_way_in() -> Result<()> {
             for_far("rules: [{from: [{source: {namespaces: [default]}}]}]"),
             [true, true, false],
             [true, true, false],
+        ),
+        (
+            "namespaces and principals by prefix",
+            for_far(
+                "rules: [{from: [{source: {namespaces: [def*], principals: [\"cluster.local/ns/default/sa/cl*\"]}}]}]",
+            ),
+            [true, false, false],
+            [true, false, false],
+        ),
+        (
+            "notServiceAccounts",
+            for_far("action: DENY, rules: [{from: [{source: {notServiceAccounts: [client]}}]}]"),
+            [true, false, false],
+            [true, false, false],
+        ),
+        (
+            "notRemoteIpBlocks",
+            for_far(&format!("rules: [{{from: [{{source: {{notRemoteIpBlocks: [{outside_ip}]}}}}]}}]")),
+            [true, true, false],
+            [true, true, false],
+        ),
+        (
+            "when: source.serviceAccount and remote.ip",
+            for_far(&format!(
+                "rules: [{{when: [{{key: source.serviceAccount, values: [default/client, twin]}}, \
+                 {{key: remote.ip, notValues: [{client_ip}]}}]}}]"
+            )),
+            [false, true, false],
+            [false, true, false],
         ),
         ("other namespaces", for_far("rules: [{from: [{source: {namespaces: [prod-*]}}]}]"), NONE, NONE),
         (
@@ -325,7 +354,7 @@ fn last_line(process: &Process) -> Value {
 
 /// Waits until all that is held has been reset.
 fn wait_reset(process: &Process, count: u64) -> Result<()> {
-    eventually(SECONDS_30, "the connections end", || {
+    eventually(SECONDS_10, "the connections end", || {
         (last_line(process)["ended"]["reset"].as_u64() == Some(count)).then_some(())
     })
     .with_context(|| process.stdout())
@@ -442,4 +471,43 @@ fn with_the_agent_dead_nobody_comes_past_a_policy() -> Result<()> {
     let agent = world.agent_b.restart()?;
     agent.wait_enrolled(&[&world.far, &world.twin])?;
     expect(&world, "with the next agent", PORT, [true, true, false])
+}
+
+#[test]
+fn with_the_clients_agent_dead_nobody_who_is_denied_comes_as_nobody() -> Result<()> {
+    let world = start()?;
+    let deny = for_far("action: DENY, rules: [{from: [{source: {serviceAccounts: [client]}}]}]");
+    world.lab.manifests().apply("policy.yaml", &policy("deny", "default", "", &deny))?;
+    expect(&world, "denied by name, and plaintext is not", PORT, [false, true, true])?;
+    crate::policy::wait_generation(&world.agent_a)?;
+    world.agent_a.kill()?;
+    for target in [format!("{}:{PORT}", world.far.v4), v4("far"), v4("both")] {
+        let summary = world.client.connect(&[&target, "--count", "4", "--timeout-ms", "3000"])?;
+        assert!(!summary.by_name.contains_key("far"), "{target}: {summary:?}");
+    }
+    // Where nobody is asked who they are, plaintext goes on as PERMISSIVE has it.
+    assert_eq!(world.client.connect(&[&v4("near"), "--count", "3"])?.ok, 3);
+    Ok(())
+}
+
+#[test]
+fn a_pod_that_is_not_enrolled_yet_is_guarded_by_its_nodes_agent() -> Result<()> {
+    let world = World::start(true)?;
+    world.serve("echo")?;
+    // Enrolled by its labels, with a namespace that the agent does not find.
+    let late = world.a.pod(PodSpec::new("late"))?;
+    let manifest = late.manifest().replace("/var/run/netns/", "/var/run/netns/not-there-");
+    world.lab.manifests().apply("late.yaml", &manifest)?;
+    late.serve(&["--listen", &format!("[::]:{PORT}"), "--mode", "echo"])?;
+    let to = format!("{}:{PORT}", late.v4);
+    eventually(SECONDS_10, "it is known", || {
+        let workloads = world.agent_a.json("/v1/workloads").ok()?;
+        workloads.to_string().contains("\"late\"").then_some(())
+    })?;
+    let held = hold(&world.client, &to, 5)?;
+    let deny = "{selector: {matchLabels: {app: late}}, action: DENY, rules: [{}]}";
+    world.lab.manifests().apply("policy.yaml", &policy("deny", "default", "", deny))?;
+    wait_reset(&held, 5)?;
+    assert_eq!(world.client.connect(&[&to, "--mode", "echo"])?.ok, 0);
+    Ok(())
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 
-use super::caller::{Account, Caller};
+use super::caller::{Account, Caller, Method};
 use crate::model::{Identity, IdentityError, NodeName, Snapshot, TrustDomain};
 
 /// What is known of the pods cannot be had. The text is for the authority's operator.
@@ -144,11 +144,17 @@ impl Authoriser {
         impersonated: Option<&str>,
     ) -> Result<Identity, AuthoriseError> {
         let own = caller.account.identity(&self.trust_domain);
-        let Some(asked) = impersonated else { return Ok(own) };
-        let asked: Identity = asked.parse().map_err(AuthoriseError::Identity)?;
-        if asked == own {
-            return Ok(own);
-        }
+        let asked = impersonated.map(str::parse::<Identity>).transpose().map_err(AuthoriseError::Identity)?;
+        let Some(asked) = asked.filter(|asked| *asked != own) else {
+            // A token ends, or is taken out of its file; whoever has stolen a workload's certificate is not to have the next
+            // one for it, and so on for ever.
+            let is_node = self.node_accounts.contains(&caller.account);
+            return if caller.method == Method::ClientCertificate && !is_node {
+                Err(AuthoriseError::NotANodeAccount(caller.account.clone()))
+            } else {
+                Ok(own)
+            };
+        };
         if asked.trust_domain != self.trust_domain {
             return Err(AuthoriseError::TrustDomain(self.trust_domain.clone()));
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
@@ -138,17 +138,21 @@ impl Server {
             Some((Ok::<_, std::io::Error>(connection), receiver))
         });
         let limits = self.shared.limits;
+        let (end, ending) = oneshot::channel::<()>();
         let served = tonic::transport::Server::builder()
             .max_concurrent_streams(limits.per_connection)
             .http2_max_header_list_size(MAX_HEADERS)
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(WINDOW)
             .max_connection_age(limits.age)
-            .serve_with_incoming_shutdown(self.front, incoming, std::future::pending());
+            .serve_with_incoming_shutdown(self.front, incoming, async {
+                // Told or forgotten, it ends: idle connections at once, others with their requests.
+                let _ = ending.await;
+            });
         // Ends with the last connection, once there is nobody any more to send others.
         let served = tokio::spawn(served);
         accept(&self.shared, &listener, &sender, shutdown).await;
-        drop((sender, listener));
+        drop((sender, listener, end));
         if tokio::time::timeout(limits.drain, served).await.is_err() {
             tracing::warn!("requests were still under way after {:?}", limits.drain);
         }

@@ -325,9 +325,11 @@ async fn a_client_certificate_names_caller_and_node() {
         let paths = (world.path("client.pem"), world.path("client.key"));
         std::fs::write(&paths.0, leaf.pem()).unwrap();
         std::fs::write(&paths.1, key.serialize_pem()).unwrap();
+        std::fs::set_permissions(&paths.1, std::fs::Permissions::from_mode(0o600)).unwrap();
         world.client_with(|config| config.certificate = Some(paths))
     };
     let (own, web) = (agent().to_string(), identity("web"));
+    let workload = web.to_string();
     let client = made(&own, &["node-a"]);
     assert!(sign(&client, &agent()).await.is_ok());
     assert!(sign(&client, &web).await.is_ok());
@@ -337,6 +339,8 @@ async fn a_client_certificate_names_caller_and_node() {
         (&own, &["node-a", "node-b"], "bad_client_certificate"),
         ("spiffe://elsewhere/ns/mesh-system/sa/meshd", &["node-a"], "wrong_trust_domain"),
         ("https://example.org/", &["node-a"], "bad_client_certificate"),
+        // Not even its own identity: whoever has stolen a workload's certificate would renew it for ever.
+        (&workload, &["node-a"], "not_a_node_account"),
     ];
     for (uri, names, reason) in refused {
         let client = made(uri, names);

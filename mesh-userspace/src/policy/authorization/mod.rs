@@ -84,12 +84,7 @@ impl Guard {
 
     /// Whether there is a policy in force (not a dry run) that may refuse: the kernel then lets nothing past the agent.
     pub fn may_refuse(&self) -> bool {
-        self.applied().iter().map(|applied| &applied.policy).any(|policy| match policy.action {
-            _ if policy.dry_run => false,
-            PolicyAction::Allow => true,
-            PolicyAction::Deny | PolicyAction::Custom => !policy.rules.is_empty(),
-            PolicyAction::Audit => false,
-        })
+        self.applied().iter().any(|applied| applied.policy.may_refuse())
     }
 
     /// What is to become of a connection.

@@ -28,8 +28,8 @@ use super::translate::topology::Here;
 use super::translate::workload::{peer_policy, workload};
 use super::{Kind, Notice, Object, ObjectRef, Severity, VirtualService};
 use crate::model::{
-    Frontend, LocalNode, MeshConfig, NodeName, PeerPolicy, PolicyName, Service, ServiceName, Snapshot,
-    Workload, WorkloadUid,
+    AuthorizationPolicy, Frontend, LocalNode, MeshConfig, NodeName, PeerPolicy, PolicyName, Service,
+    ServiceName, Snapshot, Workload, WorkloadUid,
 };
 
 /// One change to the set of objects.
@@ -84,6 +84,8 @@ struct Dirty {
     destinations: BTreeSet<ServiceName>,
     /// Services that came or went, or that a policy refers to which is different.
     targets: BTreeSet<ServiceName>,
+    /// Authorization policies that were replaced or taken out, as they were first; `None`: there was none.
+    policies: BTreeMap<PolicyName, Option<Arc<AuthorizationPolicy>>>,
 }
 
 impl Translator {
@@ -125,6 +127,7 @@ impl Translator {
             };
             changed |= self.replace(reference, object, &mut dirty);
         }
+        self.note_guarded(&mut dirty);
         self.rebuild_nodes(&mut dirty);
         self.rebuild_workloads(&mut dirty);
         let targets = std::mem::take(&mut dirty.targets);
@@ -245,6 +248,8 @@ impl Translator {
             Object::AuthorizationPolicy(policy) => {
                 let policy = authorization_policy(policy, reference, &self.snapshot.mesh);
                 dirty.targets.extend(targets::targets(&policy));
+                let before = self.snapshot.policies.get(&policy.name).map(Arc::clone);
+                dirty.policies.entry(policy.name.clone()).or_insert(before);
                 if add {
                     self.snapshot.policies.insert(&Arc::new(policy));
                 } else {
@@ -255,6 +260,25 @@ impl Translator {
                 dirty.nodes.insert(NodeName::new(Arc::clone(&reference.name)));
             }
             Object::VirtualService(_) | Object::ServiceAccount(_) | Object::Unsupported(_) => {}
+        }
+    }
+
+    /// Whom policies concern that now refuse, or no longer do: their pods are other ones in the kernel.
+    fn note_guarded(&self, dirty: &mut Dirty) {
+        for (name, before) in std::mem::take(&mut dirty.policies) {
+            let now = self.snapshot.policies.get(&name);
+            let reach = |policy: Option<&Arc<AuthorizationPolicy>>| {
+                policy.filter(|policy| policy.may_refuse()).map(|policy| policy.scope.clone())
+            };
+            if reach(before.as_ref()) == reach(now) {
+                continue;
+            }
+            if name.namespace == self.snapshot.mesh.root_namespace {
+                dirty.pods.extend(self.pods.keys().cloned());
+            } else {
+                let pods = self.pods_by_namespace.get(&name.namespace);
+                dirty.pods.extend(pods.into_iter().flatten().cloned());
+            }
         }
     }
 
@@ -356,7 +380,7 @@ impl Translator {
         let root =
             self.policies.get(&mesh.root_namespace).filter(|_| reference.namespace != mesh.root_namespace);
         let policies = own.into_iter().chain(root).flat_map(BTreeMap::values).map(|policy| &**policy);
-        workload(pod, &reference, namespace, policies, mesh)
+        workload(pod, &reference, namespace, policies, &self.snapshot.policies, mesh)
     }
 
     /// The service without its routes, and what it depends on. Made anew whenever it is asked for: most services are the

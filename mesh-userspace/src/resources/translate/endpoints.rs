@@ -120,6 +120,7 @@ fn member(address: SocketAddr, state: EndpointState, workload: Option<&Arc<Workl
         workload: workload.map(|workload| workload.uid.clone()),
         enrolled: workload.is_some_and(|workload| workload.enrolled),
         mode: workload.map_or(Mode::Permissive, |workload| workload.mtls.at(address.port())),
+        guarded: workload.is_some_and(|workload| workload.guarded),
         state,
         node: None,
         zone: None,

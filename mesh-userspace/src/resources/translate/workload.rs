@@ -7,7 +7,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::model::{Identity, MeshConfig, Mode, NodeName, PeerPolicy, Workload, WorkloadUid};
+use crate::model::{Identity, MeshConfig, Mode, NodeName, PeerPolicy, Policies, Workload, WorkloadUid};
 use crate::policy::peer_authentication::effective_modes;
 use crate::resources::{IstioMode, ObjectRef, PeerAuthentication};
 
@@ -21,6 +21,7 @@ pub(in crate::resources) fn workload<'a>(
     reference: &ObjectRef,
     namespace: Option<&Namespace>,
     policies: impl IntoIterator<Item = &'a PeerPolicy>,
+    authorization: &Policies,
     mesh: &MeshConfig,
 ) -> Option<Workload> {
     if has_ended(pod) {
@@ -53,6 +54,7 @@ pub(in crate::resources) fn workload<'a>(
         host_network,
         netns: pod.metadata.annotations.as_ref().and_then(|all| all.get(NETNS)).map(Into::into),
         mtls: effective_modes(policies, &mesh.root_namespace, &reference.namespace, &labels),
+        guarded: authorization.may_refuse(&reference.namespace, &mesh.root_namespace, &labels),
         labels,
     })
 }
@@ -146,7 +148,7 @@ mod tests {
             serde_json::from_value(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": namespace_labels}}))
                 .unwrap();
         let reference = ObjectRef::new(Kind::Pod, "shop", pod.metadata.name.as_deref().unwrap());
-        workload(&pod, &reference, Some(&namespace), [], &MeshConfig::default())
+        workload(&pod, &reference, Some(&namespace), [], &Policies::default(), &MeshConfig::default())
     }
 
     fn pod(metadata: &Value, spec: Value) -> Value {

@@ -69,30 +69,52 @@ impl fmt::Display for CaAddress {
     }
 }
 
+/// Roots of an answer, and what the file of roots held when it was believed.
+#[derive(Clone, Default)]
+pub(super) struct Learnt {
+    file: Arc<[u8]>,
+    roots: Vec<CertificateDer<'static>>,
+}
+
 /// What the files hold that a connection is made with.
 #[derive(PartialEq)]
 pub(super) struct Material {
     roots: Vec<u8>,
+    /// Roots of the last answer that the file does not hold: while the root is replaced the authority's own certificate
+    /// changes over as well, and who is known by the old root has said which one comes.
+    learnt: Vec<CertificateDer<'static>>,
     certificate: Option<(Vec<u8>, Zeroizing<Vec<u8>>)>,
 }
 
 impl Material {
-    pub(super) async fn read(config: &CaClientConfig) -> Result<Self, String> {
+    pub(super) async fn read(config: &CaClientConfig, learnt: Learnt) -> Result<Self, String> {
         let roots = read(&config.roots, MAX_PEM).await?.to_vec();
+        let held: Vec<_> = CertificateDer::pem_slice_iter(&roots).filter_map(Result::ok).collect();
+        // A file that was changed since says itself who is to be believed.
+        let mut learnt = if *learnt.file == *roots { learnt.roots } else { Vec::new() };
+        learnt.retain(|root| !held.contains(root));
         let certificate = match &config.certificate {
             Some((certificate, key)) => {
+                check_mode(key).await?;
                 Some((read(certificate, MAX_PEM).await?.to_vec(), read(key, MAX_PEM).await?))
             }
             None => None,
         };
-        Ok(Self { roots, certificate })
+        Ok(Self { roots, learnt, certificate })
+    }
+
+    /// What an answer that came this way tells of roots.
+    pub(super) fn learn(&self, roots: &[CertificateDer<'static>]) -> Learnt {
+        Learnt { file: self.roots.as_slice().into(), roots: roots.to_vec() }
     }
 
     fn tls(&self) -> Result<ClientConfig, String> {
+        let mut trusted = roots(&self.roots)?;
+        trusted.add_parsable_certificates(self.learnt.iter().cloned());
         let builder = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|error| error.to_string())?
-            .with_root_certificates(roots(&self.roots)?);
+            .with_root_certificates(trusted);
         let mut config = match &self.certificate {
             Some((certificate, key)) => {
                 let chain: Vec<_> =
@@ -112,6 +134,18 @@ impl Material {
         config.resumption = Resumption::disabled();
         Ok(config)
     }
+}
+
+/// A private key is its owner's alone.
+async fn check_mode(path: &Path) -> Result<(), String> {
+    use std::os::unix::fs::PermissionsExt;
+    let metadata = tokio::fs::metadata(path).await;
+    let metadata = metadata.map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    let mode = metadata.permissions().mode() & 0o7777;
+    if mode & 0o177 == 0 {
+        return Ok(());
+    }
+    Err(format!("{} has mode {mode:04o}; a private key must be 0600: chmod 600 it", path.display()))
 }
 
 fn roots(pem: &[u8]) -> Result<RootCertStore, String> {

@@ -1,7 +1,8 @@
 //! The agent's side of the protocol: certificates from any server of it, this project's, istiod or istio-csr.
 //!
 //! One HTTP/2 connection is shared by all requests and made anew when it breaks, or when a file that it was made with
-//! has changed. The authority proves who it is by its certificate; its answer is checked all the same, as a stranger's.
+//! has changed. The authority proves who it is by its certificate, which leads to a root of the file or of its own last answer; each answer is
+//! checked all the same, as a stranger's.
 
 mod answer;
 mod connect;
@@ -22,7 +23,7 @@ use zeroize::Zeroizing;
 
 pub use self::connect::CaAddress;
 
-use self::connect::Material;
+use self::connect::{Learnt, Material};
 use super::audit::bounded;
 use super::pem;
 use super::proto::istio_certificate_service_client::IstioCertificateServiceClient;
@@ -79,6 +80,8 @@ pub struct CaClient {
     server_name: ServerName<'static>,
     cluster: AsciiMetadataValue,
     channel: Mutex<Option<(Arc<Material>, Channel)>>,
+    /// Roots of the last answer.
+    learnt: Mutex<Learnt>,
 }
 
 impl fmt::Debug for CaClient {
@@ -99,7 +102,7 @@ impl CaClient {
         let cluster = AsciiMetadataValue::try_from(config.cluster.as_str())
             .map_err(|_error| CaClientError::Cluster(config.cluster.clone()))?;
         connect::check_roots(&config.roots).map_err(CaClientError::File)?;
-        Ok(Self { config, server_name, cluster, channel: Mutex::default() })
+        Ok(Self { config, server_name, cluster, channel: Mutex::default(), learnt: Mutex::default() })
     }
 
     async fn ask(&self, request: &SigningRequest<'_>) -> Result<SignedChain, SignError> {
@@ -108,9 +111,10 @@ impl CaClient {
         let mut last = None;
         // A connection that has been idle may turn out to be gone; signing twice does no harm.
         for _try in 0..2 {
-            let material = Arc::new(Material::read(&self.config).await.map_err(SignError::Credentials)?);
+            let material =
+                Arc::new(Material::read(&self.config, self.learnt()).await.map_err(SignError::Credentials)?);
             let token = self.token().await?;
-            let channel = self.channel(material)?;
+            let channel = self.channel(Arc::clone(&material))?;
             let mut client =
                 IstioCertificateServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER);
             let call = self.request(message.clone(), token.as_ref());
@@ -123,7 +127,7 @@ impl CaClient {
                 }
             };
             match answered {
-                Ok(response) => return self.accept(request, &response.into_inner()),
+                Ok(response) => return self.accept(&material, request, &response.into_inner()),
                 Err(status) if is_of_the_way(&status) => {
                     self.forget();
                     last = Some(status);
@@ -204,7 +208,7 @@ impl CaClient {
         message: IstioCertificateRequest,
         authorization: Option<&str>,
     ) -> Result<IstioCertificateResponse, Status> {
-        let material = Arc::new(Material::read(&self.config).await.unwrap());
+        let material = Arc::new(Material::read(&self.config, self.learnt()).await.unwrap());
         let mut client = IstioCertificateServiceClient::new(self.channel(material).unwrap());
         let token = authorization.map(|text| AsciiMetadataValue::try_from(text).unwrap());
         client
@@ -215,13 +219,21 @@ impl CaClient {
 
     fn accept(
         &self,
+        material: &Material,
         request: &SigningRequest<'_>,
         response: &IstioCertificateResponse,
     ) -> Result<SignedChain, SignError> {
-        answer::check(request, &response.cert_chain).map_err(|reason| SignError::Answer {
+        let checked = answer::check(request, &response.cert_chain).map_err(|reason| SignError::Answer {
             identity: request.identity.clone(),
             reason: format!("{reason} ({})", self.config.address),
-        })
+        })?;
+        *self.learnt.lock().unwrap_or_else(PoisonError::into_inner) = material.learn(&checked.roots);
+        Ok(checked)
+    }
+
+    /// The roots of the last answer.
+    fn learnt(&self) -> Learnt {
+        self.learnt.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
