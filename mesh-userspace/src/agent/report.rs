@@ -187,7 +187,8 @@ impl AdminData for AgentData {
         let (maps, snapshot) = (self.maps.clone(), self.feed.current.load_full());
         let (node, shared) = (NodeName::new(self.node.as_str()), Arc::clone(&self.shared));
         let served = move |uid: &_| shared.pod(uid).is_some();
-        blocking(move || explain::explain(&maps, &snapshot, &node, &served, &query)).await
+        let reports = Arc::clone(&self.feed.reports.borrow());
+        blocking(move || explain::explain(&maps, (&snapshot, &reports), &node, &served, &query)).await
     }
 
     async fn policies(&self, query: PolicyQuery) -> Result<PoliciesReport, QueryError> {
