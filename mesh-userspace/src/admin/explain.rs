@@ -94,6 +94,12 @@ pub struct ExplainReport {
     pub more_paths: usize,
     /// What in the manifests could not be read.
     pub problems: Vec<String>,
+    /// What of the policies in `paths` is not carried out as it is written, [`MAX_NOTICES`] at most, the gravest first.
+    ///
+    /// [`MAX_NOTICES`]: super::policy::MAX_NOTICES
+    pub notices: Vec<String>,
+    /// How many notices there are beside those.
+    pub more_notices: usize,
 }
 
 /// One thing that was asked.

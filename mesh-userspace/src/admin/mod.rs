@@ -3,6 +3,7 @@
 //! It reads, through [`AdminData`], and changes nothing. The socket is root's; the TCP port has `/metrics` and
 //! `/healthz` alone; two more are there in kube-proxy's place.
 
+pub mod analysis;
 pub mod api;
 pub mod explain;
 mod kube_proxy;

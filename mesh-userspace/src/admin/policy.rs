@@ -10,6 +10,8 @@ use crate::model::{Mode, PolicyAction};
 pub const MAX_POLICIES: usize = 100_000;
 /// Workloads that are listed of one policy; the others are counted.
 pub const MAX_SELECTED: usize = 100;
+/// Notices about policies that are listed at most; the others are counted.
+pub const MAX_NOTICES: usize = 100;
 
 /// What is asked of `GET /v1/policies`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +41,10 @@ pub struct PoliciesReport {
     pub total: usize,
     /// Policies that could not be read as they are written, with the reason and what is in force instead.
     pub problems: Vec<String>,
+    /// What of the listed policies is not carried out as it is written, [`MAX_NOTICES`] at most, the gravest first.
+    pub notices: Vec<String>,
+    /// How many notices there are beside those.
+    pub more_notices: usize,
 }
 
 /// A workload, and what its policies come to.

@@ -23,6 +23,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::AdminSocket;
+use super::analysis::AnalysisReport;
 use super::api::{
     CertReport, CheckReport, ErrorReport, FlowLine, ServiceReport, StatusReport, WorkloadReport,
 };
@@ -80,6 +81,11 @@ pub trait AdminData: Send + Sync + 'static {
     /// The workload is not known.
     fn policies(&self, query: PolicyQuery)
     -> impl Future<Output = Result<PoliciesReport, QueryError>> + Send;
+    /// `GET /v1/analysis`.
+    ///
+    /// # Errors
+    /// The answer could not be had.
+    fn analysis(&self) -> impl Future<Output = Result<AnalysisReport, QueryError>> + Send;
     /// `GET /v1/flows`.
     fn flows(&self) -> &FlowLog;
     /// `GET /metrics`.
@@ -119,6 +125,7 @@ pub async fn serve_socket<D: AdminData>(
         .route("/v1/maps", get(maps))
         .route("/v1/explain", get(explain))
         .route("/v1/policies", get(policies))
+        .route("/v1/analysis", get(async |State(on): State<Shared<D>>| document(on.data.analysis().await)))
         .route("/v1/flows", get(flows))
         .route("/metrics", get(metrics))
         .route("/healthz", get(health));
@@ -296,10 +303,12 @@ pub(crate) mod testing {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
+    use crate::admin::analysis::Finding;
     use crate::admin::api::{CheckItem, KernelReport, ProgramStatus};
     use crate::admin::explain::Verdict;
     use crate::admin::plane::MapRow;
     use crate::admin::policy::PolicyReport;
+    use crate::resources::{Kind, ObjectRef, Severity};
 
     /// A folder for sockets, which have short names.
     pub(crate) fn socket_dir() -> PathBuf {
@@ -401,6 +410,16 @@ pub(crate) mod testing {
                 total: 1,
                 ..PoliciesReport::default()
             })
+        }
+
+        async fn analysis(&self) -> Result<AnalysisReport, QueryError> {
+            let finding = Finding {
+                severity: Severity::Warning,
+                object: Some(ObjectRef::new(Kind::VirtualService, "shop", "web")),
+                message: "not honoured at layer 4".to_owned(),
+                ..Finding::default()
+            };
+            Ok(AnalysisReport::new(vec![finding], 0))
         }
 
         fn flows(&self) -> &FlowLog {

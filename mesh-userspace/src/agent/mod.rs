@@ -3,6 +3,7 @@
 //! Threads: the main one (API, source, certificates), `controller` (kernel and pods), `sockets` (ends those whose endpoint
 //! went), `heartbeat`, and the workers that carry connections.
 
+mod analyze;
 mod authority;
 mod claims;
 mod config;
@@ -28,6 +29,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use self::analyze::analyze_manifests;
 pub use self::authority::RemoteAuthority;
 pub use self::claims::ClaimError;
 pub use self::config::{AgentConfig, Cli, Command, Places};

@@ -1,19 +1,21 @@
 //! Which policies there are, and which apply to a workload: told by the very guards that decide.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use super::chain;
 use crate::admin::plane::QueryError;
 use crate::admin::policy::{
-    GuardedWorkload, MAX_POLICIES, MAX_SELECTED, PoliciesReport, PolicyKind, PolicyQuery, PolicyReport,
+    GuardedWorkload, MAX_NOTICES, MAX_POLICIES, MAX_SELECTED, PoliciesReport, PolicyKind, PolicyQuery,
+    PolicyReport,
 };
 use crate::model::{
     AuthorizationPolicy, MeshConfig, NodeName, PeerPolicy, PolicyName, Snapshot, Workload, WorkloadUid,
 };
 use crate::policy::authorization::{AppliedPolicy, Guard};
 use crate::policy::peer_authentication::{Applying, applying};
-use crate::resources::{Problem, guards};
+use crate::resources::{Kind, ObjectRef, Problem, guards};
 use crate::source::{self, Reports};
 
 /// The policies of manifests alone; `mesh.node` says of which node the workloads are told, all where there is none.
@@ -45,7 +47,25 @@ pub(super) fn report(
         |problem: &&Problem| problem.object.as_ref().is_none_or(|object| guards(&object.kind));
     report.problems = reports.problems.iter().filter(may_be_policy).map(ToString::to_string).collect();
     report.policies.truncate(query.limit.min(MAX_POLICIES));
+    let listed = report.policies.iter().map(reference).collect();
+    (report.notices, report.more_notices) = notices(reports, &listed);
     Ok(report)
+}
+
+fn reference(policy: &PolicyReport) -> ObjectRef {
+    let kind = match policy.kind {
+        PolicyKind::PeerAuthentication => Kind::PeerAuthentication,
+        PolicyKind::AuthorizationPolicy => Kind::AuthorizationPolicy,
+    };
+    ObjectRef::new(kind, policy.namespace.as_str(), policy.name.as_str())
+}
+
+/// The notices about these, and how many more there are.
+pub(super) fn notices(reports: &Reports, about: &BTreeSet<ObjectRef>) -> (Vec<String>, usize) {
+    let mut found: Vec<_> = reports.notices.iter().filter(|notice| about.contains(&notice.object)).collect();
+    found.sort_by_key(|notice| Reverse(notice.severity));
+    let told = found.iter().take(MAX_NOTICES).map(|notice| format!("{}: {notice}", notice.severity));
+    (told.collect(), found.len().saturating_sub(MAX_NOTICES))
 }
 
 fn workload<'a>(snapshot: &'a Snapshot, uid: &str) -> Result<&'a Workload, QueryError> {
@@ -261,6 +281,39 @@ spec: {selector: {matchLabels: {app: web}}}
         assert_eq!((report.policies.len(), report.total), (3, 4));
         assert_eq!((report.policies[2].action, report.policies[2].rules), (Some(PolicyAction::Deny), 2));
         assert!(report.policies[2].dry_run);
+    }
+
+    #[test]
+    fn notices_are_those_of_the_listed_policies() {
+        let folder = TempDir::new().unwrap();
+        let many = "{to: [{operation: {paths: [/a]}}]}, ".repeat(MAX_NOTICES + 3);
+        let more = format!(
+            "---\n{{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {{name: custom, namespace: shop}}, \
+             spec: {{selector: {{matchLabels: {{app: far}}}}, action: CUSTOM, rules: [{many}]}}}}\n\
+             ---\n{{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {{name: ports, namespace: shop}}, \
+             spec: {{portLevelMtls: {{80: {{mode: STRICT}}}}}}}}\n\
+             ---\n{{apiVersion: v1, kind: Service, metadata: {{name: out, namespace: shop}}, \
+             spec: {{type: ExternalName, externalName: a.b}}}}\n"
+        );
+        fs::write(folder.path().join("all.yaml"), format!("{CLUSTER}{more}")).unwrap();
+        let asked = |workload: Option<&str>, limit| {
+            let query = PolicyQuery { workload: workload.map(str::to_owned), limit };
+            policies_of_manifests(&[folder.path().to_owned()], MeshConfig::default(), &query).unwrap()
+        };
+        let ports = "warning: PeerAuthentication shop/ports: spec.portLevelMtls: ignored: modes of single ports need a \
+                     selector";
+        let all = asked(None, 10);
+        assert_eq!((all.notices.len(), all.more_notices), (MAX_NOTICES, 5), "{:#?}", all.notices);
+        assert!(
+            all.notices[0].starts_with("error: AuthorizationPolicy shop/custom: spec."),
+            "{}",
+            all.notices[0]
+        );
+        // It is the second of those that are listed.
+        assert_eq!(asked(None, 2).notices, [ports]);
+        assert_eq!(asked(None, 1).notices, Vec::<String>::new());
+        assert_eq!(asked(Some("shop/web"), 10).notices, [ports]);
+        assert_eq!(asked(Some("shop/far"), 10).more_notices, 5);
     }
 
     #[test]

@@ -8,8 +8,9 @@ use mesh_common::abi::LAYOUT_VERSION;
 use tokio::sync::{mpsc, oneshot};
 
 use super::controller::{NodeStatus, PodState, ROLES, Request};
-use super::{chain, explain, fill, policies, service_report};
+use super::{analyze, chain, explain, fill, policies, service_report};
 use crate::admin::AdminData;
+use crate::admin::analysis::AnalysisReport;
 use crate::admin::api::{
     Canary, CertReport, CheckItem, CheckReport, KernelReport, PodStatus, ProgramStatus, ServiceReport,
     StatusReport, WorkloadReport,
@@ -22,7 +23,7 @@ use crate::datapath::maps::MapReader;
 use crate::identity::{Authority, CertificateState, CertificateStatus};
 use crate::model::{NodeName, Workload};
 use crate::proxy::Shared;
-use crate::source::Feed;
+use crate::source::{Feed, Places};
 use crate::telemetry::{FlowLog, Metrics};
 
 /// Where the reports come from.
@@ -203,13 +204,19 @@ impl AdminData for AgentData {
         let (maps, snapshot) = (self.maps.clone(), self.feed.current.load_full());
         let (node, shared) = (NodeName::new(self.node.as_str()), Arc::clone(&self.shared));
         let served = move |uid: &_| shared.pod(uid).is_some();
-        blocking(move || explain::explain(&maps, &snapshot, &node, &served, &query)).await
+        let reports = Arc::clone(&self.feed.reports.borrow());
+        blocking(move || explain::explain(&maps, (&snapshot, &reports), &node, &served, &query)).await
     }
 
     async fn policies(&self, query: PolicyQuery) -> Result<PoliciesReport, QueryError> {
         let (snapshot, node) = (self.feed.current.load_full(), NodeName::new(self.node.as_str()));
         let reports = Arc::clone(&self.feed.reports.borrow());
         blocking(move || policies::report(&snapshot, &reports, Some(&node), &query)).await
+    }
+
+    async fn analysis(&self) -> Result<AnalysisReport, QueryError> {
+        let reports = Arc::clone(&self.feed.reports.borrow());
+        blocking(move || Ok(analyze::report(&reports, &Places::new()))).await
     }
 
     fn flows(&self) -> &FlowLog {

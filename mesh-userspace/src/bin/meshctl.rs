@@ -10,5 +10,10 @@ fn main() -> ExitCode {
         let cgroup = datapath::check::cgroup2_mount().unwrap_or_else(|_missing| "/sys/fs/cgroup".into());
         items.extend(agent::needs(Path::new("/sys/fs/bpf/mesh"), &cgroup));
     };
-    cli::main(cli::Local { check, explain: agent::explain_manifests, policies: agent::policies_of_manifests })
+    cli::main(cli::Local {
+        check,
+        explain: agent::explain_manifests,
+        policies: agent::policies_of_manifests,
+        analyze: agent::analyze_manifests,
+    })
 }

@@ -7,6 +7,7 @@ use clap_complete::Shell;
 
 use crate::admin::DEFAULT_SOCKET;
 use crate::model::{MeshConfig, NodeName, TrustDomain};
+use crate::resources::Severity;
 
 /// Inspect the mesh agent of this node.
 #[derive(Clone, Debug, Parser)]
@@ -94,6 +95,20 @@ pub enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Report what of the resources is wrong or not honoured; exit 1 if there is an error
+    // Nothing else may follow the paths here: a shell's pattern can stand for many.
+    #[command(mut_arg("paths", |paths| paths.num_args(1..)))]
+    Analyze {
+        /// Exit 1 from what on
+        #[arg(long, value_enum, value_name = "SEVERITY", default_value_t = FailOn::Error)]
+        fail_on: FailOn,
+        /// Instead of an agent.
+        #[command(flatten)]
+        manifests: Manifests,
+        /// How to print it.
+        #[command(flatten)]
+        output: Output,
+    },
     /// Write a completion script for a shell to stdout
     Completions {
         /// The shell
@@ -105,7 +120,7 @@ pub enum Command {
 #[derive(Clone, Debug, Args)]
 pub struct Manifests {
     /// Ask these Kubernetes manifests, without agent and kernel: a file or a folder; may be given more than once
-    #[arg(long = "manifests", value_name = "PATH")]
+    #[arg(long = "manifests", short = 'f', value_name = "PATH")]
     pub paths: Vec<PathBuf>,
     /// The node that they are read for [default: the pod's own]
     #[arg(long, value_name = "NAME", requires = "paths")]
@@ -138,6 +153,24 @@ impl Manifests {
             root_namespace: self.root_namespace.as_str().into(),
             cluster_domain: self.cluster_domain.as_str().into(),
             node: self.node.as_deref().map(NodeName::new),
+        }
+    }
+}
+
+/// From what on findings are a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FailOn {
+    /// Warnings and errors.
+    Warning,
+    /// Errors.
+    Error,
+}
+
+impl From<FailOn> for Severity {
+    fn from(fail_on: FailOn) -> Self {
+        match fail_on {
+            FailOn::Warning => Self::Warning,
+            FailOn::Error => Self::Error,
         }
     }
 }
@@ -195,6 +228,13 @@ mod tests {
             ("policies --manifests /a --root-namespace mesh", true),
             ("policies --manifests /a --trust-domain-aliases old.local,older.local", true),
             ("policies --root-namespace mesh", false),
+            ("analyze", true),
+            ("analyze -f a.yaml b.yaml --manifests c -o json", true),
+            ("analyze --fail-on warning -f a.yaml --root-namespace mesh", true),
+            ("analyze --fail-on info", false),
+            ("analyze -f", false),
+            ("analyze a.yaml", false),
+            ("policies -f /a shop/web", true),
             ("status -o xml", false),
             ("flows --limit -1", false),
             ("nothing", false),

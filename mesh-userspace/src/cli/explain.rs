@@ -45,6 +45,7 @@ pub(super) fn explain(report: &ExplainReport, view: View) -> String {
             }
         }
     }
+    text.push_str(&super::policies::notices(&report.notices, report.more_notices));
     text
 }
 
@@ -337,6 +338,8 @@ mod tests {
             paths: vec![path.clone(), path, nowhere],
             more_paths: 7,
             problems: vec!["a.yaml:1: no object".to_owned()],
+            notices: vec!["warning: AuthorizationPolicy shop/web: ignored".to_owned()],
+            more_notices: 0,
         }
     }
 
@@ -359,6 +362,7 @@ mod tests {
             "shop/web   namespace   DENY     nothing   rules[0] does not match, from[0]",
             "\nThe kernel does not hold what the snapshot says:\n  in the kernel and not",
             "\nNot read, and left out:\n  a.yaml:1: no object\n",
+            "\nNotices:\n  warning: AuthorizationPolicy shop/web: ignored\n",
         ] {
             assert!(text.contains(part), "{part:?} not in\n{text}");
         }

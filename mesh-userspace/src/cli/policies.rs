@@ -44,6 +44,22 @@ pub(super) fn policies(report: &PoliciesReport, view: View) -> String {
             let _infallible = writeln!(text, "  {problem}");
         }
     }
+    text.push_str(&notices(&report.notices, report.more_notices));
+    text
+}
+
+/// What of policies is not carried out as it is written, under its title.
+pub(super) fn notices(notices: &[String], more: usize) -> String {
+    if notices.is_empty() {
+        return String::new();
+    }
+    let mut text = "\nNotices:\n".to_owned();
+    for notice in notices {
+        let _infallible = writeln!(text, "  {notice}");
+    }
+    if more > 0 {
+        let _infallible = writeln!(text, "  ({more} more: see `meshctl analyze`)");
+    }
     text
 }
 
@@ -119,7 +135,13 @@ mod tests {
             selected: 1,
             ..PolicyReport::default()
         };
-        PoliciesReport { policies: vec![peer, allow], total: 5, ..PoliciesReport::default() }
+        PoliciesReport {
+            policies: vec![peer, allow],
+            total: 5,
+            notices: vec!["warning: AuthorizationPolicy shop/web: ignored".to_owned()],
+            more_notices: 2,
+            ..PoliciesReport::default()
+        }
     }
 
     #[test]
@@ -129,6 +151,7 @@ mod tests {
             "PeerAuthentication    shop/default   namespace          STRICT, UNSET at 80, DISABLE at 81   -       no        2\n",
             "AuthorizationPolicy   shop/web       selector app=web   ALLOW                                3       yes       1\n",
             "(3 more: raise --limit)\n",
+            "\nNotices:\n  warning: AuthorizationPolicy shop/web: ignored\n  (2 more: see `meshctl analyze`)\n",
         ] {
             assert!(text.contains(part), "{part:?} not in\n{text}");
         }

@@ -13,7 +13,8 @@ use super::args::{Cli, Command, Format, Output};
 use super::client::{Client, ClientError};
 use super::flows;
 use super::print::{self, View};
-use super::{explain, plane, policies, services};
+use super::{analyze, explain, plane, policies, services};
+use crate::admin::analysis::AnalysisReport;
 use crate::admin::api::{
     CertReport, CheckItem, CheckReport, FlowLine, ServiceReport, StatusReport, WorkloadReport,
 };
@@ -36,6 +37,8 @@ pub struct Local {
     pub explain: fn(&[PathBuf], MeshConfig, &ExplainQuery) -> Result<ExplainReport, QueryError>,
     /// `meshctl policies --manifests`.
     pub policies: fn(&[PathBuf], MeshConfig, &PolicyQuery) -> Result<PoliciesReport, QueryError>,
+    /// `meshctl analyze --manifests`.
+    pub analyze: fn(&[PathBuf], MeshConfig) -> Result<AnalysisReport, QueryError>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -210,6 +213,15 @@ async fn run(cli: &Cli, local: Local, colour: bool, out: &mut dyn Write) -> Resu
             write(out, *output, &report, || explain::explain(&report, view(*output)))?;
             Ok(report.differences.is_empty())
         }
+        Command::Analyze { fail_on, manifests, output } => {
+            let report = if manifests.given() {
+                (local.analyze)(&manifests.paths, manifests.mesh()).map_err(|error| Failure::local(&error))?
+            } else {
+                client.document("/v1/analysis").await.map_err(Failure::question)?
+            };
+            write(out, *output, &report, || analyze::analyze(&report, view(*output)))?;
+            Ok(!report.has((*fail_on).into()))
+        }
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "meshctl", &mut script);
@@ -330,9 +342,11 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::admin::analysis::Finding;
     use crate::admin::policy::PolicyReport;
     use crate::admin::testing::{FakeAgent, socket_dir};
     use crate::admin::{AdminSocket, serve_socket};
+    use crate::resources::Severity;
     use crate::telemetry::example;
 
     fn nothing() -> Local {
@@ -350,6 +364,14 @@ mod tests {
                 let name = format!("{}{}", paths.len(), query.workload.clone().unwrap_or_default());
                 let policy = PolicyReport { name, ..PolicyReport::default() };
                 Ok(PoliciesReport { policies: vec![policy], total: query.limit, ..PoliciesReport::default() })
+            },
+            analyze: |paths, mesh| {
+                let message = format!("{} of {}", paths.len(), mesh.root_namespace);
+                let finding = Finding { severity: Severity::Error, message, ..Finding::default() };
+                if paths[0] == Path::new("/none") {
+                    return Err(QueryError::Failed("cannot read /none: not there".to_owned()));
+                }
+                Ok(AnalysisReport::new(vec![finding], 0))
             },
         }
     }
@@ -405,11 +427,20 @@ mod tests {
             ("policies shop/web -n 0 -o json", "\"policies\": []"),
             ("policies --manifests /a --manifests /b -n 3 x/y", "AuthorizationPolicy   /2x/y"),
             ("policies --manifests /a -n 3", "(2 more: raise --limit)"),
+            ("analyze", "warning    -       VirtualService shop/web   -       not honoured at layer 4"),
+            ("analyze -o json", "\"severity\": \"warning\""),
         ];
         for (line, part) in cases {
             let (result, text) = meshctl(&path, line, nothing()).await;
             assert!(result.unwrap(), "{line}");
             assert!(text.contains(part), "{line}: {text}");
+        }
+        for (line, part) in [
+            ("analyze --fail-on warning", "warning"),
+            ("analyze -f /a /b --manifests /c --root-namespace mesh", "3 of mesh"),
+        ] {
+            let (result, text) = meshctl(&path, line, nothing()).await;
+            assert!(!result.unwrap() && text.contains(part), "{line}: {text}");
         }
         let (result, _) = meshctl(&path, "services nobody", nothing()).await;
         let failure = result.unwrap_err();
@@ -419,6 +450,7 @@ mod tests {
             ("explain --manifests /a x web.shop:80", "`x` is nobody who connects", USAGE),
             ("maps NOTHING", "there is no such map", UNHEALTHY),
             ("policies shop/none", "no pod shop/none is known", UNHEALTHY),
+            ("analyze -f /none", "cannot read /none: not there", UNHEALTHY),
         ] {
             let failure = meshctl(&path, line, nothing()).await.0.unwrap_err();
             assert_eq!((failure.to_string().as_str(), failure.code()), (message, code), "{line}");

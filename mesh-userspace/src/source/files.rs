@@ -143,6 +143,12 @@ impl FileSet {
         Some(Update { changes, problems, ignored })
     }
 
+    /// Where the definition of the object that is in force begins: its file, and the line in it.
+    pub(super) fn place(&self, object: &ObjectRef) -> Option<(&Path, u32)> {
+        let definition = self.definitions.get(object)?.first()?;
+        Some((&definition.file.1, definition.line))
+    }
+
     /// Reads these files, on as many processors as there are.
     fn read(&self, stale: &[(FileKey, Stamp)]) -> Vec<io::Result<Documents>> {
         let read = |(key, _): &(FileKey, Stamp)| {

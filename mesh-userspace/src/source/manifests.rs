@@ -96,14 +96,15 @@ impl Drop for Manifests {
 ///
 /// # Errors
 /// One of the paths is not there or cannot be read.
-pub fn read_once(paths: &[PathBuf]) -> Result<Update, SourceError> {
+pub(super) fn read_once(paths: &[PathBuf]) -> Result<(Update, FileSet), SourceError> {
     for path in paths {
         let read = if path.is_dir() { fs::read_dir(path).map(drop) } else { File::open(path).map(drop) };
         read.map_err(|source| SourceError::Read { path: path.clone(), source })?;
     }
     let mut files = FileSet::new(paths.to_vec());
     let listing = files.list();
-    Ok(files.rescan(listing, &Unfinished::default(), SystemTime::now()).unwrap_or_default())
+    let update = files.rescan(listing, &Unfinished::default(), SystemTime::now()).unwrap_or_default();
+    Ok((update, files))
 }
 
 /// Our own reading shows up as events too.

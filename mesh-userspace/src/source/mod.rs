@@ -10,7 +10,7 @@ mod listing;
 pub mod manifests;
 mod unfinished;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ pub use self::changes::{ChangeLog, Published, Totals};
 
 use self::manifests::{Manifests, Update};
 use crate::model::{MeshConfig, Snapshot};
-use crate::resources::{Notice, Problem, Severity, Translator};
+use crate::resources::{Notice, ObjectRef, Problem, Severity, Translator};
 
 /// Why a source cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +57,9 @@ pub struct Reports {
     /// Objects of kinds that are no concern of a mesh.
     pub ignored: usize,
 }
+
+/// The file of an object, and the line that it begins on, from 1.
+pub type Places = BTreeMap<ObjectRef, (PathBuf, u32)>;
 
 /// The current state of the mesh and of the reports about it.
 #[derive(Clone, Debug)]
@@ -109,9 +112,24 @@ pub async fn run(
 /// # Errors
 /// A path is not there or cannot be read; what is wrong in the files is in the reports.
 pub fn read_once(paths: &[PathBuf], mesh: MeshConfig) -> Result<(Snapshot, Reports), SourceError> {
-    let update = manifests::read_once(paths)?;
+    let (update, _) = manifests::read_once(paths)?;
     let (snapshot, notices) = Translator::new(mesh).apply(update.changes);
     Ok((snapshot, Reports { problems: update.problems, notices, ignored: update.ignored }))
+}
+
+/// The reports alone, with the place of each object that a notice is about. Blocks on the disk.
+///
+/// # Errors
+/// As [`read_once`].
+pub fn reports_once(paths: &[PathBuf], mesh: MeshConfig) -> Result<(Reports, Places), SourceError> {
+    let (update, files) = manifests::read_once(paths)?;
+    let (_, notices) = Translator::new(mesh).apply(update.changes);
+    let place = |notice: &Notice| {
+        let (file, line) = files.place(&notice.object)?;
+        Some((notice.object.clone(), (file.to_path_buf(), line)))
+    };
+    let places = notices.iter().filter_map(place).collect();
+    Ok((Reports { problems: update.problems, notices, ignored: update.ignored }, places))
 }
 
 struct Publisher {

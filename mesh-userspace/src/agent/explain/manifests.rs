@@ -30,6 +30,7 @@ pub fn explain(
         workload.is_some_and(|workload| workload.enrolled && workload.is_on(&node))
     };
     let mut report = of_maps(&Foreseen::new(&snapshot), &snapshot, &node, &served, query)?;
+    super::note_policies(&mut report, &reports);
     report.problems = reports.problems.iter().map(ToString::to_string).collect();
     Ok(report)
 }

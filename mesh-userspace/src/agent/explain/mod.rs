@@ -16,6 +16,7 @@ mod set;
 mod tests;
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use mesh_common::abi::{
     DESTINATION_ENROLLED, ROLE_NODE_TCP4, ROLE_NODE_TCP6, ROLE_NODE_UDP4, ROLE_NODE_UDP6, SCOPE_ADDRESS,
@@ -31,9 +32,13 @@ use self::maps::Maps;
 use crate::admin::explain::{ExplainQuery, ExplainReport, ExplainStep, Verdict};
 use crate::admin::plane::QueryError;
 use crate::agent::chain;
+use crate::agent::policies::notices;
 use crate::datapath::maps::MapReader;
 use crate::datapath::{DatapathError, address_of, monotonic_ns};
 use crate::model::{NodeName, Protocol, Snapshot, TrafficPolicy, WorkloadUid};
+use crate::policy::authorization::PolicyVerdict;
+use crate::resources::{Kind, ObjectRef};
+use crate::source::Reports;
 
 /// What is asked.
 struct Explanation<'a> {
@@ -49,12 +54,26 @@ struct Explanation<'a> {
 /// Explains one connection on a node whose agent runs and serves these pods. Blocks for a few system calls.
 pub(super) fn explain(
     maps: &MapReader,
-    snapshot: &Snapshot,
+    (snapshot, reports): (&Snapshot, &Reports),
     node: &NodeName,
     served: &dyn Fn(&WorkloadUid) -> bool,
     query: &ExplainQuery,
 ) -> Result<ExplainReport, QueryError> {
-    of_maps(maps, snapshot, node, served, query)
+    let mut report = of_maps(maps, snapshot, node, served, query)?;
+    note_policies(&mut report, reports);
+    Ok(report)
+}
+
+/// Adds what of the policies that were asked is not carried out as it is written.
+fn note_policies(report: &mut ExplainReport, reports: &Reports) {
+    let modes = report.paths.iter().filter_map(|path| path.mode_by.as_deref()?.split_once('/'));
+    let peers = modes.map(|(namespace, name)| ObjectRef::new(Kind::PeerAuthentication, namespace, name));
+    let verdicts = report.paths.iter().flat_map(|path| &path.policies);
+    let guards = verdicts.map(|PolicyVerdict { policy, .. }| {
+        ObjectRef::new(Kind::AuthorizationPolicy, Arc::clone(&policy.namespace), Arc::clone(&policy.name))
+    });
+    let about = peers.chain(guards).collect();
+    (report.notices, report.more_notices) = notices(reports, &about);
 }
 
 fn of_maps(

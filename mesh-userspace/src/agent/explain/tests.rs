@@ -205,6 +205,23 @@ fn plaintext_is_judged_where_it_arrives() {
 }
 
 #[test]
+fn what_of_its_policies_is_not_carried_out_is_said() {
+    let l7 = "spec: {selector: {matchLabels: {app: web}}, rules: [{to: [{operation: {methods: [GET]}}]}]}";
+    let (here, elsewhere) = (policy("get", l7), policy("far", &l7.replace("app: web", "app: far")));
+    let ports = STRICT.replace("selector: {matchLabels: {app: web}}", "portLevelMtls: {80: {mode: STRICT}}");
+    let report = asked(&[&here, &elsewhere, &ports], "shop/client", "web.shop:80");
+    assert_eq!((report.notices.len(), report.more_notices), (2, 0), "{:#?}", report.notices);
+    let starts = [
+        "warning: PeerAuthentication shop/strict: spec.portLevelMtls:",
+        "warning: AuthorizationPolicy shop/get: spec",
+    ];
+    for start in starts {
+        assert!(report.notices.iter().any(|notice| notice.starts_with(start)), "{:#?}", report.notices);
+    }
+    assert!(asked(&[STRICT], "shop/client", "web.shop:80").notices.is_empty());
+}
+
+#[test]
 fn other_ways_in_and_out() {
     let cases = [
         (

@@ -1,0 +1,127 @@
+//! The document about the objects: what could not be read of them, and what is not carried out as it is written.
+
+use std::cmp::Reverse;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::resources::{ObjectRef, Severity};
+
+/// Findings that are listed at most; the gravest are.
+pub const MAX_FINDINGS: usize = 10_000;
+
+/// `GET /v1/analysis`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AnalysisReport {
+    /// The gravest first, then by file (those without one last), line, object and field; [`MAX_FINDINGS`] at most.
+    pub findings: Vec<Finding>,
+    /// How many there are, listed or not.
+    pub total: usize,
+    /// How many of them are errors.
+    pub errors: usize,
+    /// How many are warnings.
+    pub warnings: usize,
+    /// How many are worth knowing and no more.
+    pub infos: usize,
+    /// Objects of kinds that are no concern of a mesh: nothing was looked for in them.
+    pub ignored: usize,
+}
+
+/// One thing to be said about an object.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Finding {
+    /// How much it matters.
+    pub severity: Severity,
+    /// Whether it could not be read as it is written: it is not in force, or its last good state is.
+    pub rejected: bool,
+    /// Its file, where that is known: an agent knows it of what is rejected alone.
+    pub file: Option<PathBuf>,
+    /// The line in it, from 1: of the mistake where it is rejected, else the object's first.
+    pub line: Option<u32>,
+    /// The object, where its name could be read.
+    pub object: Option<ObjectRef>,
+    /// The field's path, such as `spec.ports[0].port`; empty for the object as a whole.
+    pub field: String,
+    /// What about it.
+    pub message: String,
+}
+
+impl AnalysisReport {
+    /// Puts the findings in order and counts them.
+    pub fn new(mut findings: Vec<Finding>, ignored: usize) -> Self {
+        findings.sort_by(|one, other| one.order().cmp(&other.order()));
+        let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
+        let (errors, warnings, infos) =
+            (count(Severity::Error), count(Severity::Warning), count(Severity::Info));
+        let total = findings.len();
+        findings.truncate(MAX_FINDINGS);
+        Self { findings, total, errors, warnings, infos, ignored }
+    }
+
+    /// Whether one of them is as grave as that, or graver.
+    pub const fn has(&self, severity: Severity) -> bool {
+        match severity {
+            Severity::Error => self.errors > 0,
+            Severity::Warning => self.errors + self.warnings > 0,
+            Severity::Info => self.total > 0,
+        }
+    }
+}
+
+impl Finding {
+    fn order(&self) -> impl Ord {
+        let place = (self.file.is_none(), &self.file, self.line);
+        (Reverse(self.severity), place, &self.object, &self.field, &self.message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gravest_come_first_and_are_listed() {
+        let finding = |severity, file: Option<&str>, line, field: &str| Finding {
+            severity,
+            file: file.map(PathBuf::from),
+            line,
+            field: field.to_owned(),
+            ..Finding::default()
+        };
+        let sorted = [
+            finding(Severity::Error, Some("a.yaml"), Some(2), "y"),
+            finding(Severity::Error, Some("a.yaml"), Some(10), "x"),
+            finding(Severity::Error, Some("b.yaml"), Some(1), ""),
+            finding(Severity::Error, None, None, ""),
+            finding(Severity::Warning, Some("a.yaml"), Some(1), "a"),
+            finding(Severity::Warning, Some("a.yaml"), Some(1), "b"),
+            finding(Severity::Info, Some("a.yaml"), Some(1), ""),
+        ];
+        let report = AnalysisReport::new(sorted.iter().rev().cloned().collect(), 3);
+        assert_eq!(report.findings, sorted);
+        assert_eq!((report.total, report.errors, report.warnings, report.infos), (7, 4, 2, 1));
+
+        let many = vec![Finding::default(); MAX_FINDINGS + 5];
+        let report = AnalysisReport::new(many.into_iter().chain([sorted[0].clone()]).collect(), 0);
+        assert_eq!((report.findings.len(), report.total), (MAX_FINDINGS, MAX_FINDINGS + 6));
+        assert_eq!(report.findings[0], sorted[0]);
+    }
+
+    #[test]
+    fn how_grave_it_is() {
+        use Severity::{Error, Info, Warning};
+        let cases: [(&[Severity], [bool; 3]); 4] = [
+            (&[], [false, false, false]),
+            (&[Info], [true, false, false]),
+            (&[Info, Warning], [true, true, false]),
+            (&[Error], [true, true, true]),
+        ];
+        for (found, expected) in cases {
+            let finding = |&severity: &Severity| Finding { severity, ..Finding::default() };
+            let report = AnalysisReport::new(found.iter().map(finding).collect(), 0);
+            assert_eq!([Info, Warning, Error].map(|severity| report.has(severity)), expected, "{found:?}");
+        }
+    }
+}
