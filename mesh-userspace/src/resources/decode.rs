@@ -96,12 +96,16 @@ pub(crate) fn decode_part(part: &str) -> Decoded {
         match document {
             Ok(node) if node.is_null() => {}
             Ok(node) => decoded.add(&node, 0),
-            Err(error) => decoded.mistakes.push(Mistake {
-                line: error.line,
-                object: None,
-                field: String::new(),
-                reason: error.reason,
-            }),
+            Err(error) => {
+                let stand_in = stand_in::of_text(part);
+                decoded.stand_ins.extend(stand_in.map(|object| Item { line: error.line, object }));
+                decoded.mistakes.push(Mistake {
+                    line: error.line,
+                    object: None,
+                    field: String::new(),
+                    reason: error.reason,
+                });
+            }
         }
     }
     decoded

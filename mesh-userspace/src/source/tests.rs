@@ -282,3 +282,16 @@ async fn a_policy_that_cannot_be_read_at_the_start_allows_nothing() {
     watched.expect_problems(&["its last good state is in force"]).await;
     assert_eq!(policies(&watched.feed.current.load()), ["a Deny namespace 0"]);
 }
+
+#[tokio::test]
+async fn text_that_is_no_yaml_and_seems_to_be_a_policy_closes_its_namespace() {
+    let broken = policy("a", "{rules: [{}]}").replace("spec:", "\tspec: [");
+    let flow = "---\nkind: PeerAuthentication\nmetadata: {namespace: other, name: p\nspec: {}\n";
+    let first = pod("web", "10.0.0.1") + &broken + flow;
+    let watched = Watched::new("", |folder| fs::write(folder.join("a.yaml"), &first).unwrap()).await;
+    let snapshot = watched.feed.current.load_full();
+    assert_eq!(policies(&snapshot), ["a Allow namespace 0"]);
+    let peers: Vec<_> = snapshot.peer_policies.values().map(|peer| (&*peer.namespace, peer.mode)).collect();
+    assert_eq!(peers, [("other", Some(crate::model::Mode::Strict))]);
+    assert_eq!(pods(&snapshot), ["web=10.0.0.1"]);
+}

@@ -1,7 +1,7 @@
 //! How many connections there may be, in total and from one address, and how often what is wrong with them is logged.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ impl Places {
 
     /// A place for a connection from there, or which limit has been reached.
     pub(super) fn take(self: &Arc<Self>, address: IpAddr) -> Result<Place, &'static str> {
-        let address = address.to_canonical();
+        let address = site(address);
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         if taken.values().sum::<usize>() >= self.total {
             return Err("too_many");
@@ -40,6 +40,14 @@ impl Places {
         }
         *own += 1;
         Ok(Place { places: Arc::clone(self), address })
+    }
+}
+
+/// An IPv4 address, or the /64 of an IPv6 one: whoever has one address there has them all.
+fn site(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
     }
 }
 
