@@ -57,7 +57,7 @@ mod tests {
 
     use super::*;
 
-    const MISTAKES: &str = r#"
+    const MISTAKES: &str = r"
 apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: {name: web, namespace: shop}
@@ -80,7 +80,7 @@ apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
 metadata: {name: web, namespace: shop}
 spec: {action: CUSTOM, rules: [{}]}
-"#;
+";
 
     #[test]
     fn mistakes_in_their_order_with_their_places() {
