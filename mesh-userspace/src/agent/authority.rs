@@ -43,8 +43,11 @@ pub struct RemoteAuthority {
     pub ca_client_key: Option<PathBuf>,
 }
 
-/// Whoever signs for this agent, and the authority if that is its own.
-pub(super) fn signer(config: &AgentConfig) -> Result<(Arc<dyn Signer>, Option<Arc<Authority>>), AgentError> {
+/// A signer, and the authority if it is in this process.
+type Signing = (Arc<dyn Signer>, Option<Arc<Authority>>);
+
+/// Whoever signs for this agent.
+pub(super) fn signer(config: &AgentConfig) -> Result<Signing, AgentError> {
     let remote = &config.remote_ca;
     let Some(address) = &remote.ca_addr else {
         let authority = Authority::open(&config.ca_dir, &config.trust_domain);

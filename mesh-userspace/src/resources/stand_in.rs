@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::serde::de::DeserializeOwned;
 
 use super::authorization::{AuthorizationPolicy, AuthorizationPolicySpec, DRY_RUN};
-use super::istio::{IstioMode, LabelSelector, MutualTls, PeerAuthentication, PeerAuthenticationSpec};
+use super::istio::{IstioMode, LabelSelector, MutualTls, PeerAuthentication, PeerAuthenticationSpec, Rest};
 use super::validate::validate;
 use super::yaml::Node;
 use super::{Kind, Object, ObjectRef};
@@ -38,7 +38,7 @@ fn stand_in(node: Option<&Node>, reference: &ObjectRef) -> Option<Object> {
                 Object::AuthorizationPolicy(Box::new(AuthorizationPolicy {
                     metadata,
                     spec,
-                    rest: Default::default(),
+                    rest: Rest::default(),
                 }))
             };
             let narrow = AuthorizationPolicySpec {
@@ -49,14 +49,18 @@ fn stand_in(node: Option<&Node>, reference: &ObjectRef) -> Option<Object> {
             [policy(narrow), policy(AuthorizationPolicySpec::default())]
         }
         Kind::PeerAuthentication => {
-            let mtls = Some(MutualTls { mode: IstioMode::Strict, rest: Default::default() });
+            let mtls = Some(MutualTls { mode: IstioMode::Strict, rest: Rest::default() });
             let policy = |selector| {
-                let spec = PeerAuthenticationSpec { selector, mtls: mtls.clone(), ..Default::default() };
+                let spec = PeerAuthenticationSpec {
+                    selector,
+                    mtls: mtls.clone(),
+                    ..PeerAuthenticationSpec::default()
+                };
                 let metadata = metadata.clone();
                 Object::PeerAuthentication(Box::new(PeerAuthentication {
                     metadata,
                     spec,
-                    rest: Default::default(),
+                    rest: Rest::default(),
                 }))
             };
             [policy(selector()), policy(None)]

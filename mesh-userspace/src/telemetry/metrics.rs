@@ -70,8 +70,8 @@ metrics! {
     /// Streams open on the HBONE pool's connections
     pool_streams: Gauge;
     "mesh_authorization_decisions"
-    /// Decisions on connections to this node's enrolled pods: effect (allowed, refused, revoked, would_refuse, audited),
-    /// reason and policy; what no policy concerns is not counted
+    /// Decisions on connections to this node's enrolled pods, by effect, reason and policy; what no policy concerns is not
+    /// counted
     authorization: Family<Labels<3>, Counter>;
     "mesh_certificate_expiry_timestamp_seconds"
     /// When an identity's certificate ends, in seconds since the Unix epoch

@@ -58,8 +58,13 @@ impl World {
         let agent = node
             .agent()
             .flag("--ca-addr", &self.ca.address().to_string())
-            .flag("--ca-root-cert", &self.ca.root().to_string_lossy())
             .flag("--ca-token", &self.token(node.name(), token)?.to_string_lossy());
+        let root = self.ca.root();
+        let agent = if flags.iter().any(|(flag, _)| *flag == "--ca-root-cert") {
+            agent
+        } else {
+            agent.flag("--ca-root-cert", &root.to_string_lossy())
+        };
         flags.iter().fold(agent, |agent, (flag, value)| agent.flag(flag, value)).start()
     }
 

@@ -66,6 +66,7 @@ fn start() -> Result<World> {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn each_action_and_matcher_on_each_way_in() -> Result<()> {
     let world = start()?;
     let client = "cluster.local/ns/default/sa/client";
@@ -393,13 +394,9 @@ fn a_policy_that_becomes_different_ends_what_it_no_longer_allows_and_nothing_els
             .all(|flow| flow["source"]["pod"] == "default/client" && flow["response_flags"] == "DENY"),
         "{revoked:#?}"
     );
-    assert_eq!(
-        world.agent_b.metric(
-            "mesh_authorization_decisions_total",
-            &["effect=\"revoked\"", "policy=\"default/deny\""]
-        )?,
-        40.0
-    );
+    let labels = ["effect=\"revoked\"", "policy=\"default/deny\""];
+    let count = world.agent_b.metric("mesh_authorization_decisions_total", &labels)?;
+    assert!((count - 40.0).abs() < 0.5, "{count}");
     assert_alive(&plain_too, 20, "plaintext is not denied")?;
     manifests.apply("deny.yaml", &policy("deny", "default", "", &deny("client, twin")))?;
     wait_reset(&same_node, 20)?;

@@ -34,6 +34,6 @@ pub(super) fn authorization(stage: &Stage, _name: &str) -> Result<()> {
         flows.into_iter().find(|flow| flow["outcome"] == "refused_policy")
     })?;
     let error = flow["error"].as_str().context("a refusal has its reason")?;
-    stage.screen.good(&format!("and the flow says why: {error}"));
+    stage.screen.good(format!("and the flow says why: {error}"));
     stage.delete("details-viewer.yaml")
 }

@@ -202,7 +202,7 @@ async fn an_agent_gets_certificates_for_itself_and_for_the_pods_of_its_node() {
     for wanted in [&own, &web] {
         let signed = sign(&client, wanted).await.unwrap();
         assert_eq!(crate::identity::peer_identity(&signed.chain), Ok(wanted.clone()));
-        assert_eq!(signed.roots, world.authority.roots().to_vec());
+        assert_eq!(signed.roots, world.authority.roots());
     }
     let text = world.metrics.render();
     assert!(text.contains("mesh_ca_requests_total{outcome=\"granted\",reason=\"granted\"} 2"), "{text}");

@@ -142,10 +142,13 @@ async fn check_mode(path: &Path) -> Result<(), String> {
     let metadata = tokio::fs::metadata(path).await;
     let metadata = metadata.map_err(|error| format!("cannot read {}: {error}", path.display()))?;
     let mode = metadata.permissions().mode() & 0o7777;
-    if mode & 0o177 == 0 {
-        return Ok(());
+    if mode & 0o177 != 0 {
+        return Err(format!(
+            "{} has mode {mode:04o}; a private key must be 0600: chmod 600 it",
+            path.display()
+        ));
     }
-    Err(format!("{} has mode {mode:04o}; a private key must be 0600: chmod 600 it", path.display()))
+    Ok(())
 }
 
 fn roots(pem: &[u8]) -> Result<RootCertStore, String> {
