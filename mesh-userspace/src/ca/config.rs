@@ -62,7 +62,7 @@ pub struct CallerConfig {
     #[arg(long, value_enum, value_name = "WHEN", default_value = "auto", num_args = 0..=1,
           require_equals = true, default_missing_value = "true")]
     pub kubernetes: UseKubernetes,
-    /// File of tokens, 0600, re-read when it changes. A line: NODE NAMESPACE/ACCOUNT TOKEN [AUDIENCE] [EXPIRY].
+    /// File of tokens, 0600, re-read when it changes. A line: `NODE NAMESPACE/ACCOUNT TOKEN [AUDIENCE] [EXPIRY]`.
     #[arg(long, value_name = "FILE")]
     pub node_tokens: Option<PathBuf>,
     /// Roots (PEM) of client certificates; each names its caller by one SPIFFE ID, and its node by one DNS name.
