@@ -356,6 +356,7 @@ fn a_root_is_replaced_under_agents_that_have_the_old_one_in_a_file_of_their_own(
     wait("both roots are trusted", &|_, trusted| trusted.iter().all(|count| *count == 2))?;
     rotate("switch")?;
     // Its connections are gone, and it shows a certificate from the new root, which is not in the file.
+    world.ca.terminate()?;
     let ca = world.ca.restart()?;
     wait("all certificates are from the new root", &|issuers, _| issuers.is_disjoint(&old))?;
     rotate("drop")?;

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 
 use nix::fcntl::{Flock, FlockArg};
@@ -176,7 +176,7 @@ pub(super) fn lock(dir: &Path) -> Result<Flock<File>, AuthorityError> {
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| file_error("lock", &path)(errno.into()))
 }
 
-/// Writes a file aside and renames it into place, on disk when this returns.
+/// Writes a file aside, the folder's owner's, and renames it into place, on disk when this returns.
 pub(super) fn place(dir: &Path, name: &str, content: &[u8], mode: u32) -> Result<(), AuthorityError> {
     let path = dir.join(name);
     let aside = dir.join(format!(".{name}.new"));
@@ -184,6 +184,12 @@ pub(super) fn place(dir: &Path, name: &str, content: &[u8], mode: u32) -> Result
         // What a crash left behind may have another mode.
         remove_if_there(&aside)?;
         let mut file = OpenOptions::new().create_new(true).write(true).mode(mode).open(&aside)?;
+        // Root may do this for an authority that runs as somebody else, who has to read it.
+        let (folder, own) = (fs::metadata(dir)?, file.metadata()?);
+        let is_others = (folder.uid(), folder.gid()) != (own.uid(), own.gid());
+        if is_others && nix::unistd::geteuid().is_root() {
+            fchown(&file, Some(folder.uid()), Some(folder.gid()))?;
+        }
         file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&aside, &path)?;
