@@ -100,7 +100,13 @@ impl Shared {
     }
 
     fn follow_gate(&self, gate: &Arc<Gate>) {
-        self.followers().push(Arc::downgrade(gate));
+        let mut followers = self.followers();
+        // Before it grows: what is gone makes room.
+        if followers.len() == followers.capacity() {
+            followers.retain(|gate| gate.strong_count() > 0);
+        }
+        followers.push(Arc::downgrade(gate));
+        drop(followers);
         // What was published before this is not told again.
         gate.refresh(&self.snapshot.load());
     }
