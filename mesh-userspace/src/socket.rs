@@ -1,4 +1,5 @@
-//! Socket options that the standard library and socket2 do not have, and the cookies that name sockets and namespaces.
+//! Socket options that the standard library and socket2 do not have, the cookies that name sockets and namespaces, and
+//! addresses as sockets show them.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -78,4 +79,9 @@ pub(crate) fn prepare(socket: &impl std::os::fd::AsFd) -> io::Result<()> {
 pub(crate) fn reset_on_close(socket: &impl std::os::fd::AsFd) {
     // On a socket that has been reset already there is nothing left to do.
     let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+}
+
+/// An IPv4 address that an IPv6 socket shows mapped, as IPv4.
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }

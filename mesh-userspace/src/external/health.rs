@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 use super::entry::Entry;
 use crate::model::{EndpointState, NodeName, ServiceName, Snapshot};
 use crate::proxy::Stop;
-use crate::proxy::outbound::canonical;
+use crate::socket::canonical;
 use crate::socket::reset_on_close;
 
 /// Connections that are served at once, on all ports together.

@@ -20,11 +20,11 @@ use crate::policy::authorization::Refusal;
 use crate::proxy::ask::Ask;
 use crate::proxy::forward::{CONNECT_DEADLINE, Forward, Upstream, UpstreamError, carry, note_failure};
 use crate::proxy::inbound::{self, DeliveryError};
-use crate::proxy::outbound::{TRIES, canonical};
+use crate::proxy::outbound::TRIES;
 use crate::proxy::record::{party, service_at};
 use crate::proxy::route::{Arrival, Entrance};
 use crate::proxy::worker::{ACCEPT_PAUSE, Worker, is_of_the_connection};
-use crate::socket::{cookie, prepare, reset_on_close, tcp};
+use crate::socket::{canonical, cookie, prepare, reset_on_close, tcp};
 use crate::telemetry::{ConnectionRecord, Direction, OpenedConnection, Outcome, Reporter, Security};
 
 /// Accepts until everything is cut. While the agent waits for connections to end it goes on: the next agent cannot take

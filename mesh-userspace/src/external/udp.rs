@@ -32,8 +32,8 @@ use crate::datapath::Stayer;
 use crate::model::{Protocol, Snapshot};
 use crate::proxy::ask::Ask;
 use crate::proxy::copy::with_scratch;
-use crate::proxy::outbound::canonical;
 use crate::proxy::worker::{Handles, Worker};
+use crate::socket::canonical;
 use crate::socket::set_transparent;
 
 /// Life of a flow after its last datagram, until both sides have spoken for a while (`nf_conntrack_udp_timeout`).

@@ -1,7 +1,7 @@
 //! Policies from their text to a decision.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 
 use crate::model::{Identity, MeshConfig, PolicyAction, PolicyName, Snapshot, Workload};
@@ -87,8 +87,9 @@ fn asked(snapshot: &Snapshot, workload: &Workload) {
         Some(identity("spiffe://cluster.local/ns/shop/sa/client")),
         Some(identity("spiffe://elsewhere/ns/other/sa/default")),
     ];
-    let clients: [IpAddr; 3] =
-        [[10, 244, 2, 2].into(), [192, 0, 2, 7].into(), [0xfd00, 0, 0, 0, 0, 0, 0, 2].into()];
+    let mapped = Ipv4Addr::new(10, 244, 2, 2).to_ipv6_mapped();
+    let clients: [IpAddr; 4] =
+        [[10, 244, 2, 2].into(), mapped.into(), [192, 0, 2, 7].into(), [0xfd00, 0, 0, 0, 0, 0, 0, 2].into()];
     for source in &peers {
         for client in clients {
             for destination in workload.addresses.iter().map(|&address| SocketAddr::new(address, 8080)) {
@@ -133,5 +134,78 @@ fn agrees(guard: &Guard, connection: &Connection<'_>) {
     }
     for rule in &decision.audited {
         assert_eq!(said.get(&rule.policy).map(|one| one.action), Some(PolicyAction::Audit));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    const POLICY: &str =
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a, namespace: shop}\n";
+
+    /// A text of the pieces that policies are made of, which mostly is no policy.
+    fn spec() -> impl Strategy<Value = String> {
+        let word = prop::sample::select(vec![
+            "rules",
+            "from",
+            "to",
+            "when",
+            "source",
+            "operation",
+            "principals",
+            "notPrincipals",
+            "namespaces",
+            "serviceAccounts",
+            "ipBlocks",
+            "remoteIpBlocks",
+            "ports",
+            "notPorts",
+            "key",
+            "values",
+            "notValues",
+            "action",
+            "DENY",
+            "ALLOW",
+            "CUSTOM",
+            "selector",
+            "matchLabels",
+            "targetRefs",
+            "kind",
+            "Service",
+            "name",
+            "web",
+            "'*'",
+            "'80'",
+            "10.0.0.0/8",
+            "source.ip",
+            "destination.port",
+            "a/b",
+            "'*/sa/b'",
+            "::ffff:0:0/96",
+            "requestPrincipals",
+            ":",
+            ": ",
+            ": {",
+            ": [",
+            "{",
+            "}",
+            "[",
+            "]",
+            ", ",
+            "- ",
+            "\n  ",
+            "\n    ",
+        ]);
+        prop::collection::vec(word, 0..60).prop_map(|words| words.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_panics(spec in spec()) {
+            for text in [format!("{POLICY}spec: {{{spec}}}\n"), format!("{POLICY}spec:\n  {spec}\n"), spec] {
+                super::policy(text.as_bytes());
+            }
+        }
     }
 }

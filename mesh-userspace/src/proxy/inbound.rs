@@ -13,14 +13,13 @@ use tokio::time::{Instant, timeout};
 use super::admission::{self, Admission};
 use super::copy::{SocketIs, tcp_to_tcp, tcp_to_tunnel};
 use super::hbone::server::{self, ServerError, TunnelRequest};
-use super::outbound::canonical;
 use super::record::party;
 use super::worker::Worker;
 use super::{Pod, Stop, upstream};
 use crate::identity::{handshake_reason, server_config};
 use crate::model::{Identity, Snapshot, Workload};
 use crate::policy::authorization::{Refusal, Verdict};
-use crate::socket::reset_on_close;
+use crate::socket::{canonical, reset_on_close};
 use crate::telemetry::{ConnectionRecord, Direction, OpenedConnection, Outcome, Reporter, Security};
 
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
@@ -183,6 +182,7 @@ pub(super) async fn hbone(worker: &Worker, pod: &Arc<Pod>, socket: TcpStream) {
                 // Its tunnels stay; a client that is somebody still comes with another connection.
                 if !drain.send_replace(true) {
                     worker.shared.telemetry.metrics().handshake_failed("server", "no_longer_trusted");
+                    refused(&worker, &pod, Some(request.peer), &ServerError::NoLongerTrusted);
                 }
                 request.send_back();
             }
@@ -206,6 +206,7 @@ pub(super) async fn hbone(worker: &Worker, pod: &Arc<Pod>, socket: TcpStream) {
             ServerError::Tls(error) => handshake_reason(error),
             ServerError::Identity(error) => error.reason(),
             ServerError::Deadline(_) => "timeout",
+            ServerError::NoLongerTrusted => "no_longer_trusted",
             ServerError::Http(_) => return tracing::debug!(%error, "hbone connection ended"),
         };
         metrics.handshake_failed("server", reason);

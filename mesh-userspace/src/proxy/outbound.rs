@@ -1,6 +1,6 @@
 //! Captured connections: the destination is the accepted socket's own address, the workload that of its listener.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
@@ -13,8 +13,8 @@ use super::route::{self, Destination, Way};
 use super::worker::Worker;
 use super::{Pod, inbound, upstream};
 use crate::datapath::{Stay, Stayer};
-use crate::model::{Mode, Service, Snapshot, Workload};
-use crate::socket::reset_on_close;
+use crate::model::{Service, Snapshot, Workload};
+use crate::socket::{canonical, reset_on_close};
 use crate::telemetry::{ConnectionRecord, Direction, OpenedConnection, Outcome, Reporter, Security};
 
 /// How many endpoints are tried before a connection is given up; nothing of it has been sent until one answers.
@@ -179,15 +179,4 @@ impl<'a> Attempt<'a> {
         let socket = connect.map_err(|_elapsed| UpstreamError::Timeout(address))?;
         socket.map_err(|source| UpstreamError::Connect { address, source })
     }
-}
-
-/// An IPv4 address that an IPv6 socket shows mapped, as IPv4.
-pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
-    let ip: IpAddr = address.ip().to_canonical();
-    SocketAddr::new(ip, address.port())
-}
-
-/// Whether plaintext may be taken at a mode.
-pub(crate) const fn takes_plaintext(mode: Mode) -> bool {
-    !matches!(mode, Mode::Strict)
 }

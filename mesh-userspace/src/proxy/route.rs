@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::ask::Ask;
-use super::outbound::takes_plaintext;
 use crate::model::{
     BackendSet, Endpoint, Mode, NodeName, Protocol, Service, Snapshot, Workload, WorkloadUid,
 };
@@ -65,6 +64,11 @@ impl Destination {
             None => Way::Tunnel(workload),
         }
     }
+}
+
+/// Whether plaintext may be taken at a mode.
+const fn takes_plaintext(mode: Mode) -> bool {
+    !matches!(mode, Mode::Strict)
 }
 
 /// Why a connection goes nowhere.

@@ -16,7 +16,6 @@ mod slice;
 mod stand_in;
 mod store;
 mod translate;
-mod trial;
 mod validate;
 mod yaml;
 
@@ -33,4 +32,3 @@ pub use service::Service;
 pub use slice::EndpointSlice;
 pub(crate) use stand_in::guards;
 pub use store::{Change, Translator};
-pub use trial::{Trial, try_policies};

@@ -12,6 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use super::declare::metrics;
 use super::{Direction, Outcome, Reporter, SyncRecorder, TrafficMetrics};
 use crate::source::ChangeLog;
 
@@ -23,20 +24,6 @@ const MAX_POLICIES: usize = 1000;
 
 /// One label; its values are from a closed set of the program, or as many as there are identities on the node.
 pub(super) type Labels<const N: usize> = [(&'static str, String); N];
-
-/// Declares the metrics; the encoder adds `_total` to a counter's name.
-macro_rules! metrics {
-    ($($name:literal $(# [doc = $help:literal])+ $field:ident: $kind:ty;)+) => {
-        #[derive(Debug, Default)]
-        struct Families { $($(#[doc = $help])+ $field: $kind,)+ }
-
-        impl Families {
-            fn register(&self, registry: &mut Registry) {
-                $(registry.register($name, concat!($($help),+).trim(), self.$field.clone());)+
-            }
-        }
-    };
-}
 
 metrics! {
     "mesh_flows"

@@ -5,6 +5,7 @@
 //! two counters of its connection.
 
 mod connection;
+pub(crate) mod declare;
 mod flow;
 mod metrics;
 mod sync;

@@ -2,9 +2,10 @@
 
 use anyhow::{Context, Result};
 use mesh_tests::peer::Summary;
-use mesh_tests::{Pod, PodSpec, Process, SECONDS_10, SECONDS_30, binary, eventually};
+use mesh_tests::{Pod, PodSpec, Process, SECONDS_10, eventually};
 use serde_json::Value;
 
+use crate::held::{assert_alive, holder, last_line};
 use crate::world::{PORT, World, peer_authentication, v4};
 
 /// Another port of the same servers.
@@ -339,18 +340,9 @@ fn what_is_decided_is_recorded_and_counted() -> Result<()> {
     Ok(())
 }
 
-/// Holds connections to an echo server of `far`.
+/// Holds connections to an echo server.
 fn hold(pod: &Pod, to: &str, count: u64) -> Result<Process> {
-    let program = binary("mesh-holder")?;
-    let argv = [program.to_str().context("a path")?, "tcp", to, "--count", &count.to_string()];
-    let process = pod.spawn(&argv)?;
-    process.wait_line("that it holds", |line| line.contains("holding"))?;
-    Ok(process)
-}
-
-fn last_line(process: &Process) -> Value {
-    let stdout = process.stdout();
-    stdout.lines().last().and_then(|line| serde_json::from_str(line).ok()).unwrap_or_default()
+    holder(|argv| pod.spawn(argv), "tcp", &[to.to_owned()], &["--count", &count.to_string()])
 }
 
 /// Waits until all that is held has been reset.
@@ -359,14 +351,6 @@ fn wait_reset(process: &Process, count: u64) -> Result<()> {
         (last_line(process)["ended"]["reset"].as_u64() == Some(count)).then_some(())
     })
     .with_context(|| process.stdout())
-}
-
-fn assert_alive(process: &Process, count: u64, what: &str) -> Result<()> {
-    process.close_stdin();
-    process.wait(SECONDS_30)?;
-    let last = last_line(process);
-    assert_eq!((&last["alive"], &last["ended"]), (&count.into(), &serde_json::json!({})), "{what}: {last}");
-    Ok(())
 }
 
 #[test]

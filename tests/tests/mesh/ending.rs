@@ -4,9 +4,10 @@ use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result};
-use mesh_tests::{Agent, Pod, PodSpec, Process, SECONDS_10, SECONDS_30, binary, eventually};
+use mesh_tests::{Agent, Pod, PodSpec, Process, SECONDS_10, SECONDS_30, eventually};
 use serde_json::Value;
 
+use crate::held::{assert_alive, holder, last_line};
 use crate::world::{PORT, UDP_PORT, World};
 
 /// How an endpoint is listed.
@@ -75,27 +76,6 @@ impl Form {
     }
 }
 
-/// Runs `mesh-holder` wherever `spawn` puts it, and waits until it holds what it should.
-fn holder(
-    spawn: impl Fn(&[&str]) -> Result<Process>,
-    kind: &str,
-    args: &[String],
-    more: &[&str],
-) -> Result<Process> {
-    let program = binary("mesh-holder")?;
-    let mut argv = vec![program.to_str().context("a path")?, kind];
-    argv.extend(args.iter().map(String::as_str));
-    argv.extend(more);
-    let process = spawn(&argv)?;
-    process.wait_line("that it began", |line| line.contains("holding") || line.contains("from"))?;
-    Ok(process)
-}
-
-fn last_line(process: &Process) -> Value {
-    let stdout = process.stdout();
-    stdout.lines().last().and_then(|line| serde_json::from_str(line).ok()).unwrap_or_default()
-}
-
 /// Waits until all of a holder's connections have ended, and each was told at once that it was aborted.
 fn wait_aborted(process: &Process, count: u64) -> Result<()> {
     eventually(SECONDS_30, "the connections end", || {
@@ -104,15 +84,6 @@ fn wait_aborted(process: &Process, count: u64) -> Result<()> {
     .with_context(|| process.stdout())?;
     let ended = &last_line(process)["ended"];
     assert_eq!(ended["aborted"], count, "{ended}");
-    Ok(())
-}
-
-/// Tries the connections that had no end: all of them must still carry bytes.
-fn assert_alive(process: &Process, count: u64, what: &str) -> Result<()> {
-    process.close_stdin();
-    process.wait(SECONDS_30)?;
-    let last = last_line(process);
-    assert_eq!((&last["alive"], &last["ended"]), (&count.into(), &serde_json::json!({})), "{what}: {last}");
     Ok(())
 }
 

@@ -9,21 +9,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use crate::telemetry::declare::metrics;
+
 type Labels<const N: usize> = [(&'static str, String); N];
-
-/// Declares the metrics; the encoder adds `_total` to a counter's name.
-macro_rules! metrics {
-    ($($name:literal $(# [doc = $help:literal])+ $field:ident: $kind:ty;)+) => {
-        #[derive(Debug, Default)]
-        struct Families { $($(#[doc = $help])+ $field: $kind,)+ }
-
-        impl Families {
-            fn register(&self, registry: &mut Registry) {
-                $(registry.register($name, concat!($($help),+).trim(), self.$field.clone());)+
-            }
-        }
-    };
-}
 
 metrics! {
     "mesh_ca_requests"

@@ -40,6 +40,9 @@ pub(crate) enum ServerError {
     /// The client's certificate names nobody.
     #[error("the client's certificate")]
     Identity(#[source] PeerError),
+    /// The client's certificate has ended, or its root is trusted no longer, since the handshake.
+    #[error("the client's certificate is no longer trusted")]
+    NoLongerTrusted,
     /// HTTP/2 failed.
     #[error("HTTP/2")]
     Http(#[source] h2::Error),
@@ -87,9 +90,8 @@ fn refuse(respond: &mut SendResponse<Bytes>, status: StatusCode) {
     }
 }
 
-/// Serves one connection, whose handshake `roots` verify, until the peer closes it, or its tunnels have ended after `drain` said so or after the end of the
-/// client's certificate. The leave for
-/// its handshake is given back when that is done.
+/// Serves one connection, whose handshake `roots` verify, until the peer closes it, or its tunnels have ended after `drain`
+/// said so or after the end of the client's certificate. The leave for its handshake is given back when that is done.
 pub(crate) async fn serve<Handled: Future<Output = ()> + 'static>(
     socket: TcpStream,
     config: Arc<ServerConfig>,
