@@ -280,12 +280,13 @@ fn scopes_and_the_order_of_actions() -> Result<()> {
 #[test]
 fn what_is_decided_is_recorded_and_counted() -> Result<()> {
     let world = start()?;
-    let manifests = world.lab.manifests();
     let agent = &world.agent_b;
     let all =
         |name: &str, annotations: &str, spec: &str| policy(name, "default", annotations, &for_far(spec));
     let by_client = "rules: [{from: [{source: {serviceAccounts: [client]}}]}]";
-    manifests.apply(
+    // The connections below are the first that these policies judge, and the records are theirs.
+    apply(
+        &world,
         "policies.yaml",
         &[
             all("audit", "", "action: AUDIT, rules: [{}, {}]"),
@@ -326,7 +327,7 @@ fn what_is_decided_is_recorded_and_counted() -> Result<()> {
     ] {
         assert!(agent.metric("mesh_authorization_decisions_total", labels)? >= 1.0, "{labels:?}");
     }
-    manifests.apply("policies.yaml", &all("deny", "", &format!("action: DENY, {by_client}")))?;
+    apply(&world, "policies.yaml", &all("deny", "", &format!("action: DENY, {by_client}")))?;
     expect(&world, "in force", PORT, [false, true, true])?;
     let denied = agent.wait_flows(1, "denied flows", |flow| {
         flow["error"].as_str().is_some_and(|error| error.contains("denied by default/deny rules[0]"))
