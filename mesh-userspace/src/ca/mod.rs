@@ -23,10 +23,11 @@ use crate::admin::serve_router;
 use crate::identity::ca::caller::TokenReviewer;
 use crate::identity::ca::serving::Serving;
 use crate::identity::ca::{
-    Audit, AuditError, Authoriser, CaMetrics, Callers, Kubernetes, KubernetesError, Limits, NodeTokens,
-    Placement, Server, ServerConfig, ServingConfig, ServingError, SnapshotPlacement, TokensError,
+    Audit, AuditError, Authoriser, CaMetrics, Callers, Kubernetes, Limits, NodeTokens, Placement, Server,
+    ServerConfig, ServingConfig, ServingError, SnapshotPlacement, TokensError,
 };
 use crate::identity::{Authority, AuthorityError};
+use crate::kubernetes::{self, KubernetesError};
 use crate::model::MeshConfig;
 use crate::source::{self, SourceError};
 use crate::telemetry::CONTENT_TYPE;
@@ -183,7 +184,7 @@ async fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListener, 
 
 async fn kubernetes(config: &CallerConfig) -> Result<Option<Arc<Kubernetes>>, CaError> {
     let wanted = match config.kubernetes {
-        UseKubernetes::Auto => Kubernetes::is_near(),
+        UseKubernetes::Auto => kubernetes::is_near(),
         UseKubernetes::True => true,
         UseKubernetes::False => false,
     };

@@ -38,6 +38,8 @@ pub struct Workload {
     pub enrolled: bool,
     /// `spec.hostNetwork`.
     pub host_network: bool,
+    /// `metadata.uid`: tells a pod from its successor of the same name, and finds its namespace in Kubernetes.
+    pub pod_uid: Option<Arc<str>>,
     /// Annotation `mesh.dev/netns`: where the pod's network namespace is, on a machine without Kubernetes.
     pub netns: Option<PathBuf>,
     /// What its `PeerAuthentication`s say.

@@ -4,6 +4,7 @@
 
 mod enrol;
 mod listeners;
+mod namespaces;
 mod netns;
 mod plumbing;
 pub mod probe;
@@ -11,4 +12,5 @@ mod state;
 
 pub use enrol::{EnrolError, Enroller, Enrolment, uninstall};
 pub use listeners::Listener;
+pub use namespaces::{Namespaces, Teller};
 pub use netns::NetNs;

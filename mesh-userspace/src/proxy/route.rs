@@ -260,6 +260,7 @@ mod tests {
                 canonical_revision: "latest".into(),
                 enrolled,
                 host_network: false,
+                pod_uid: None,
                 netns: None,
                 mtls: MtlsModes { default: mode, ports: BTreeMap::new() },
                 guarded: false,

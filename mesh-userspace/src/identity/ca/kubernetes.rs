@@ -12,18 +12,17 @@ use futures_util::future::BoxFuture;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, ListParams, PostParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use tokio::time::Instant;
 
 use super::authorise::{Placement, PlacementError};
 use super::caller::{AUDIENCE, Account, Caller, CallerError, Method, TokenReviewer};
 use super::digest::{Digest, sha256};
+use crate::kubernetes::{self, KubernetesError};
 use crate::model::NodeName;
 
 /// Longest that one question may take.
 const ASK_TIMEOUT: Duration = Duration::from_secs(4);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a token that was good is taken to be good.
 const REVIEW_LIFE: Duration = Duration::from_secs(10);
 /// How long what runs on a node is taken to run there.
@@ -41,20 +40,6 @@ const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 
-/// Why there is no API server to ask.
-#[derive(Debug, thiserror::Error)]
-pub enum KubernetesError {
-    /// The file that KUBECONFIG names.
-    #[error("cannot use the kubeconfig that KUBECONFIG names")]
-    Kubeconfig(#[source] kube::config::KubeconfigError),
-    /// The account of the pod.
-    #[error("cannot use the pod's service account")]
-    InCluster(#[source] kube::config::InClusterError),
-    /// The client.
-    #[error("cannot make a client for the Kubernetes API server")]
-    Client(#[source] kube::Error),
-}
-
 type Pods = Arc<BTreeSet<Account>>;
 
 /// The API server.
@@ -71,32 +56,18 @@ impl fmt::Debug for Kubernetes {
 }
 
 impl Kubernetes {
-    /// Whether the surroundings name an API server: `KUBECONFIG`, or a pod's `KUBERNETES_SERVICE_HOST`.
-    pub fn is_near() -> bool {
-        ["KUBECONFIG", "KUBERNETES_SERVICE_HOST"].iter().any(|name| std::env::var_os(name).is_some())
-    }
-
     /// The API server that `KUBECONFIG` names, else that of the cluster that this runs in.
     ///
     /// # Errors
     /// There is none, or what is known of it makes no sense. It is not asked anything yet.
     pub async fn open() -> Result<Self, KubernetesError> {
-        let config = if std::env::var_os("KUBECONFIG").is_some() {
-            let files = Kubeconfig::from_env().map_err(KubernetesError::Kubeconfig)?.unwrap_or_default();
-            Config::from_custom_kubeconfig(files, &KubeConfigOptions::default())
-                .await
-                .map_err(KubernetesError::Kubeconfig)?
-        } else {
-            Config::incluster().map_err(KubernetesError::InCluster)?
-        };
-        Self::new(config).map_err(KubernetesError::Client)
+        Self::new(kubernetes::config().await?)
     }
 
-    fn new(mut config: Config) -> Result<Self, kube::Error> {
-        config.connect_timeout = Some(CONNECT_TIMEOUT);
+    fn new(mut config: Config) -> Result<Self, KubernetesError> {
         config.read_timeout = Some(ASK_TIMEOUT);
         config.write_timeout = Some(ASK_TIMEOUT);
-        let client = Client::try_from(config)?;
+        let client = kubernetes::client(config)?;
         Ok(Self { client, reviews: Mutex::default(), pods: Mutex::default() })
     }
 

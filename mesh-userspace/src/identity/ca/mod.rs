@@ -27,7 +27,7 @@ pub use self::authorise::{Authoriser, Placement, PlacementError, SnapshotPlaceme
 pub use self::caller::{Account, Caller, Callers, Method};
 pub use self::client::{CaAddress, CaClient, CaClientConfig, CaClientError};
 pub use self::csr::CsrError;
-pub use self::kubernetes::{Kubernetes, KubernetesError};
+pub use self::kubernetes::Kubernetes;
 pub use self::metrics::CaMetrics;
 pub use self::refusal::Refusal;
 pub use self::server::{Limits, Server, ServerConfig};

@@ -52,6 +52,7 @@ pub(in crate::resources) fn workload<'a>(
         workload_name,
         enrolled: !host_network && is_enrolled(&labels, namespace),
         host_network,
+        pod_uid: pod.metadata.uid.as_deref().filter(|uid| !uid.is_empty()).map(Into::into),
         netns: pod.metadata.annotations.as_ref().and_then(|all| all.get(NETNS)).map(Into::into),
         mtls: effective_modes(policies, &mesh.root_namespace, &reference.namespace, &labels),
         guarded: authorization.may_refuse(&reference.namespace, &mesh.root_namespace, &labels),
