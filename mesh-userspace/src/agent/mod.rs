@@ -17,6 +17,8 @@ mod policies;
 mod report;
 mod rotate;
 mod service_report;
+mod source_report;
+mod waiting;
 
 use std::fs::{self, File};
 use std::io;
@@ -48,6 +50,7 @@ use self::claims::Claims;
 use self::controller::{Controller, Parts, Request};
 use self::kube_proxy::ProxyPorts;
 use self::report::AgentData;
+use self::waiting::Waiting;
 use crate::admin::{AdminSocket, SocketError, serve_metrics, serve_socket};
 use crate::datapath::maps::MapReader;
 use crate::datapath::{
@@ -251,9 +254,18 @@ async fn serve(
     let certificates = CertificateStore::accepting(signer, config.cert_ttl, aliases);
     let (stop, stopped) = watch::channel(false);
     let source = begin_source(&config).await?;
-    let first = source::run(source, mesh_config(&config), on(stopped.clone()));
+    let waiting = source.api().map(|api| {
+        let bpffs = config.places.bpffs.clone();
+        Arc::new(Waiting::new(config.node.clone(), bpffs, cgroup.clone(), api))
+    });
+    let waits = async {
+        let Some(waiting) = waiting else { return std::future::pending().await };
+        let api = serve_socket(&socket, Arc::clone(&waiting), on(stopped.clone()));
+        tokio::join!(api, serve_metrics(&metrics_listener, waiting, on(stopped.clone())));
+    };
     let feed = tokio::select! {
-        feed = first => feed.map_err(AgentError::Source)?,
+        feed = source::run(source, mesh_config(&config), on(stopped.clone())) => feed.map_err(AgentError::Source)?,
+        () = waits => return Ok(()),
         // Nothing was begun yet that has to be ended.
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
@@ -369,7 +381,11 @@ fn telemetry(cluster: &str, certificates: &CertificateStore, feed: &Feed, replac
     });
     let (certificates, reports, current) =
         (certificates.clone(), feed.reports.clone(), Arc::clone(&feed.current));
+    let api = feed.api.clone();
     metrics.on_scrape(move |metrics| {
+        if let Some(api) = &api {
+            metrics.set_source(&api.status());
+        }
         let certificates = certificates.certificates();
         let ends: Vec<(String, u64, bool)> = certificates
             .iter()
