@@ -26,6 +26,7 @@ pub mod external;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod identity;
+pub mod install;
 pub mod kubernetes;
 pub mod model;
 pub mod node;

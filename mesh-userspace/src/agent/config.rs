@@ -28,6 +28,8 @@ pub enum Command {
     Uninstall(Places),
     /// Replace the root of the local certificate authority, a step at a time, with both roots trusted in between.
     RotateRoot(RotateConfig),
+    /// Do nothing until SIGTERM: what keeps the pod of an uninstallation there once it is done.
+    Pause,
     /// Be the mesh's certificate authority until SIGTERM or SIGINT: serve Istio's certificate protocol. Needs no root.
     Ca(Box<CaConfig>),
 }
@@ -91,6 +93,9 @@ pub struct AgentConfig {
     /// Life of a workload's certificate, such as 24h or 90s; renewed at half of it.
     #[arg(long, default_value = "24h", value_name = "TIME", value_parser = lifetime)]
     pub cert_ttl: Duration,
+    /// With another agent on this node: stand by until it ends, and take over then. Without this that is refused.
+    #[arg(long)]
+    pub standby: bool,
     /// How long connections may go on after SIGTERM, or after their pod left the mesh.
     #[arg(long, default_value = "30s", value_name = "TIME", value_parser = duration)]
     pub drain: Duration,
@@ -121,7 +126,7 @@ fn hostname() -> String {
 }
 
 /// A whole number of `ms`, `s`, `m` or `h`.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let number: u64 =
@@ -191,7 +196,7 @@ mod tests {
             let words = [&["meshd", "run", "--manifests", "/x"], flags].concat();
             let parsed = Cli::try_parse_from(&words).ok().and_then(|cli| match cli.command {
                 Command::Run(config) => Some(config.kube_proxy.kube_proxy_replacement),
-                Command::Uninstall(_) | Command::RotateRoot(_) | Command::Ca(_) => None,
+                Command::Uninstall(_) | Command::Pause | Command::RotateRoot(_) | Command::Ca(_) => None,
             });
             assert_eq!(parsed, expected, "{flags:?}");
         }

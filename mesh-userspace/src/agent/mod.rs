@@ -42,7 +42,7 @@ pub use self::rotate::{RotateConfig, Step, rotate_root};
 
 pub use self::controller::chain;
 
-pub(crate) use self::config::lifetime;
+pub(crate) use self::config::{duration, lifetime};
 
 use self::claims::Claims;
 use self::controller::{Controller, Parts, Request};
@@ -182,7 +182,11 @@ pub fn run(config: AgentConfig) -> Result<(), AgentError> {
         Some(cgroup) => cgroup,
         None => check::cgroup2_mount().map_err(AgentError::Cgroup)?,
     };
-    let _claims = Claims::of_agent(&config.places, &cgroup)?;
+    let _claims = if config.standby {
+        Claims::awaited(&config.places, &cgroup)?
+    } else {
+        Claims::of_agent(&config.places, &cgroup)?
+    };
     let replaces = config.kube_proxy.replaces();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -215,6 +219,20 @@ pub fn uninstall(places: &Places) -> Result<(), AgentError> {
     }
     remove_state(&places.state_dir);
     Ok(())
+}
+
+/// Does nothing until SIGTERM or SIGINT.
+pub fn pause() -> Result<(), AgentError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(starting("the runtime"))?.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).map_err(starting("the signal handlers"))?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(starting("the signal handlers"))?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ok(())
+    })
 }
 
 /// Removes what agents have made in the state folder, and the folder itself unless somebody else has put things there.

@@ -22,6 +22,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(config) => agent::run(*config).map_err(|error| agent::chain(&error)),
         Command::Uninstall(places) => agent::uninstall(&places).map_err(|error| agent::chain(&error)),
+        Command::Pause => agent::pause().map_err(|error| agent::chain(&error)),
         Command::Ca(config) => ca::run(*config).map_err(|error| agent::chain(&error)),
         Command::RotateRoot(config) => agent::rotate_root(&config).map_err(|error| agent::chain(&error)),
     };
