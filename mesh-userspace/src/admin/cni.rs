@@ -13,7 +13,12 @@ use serde::{Deserialize, Serialize};
 #[serde(tag = "command", rename_all = "snake_case")]
 pub enum CniRequest {
     /// A pod has a network: bring it into the mesh, if it is to be.
-    Add(CniAttachment),
+    Add {
+        /// The sandbox.
+        attachment: CniAttachment,
+        /// How long the answer is worth waiting for, in milliseconds; the agent may wait for less.
+        wait_ms: u64,
+    },
     /// The sandbox is being taken down.
     Del(AttachmentId),
     /// Whether the pod is in the mesh as it should be.
@@ -42,9 +47,12 @@ impl AttachmentId {
     pub fn problem(&self) -> Option<&'static str> {
         let Self { container_id, ifname } = self;
         let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
-        if !container_id.starts_with(|c: char| c.is_ascii_alphanumeric()) || !container_id.chars().all(is_name)
+        if !container_id.starts_with(|c: char| c.is_ascii_alphanumeric())
+            || !container_id.chars().all(is_name)
         {
-            return Some("the container ID must begin with a letter or digit and have none but those, `_`, `.` and `-`");
+            return Some(
+                "the container ID must begin with a letter or digit and have none but those, `_`, `.` and `-`",
+            );
         }
         if container_id.len() > MAX_CONTAINER_ID {
             return Some("the container ID is longer than 128 characters");
@@ -52,8 +60,14 @@ impl AttachmentId {
         if ifname.is_empty() || ifname.len() > MAX_IFNAME {
             return Some("the name of the interface must have 1 to 15 characters");
         }
-        if ifname == "." || ifname == ".." || ifname.contains(['/', ':', '\0']) || ifname.contains(char::is_whitespace) {
-            return Some("the name of the interface must not be `.` or `..`, nor have `/`, `:` or space in it");
+        if ifname == "."
+            || ifname == ".."
+            || ifname.contains(['/', ':', '\0'])
+            || ifname.contains(char::is_whitespace)
+        {
+            return Some(
+                "the name of the interface must not be `.` or `..`, nor have `/`, `:` or space in it",
+            );
         }
         None
     }

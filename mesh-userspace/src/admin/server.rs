@@ -439,7 +439,7 @@ pub(crate) mod testing {
 
         async fn cni(&self, request: CniRequest) -> CniAnswer {
             match request {
-                CniRequest::Add(_) => CniAnswer::Enrolled,
+                CniRequest::Add { .. } => CniAnswer::Enrolled,
                 CniRequest::Check(_) => CniAnswer::Refused { reason: "never seen".to_owned() },
                 CniRequest::Del(_) | CniRequest::Gc { .. } => CniAnswer::Done,
             }

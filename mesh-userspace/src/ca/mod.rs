@@ -211,7 +211,13 @@ async fn authoriser(
     if !config.pods.manifests.is_empty() {
         config.pods.manifests.iter().try_for_each(|path| check(path))?;
         let mesh = MeshConfig { trust_domain: config.trust_domain.clone(), ..MeshConfig::default() };
-        let feed = source::run(config.pods.manifests.clone(), mesh, watch::channel(Sandboxes::default()).1, on(stopped)).await;
+        let feed = source::run(
+            config.pods.manifests.clone(),
+            mesh,
+            watch::channel(Sandboxes::default()).1,
+            on(stopped),
+        )
+        .await;
         let feed = feed.map_err(CaError::Source)?;
         placements.push(Arc::new(SnapshotPlacement::new(feed.current)));
     }

@@ -5,12 +5,13 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::file::replace_file;
 use crate::model::{NodeName, Snapshot};
 
 /// Where it is if nobody says otherwise.
@@ -78,35 +79,10 @@ impl Known {
     /// It cannot be written.
     pub fn write(&self, path: &Path) -> io::Result<()> {
         if let Some(folder) = path.parent().filter(|folder| !folder.exists()) {
-            use std::os::unix::fs::DirBuilderExt;
             fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         }
         replace_file(path, &serde_json::to_vec(self)?, 0o600)
     }
-}
-
-/// Writes a file aside and puts it in place, so that nobody ever sees a part of it. The name aside ends in `.new`, which no
-/// runtime takes for a configuration.
-pub(super) fn replace_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
-    let aside = path.with_file_name(format!(".{name}.new"));
-    // One that a process left behind may have another mode, or be another's.
-    match fs::remove_file(&aside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().create_new(true).write(true).mode(mode).open(&aside)?;
-    let written = file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| {
-        // Whatever the umask was.
-        use std::os::unix::fs::PermissionsExt;
-        file.set_permissions(fs::Permissions::from_mode(mode))?;
-        fs::rename(&aside, path)
-    });
-    if written.is_err() {
-        // What it was for has failed already.
-        let _ = fs::remove_file(&aside);
-    }
-    written
 }
 
 #[cfg(test)]

@@ -31,4 +31,4 @@ pub use service::{
     ServiceKind, ServicePort, TrafficPolicy, combine_weights,
 };
 pub use snapshot::{Frontend, LocalNode, MeshConfig, Snapshot};
-pub use workload::Workload;
+pub use workload::{DATAPLANE_MODE, Workload};

@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Identity, MtlsModes, NodeName, WorkloadUid};
 
+/// Label of a namespace or a pod: `ambient` brings it into the mesh, `none` keeps it out.
+pub const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
+
 /// A pod as the mesh sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Workload {
@@ -52,6 +55,11 @@ pub struct Workload {
 }
 
 impl Workload {
+    /// Whether the pod itself says that it is not to be in the mesh, whatever its namespace says.
+    pub fn opts_out(&self) -> bool {
+        self.labels.get(DATAPLANE_MODE).is_some_and(|mode| mode == "none")
+    }
+
     /// Whether the pod runs on `node`.
     pub fn is_on(&self, node: &NodeName) -> bool {
         self.node.as_ref() == Some(node)

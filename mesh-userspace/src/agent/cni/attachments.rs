@@ -122,12 +122,8 @@ impl Attachments {
     /// These are gone, whether they were known or not. Blocks on the disk.
     pub(super) fn remove(&self, which: impl Fn(&Attached) -> bool) {
         let mut held = self.lock();
-        let gone: Vec<AttachmentId> = held
-            .attached
-            .iter()
-            .filter(|(_, attached)| which(attached))
-            .map(|(id, _)| id.clone())
-            .collect();
+        let gone: Vec<AttachmentId> =
+            held.attached.iter().filter(|(_, attached)| which(attached)).map(|(id, _)| id.clone()).collect();
         if gone.is_empty() {
             return;
         }
@@ -183,8 +179,7 @@ impl Attachments {
     fn save(&self, attached: &Attached) -> io::Result<()> {
         let path = self.path(&attached.told.id);
         let aside = path.with_extension("tmp");
-        let mut file =
-            OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&aside)?;
+        let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&aside)?;
         file.write_all(&serde_json::to_vec(attached)?)?;
         file.sync_all()?;
         fs::rename(aside, path)

@@ -82,9 +82,9 @@ impl Cni {
     /// Carries out what the plugin asks.
     pub(super) async fn answer(&self, request: CniRequest) -> CniAnswer {
         match request {
-            CniRequest::Add(told) => match told.id.problem() {
+            CniRequest::Add { attachment, wait_ms } => match attachment.id.problem() {
                 Some(problem) => refused(problem),
-                None => self.add(told).await,
+                None => self.add(attachment, Duration::from_millis(wait_ms).min(WAIT)).await,
             },
             CniRequest::Del(id) => {
                 self.remove(move |attached| attached.told.id == id).await;
@@ -101,7 +101,8 @@ impl Cni {
         }
     }
 
-    async fn add(&self, told: CniAttachment) -> CniAnswer {
+    async fn add(&self, told: CniAttachment, wait: Duration) -> CniAnswer {
+        let deadline = Instant::now() + wait;
         let attachments = Arc::clone(&self.attachments);
         let recorded = tokio::task::spawn_blocking(move || {
             if is_own_netns(&told.netns)? {
@@ -121,7 +122,6 @@ impl Cni {
             Err(_panic) => return refused("the agent cannot take note of the sandbox"),
         };
         let (mut snapshots, mut pods) = (self.snapshots.clone(), self.shared.pods_changed());
-        let deadline = Instant::now() + WAIT;
         loop {
             snapshots.borrow_and_update();
             pods.borrow_and_update();

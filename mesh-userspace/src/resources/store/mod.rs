@@ -28,8 +28,8 @@ use super::translate::topology::Here;
 use super::translate::workload::{enrols, peer_policy, workload};
 use super::{Kind, Notice, Object, ObjectRef, Severity, VirtualService};
 use crate::model::{
-    AuthorizationPolicy, Frontend, LocalNode, MeshConfig, NodeName, PeerPolicy, PolicyName, Sandbox, Sandboxes,
-    Service, ServiceName, Snapshot, Workload, WorkloadUid,
+    AuthorizationPolicy, Frontend, LocalNode, MeshConfig, NodeName, PeerPolicy, PolicyName, Sandbox,
+    Sandboxes, Service, ServiceName, Snapshot, Workload, WorkloadUid,
 };
 
 /// One change to the set of objects.

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::model::{Identity, MeshConfig, Mode, NodeName, PeerPolicy, Policies, Workload, WorkloadUid};
+use crate::model::{
+    DATAPLANE_MODE, Identity, MeshConfig, Mode, NodeName, PeerPolicy, Policies, Workload, WorkloadUid,
+};
 use crate::policy::peer_authentication::effective_modes;
 use crate::resources::{IstioMode, ObjectRef, PeerAuthentication};
 
-const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 const INJECTION: &str = "istio-injection";
 const NETNS: &str = "mesh.dev/netns";
 /// On the mirror of a static pod: the UID that the kubelet has given the pod itself.
