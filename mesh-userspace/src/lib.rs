@@ -21,6 +21,7 @@ pub mod admin;
 pub mod agent;
 pub mod ca;
 pub mod cli;
+pub mod cni;
 pub mod datapath;
 pub mod external;
 #[doc(hidden)]

@@ -6,6 +6,7 @@
 mod analyze;
 mod authority;
 mod claims;
+mod cni;
 mod config;
 mod controller;
 mod direct;
@@ -32,7 +33,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use self::analyze::analyze_manifests;
 pub use self::authority::RemoteAuthority;
 pub use self::claims::ClaimError;
-pub use self::config::{AgentConfig, Cli, Command, Places};
+pub use self::config::{AgentConfig, Cli, CniFlags, Command, Places, UninstallConfig};
 pub use self::explain::explain_manifests;
 pub use self::kube_proxy::{Bind, KubeProxyConfig, Replacement};
 pub use self::outside::OutsideConfig;
@@ -45,10 +46,12 @@ pub use self::controller::chain;
 pub(crate) use self::config::{duration, lifetime};
 
 use self::claims::Claims;
+use self::cni::Sandboxed;
 use self::controller::{Controller, Parts, Request};
 use self::kube_proxy::ProxyPorts;
 use self::report::AgentData;
 use crate::admin::{AdminSocket, SocketError, serve_metrics, serve_socket};
+use crate::cni::{self as plugin, InstallState};
 use crate::datapath::maps::MapReader;
 use crate::datapath::{
     self, CounterReader, Datapath, DatapathConfig, DatapathError, FlowEvents, Lifeline, check,
@@ -57,7 +60,7 @@ use crate::external::{self, ExternalError};
 use crate::identity::ca::CaClientError;
 use crate::identity::{AuthorityError, CertificateState, CertificateStore, RotateError};
 use crate::model::{IdentityError, MeshConfig, NodeName, Snapshot};
-use crate::node::{self, EnrolError, Enroller};
+use crate::node::{self, EnrolError, Enroller, Namespaces};
 use crate::proxy::{Handles, Shared, Workers};
 use crate::sockets::{Ended, Reaper};
 use crate::source::{self, Feed, SourceError};
@@ -123,6 +126,9 @@ pub enum AgentError {
     /// Clients from outside.
     #[error("cannot serve clients from outside")]
     External(#[source] ExternalError),
+    /// The CNI plugin.
+    #[error("cannot take out the CNI plugin")]
+    Cni(#[source] plugin::InstallError),
     /// The agents' own service account.
     #[error("cannot name the node agents")]
     Identity(#[source] IdentityError),
@@ -205,11 +211,19 @@ fn check_manifests(paths: &[PathBuf]) -> Result<(), AgentError> {
 }
 
 /// Takes everything off the node.
-pub fn uninstall(places: &Places) -> Result<(), AgentError> {
+pub fn uninstall(config: &UninstallConfig) -> Result<(), AgentError> {
+    let places = &config.places;
     if !nix::unistd::geteuid().is_root() {
         return Err(AgentError::NotRoot);
     }
     let _claims = Claims::of_uninstall(places)?;
+    // First of all: no pod is to start with a plugin that finds no agent any more.
+    if let (Some(conf_dir), Some(bin_dir)) = (&config.cni.cni_conf_dir, &config.cni.cni_bin_dir) {
+        plugin::uninstall(conf_dir, bin_dir).map_err(AgentError::Cni)?;
+    }
+    if let Some(state) = config.cni.state() {
+        plugin::forget(&state).map_err(AgentError::Cni)?;
+    }
     datapath::uninstall(&places.bpffs).map_err(AgentError::Datapath)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(starting("the runtime"))?;
@@ -237,10 +251,12 @@ pub fn pause() -> Result<(), AgentError> {
 
 /// Removes what agents have made in the state folder, and the folder itself unless somebody else has put things there.
 fn remove_state(state_dir: &Path) {
-    for file in ["meshd.sock", "meshd.sock.lock", "lock"] {
+    for file in ["meshd.sock", "meshd.sock.lock", "lock", plugin::PLUGIN_LOG, plugin::OLD_PLUGIN_LOG] {
         // One that is not there is what was wanted.
         let _ = fs::remove_file(state_dir.join(file));
     }
+    // What it holds is about sandboxes that no agent follows any more.
+    let _ = fs::remove_dir_all(state_dir.join("cni"));
     for folder in [state_dir.join("pods"), state_dir.to_owned()] {
         // Neither is one that holds something else.
         let _ = fs::remove_dir(folder);
@@ -264,7 +280,11 @@ async fn serve(
     let aliases = config.trust_domain_aliases.clone().into();
     let certificates = CertificateStore::accepting(signer, config.cert_ttl, aliases);
     let (stop, stopped) = watch::channel(false);
-    let feed = source::run(config.manifests.clone(), mesh_config(&config), on(stopped.clone()))
+    let namespaces = Namespaces::default();
+    let sandboxed = Sandboxed::open(&config.places.state_dir, namespaces)
+        .map_err(|source| AgentError::StateDir { path: config.places.state_dir.clone(), source })?;
+    let sandboxes = sandboxed.sandboxes();
+    let feed = source::run(config.manifests.clone(), mesh_config(&config), sandboxes, on(stopped.clone()))
         .await
         .map_err(AgentError::Source)?;
     let telemetry = telemetry(&config.cluster, &certificates, &feed, replaces);
@@ -277,6 +297,11 @@ async fn serve(
     ));
     tokio::spawn(follow_policy(feed.snapshot.clone(), Arc::clone(&shared)));
     let (requests, maps) = start_controller(&config, &cgroup, replaces, lifeline, &shared, &feed).await?;
+    if let Some(state) = config.cni.state() {
+        tokio::spawn(cni::remember(state, shared.node.clone(), feed.snapshot.clone()));
+    }
+    let cni = sandboxed.serve(Arc::clone(&shared), feed.snapshot.clone(), requests.clone(), false);
+    let cni_problem = Arc::new(InstallState::default());
     let data = Arc::new(AgentData {
         node: config.node.clone(),
         started: SystemTime::now(),
@@ -287,8 +312,15 @@ async fn serve(
         authority,
         maps,
         requests: requests.clone(),
+        cni,
+        cni_problem: Arc::clone(&cni_problem),
     });
     tracing::info!(node = config.node, socket = %config.socket().display(), metrics = %address, "serving");
+    // Only now can the plugin be answered.
+    let _installer = match config.cni.install(&config.plugin()) {
+        Some(install) => Some(plugin::install(install, cni_problem).map_err(starting("the CNI installer"))?),
+        None => None,
+    };
     let api = serve_socket(socket, Arc::clone(&data), on(stopped.clone()));
     let metrics = serve_metrics(metrics_listener, Arc::clone(&data), on(stopped.clone()));
     let proxy = proxy_ports.serve(data, on(stopped.clone()), on(stopped));

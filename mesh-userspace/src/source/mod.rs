@@ -21,7 +21,7 @@ use tokio::sync::watch;
 pub use self::changes::{ChangeLog, Published, Totals};
 
 use self::manifests::{Manifests, Update};
-use crate::model::{MeshConfig, Snapshot};
+use crate::model::{MeshConfig, Sandboxes, Snapshot};
 use crate::resources::{Notice, ObjectRef, Problem, Severity, Translator};
 
 /// Why a source cannot begin.
@@ -75,16 +75,20 @@ pub struct Feed {
 }
 
 /// Reads manifests from files and folders and follows them until `shutdown` completes. Returns once the first full
-/// state is there; a path that does not exist yet is a problem in the reports, not an error.
+/// state is there; a path that does not exist yet is a problem in the reports, not an error. What `sandboxes` says of this
+/// node's pods goes before what their objects say.
 pub async fn run(
     paths: Vec<PathBuf>,
     mesh: MeshConfig,
+    mut sandboxes: watch::Receiver<Sandboxes>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<Feed, SourceError> {
     let mut manifests = Manifests::watch(paths)?;
     let first = manifests.next().await.ok_or(SourceError::Ended)?;
     let triggers = changes::triggers(&first.changes);
-    let (translator, outcome) = translate(Translator::new(mesh), first).await.ok_or(SourceError::Ended)?;
+    let mut translator = Translator::new(mesh);
+    translator.set_sandboxes(sandboxes.borrow_and_update().clone());
+    let (translator, outcome) = translate(translator, first).await.ok_or(SourceError::Ended)?;
     let (snapshot, reports) = outcome;
     log_new(&Reports::default(), &reports);
     let changes = Arc::new(ChangeLog::default());
@@ -101,7 +105,7 @@ pub async fn run(
     tokio::spawn(async move {
         tokio::select! {
             () = shutdown => {}
-            () = publisher.follow(manifests, translator) => {}
+            () = publisher.follow(manifests, sandboxes, translator) => {}
         }
     });
     Ok(Feed { current, snapshot, reports, changes })
@@ -140,8 +144,24 @@ struct Publisher {
 }
 
 impl Publisher {
-    async fn follow(self, mut manifests: Manifests, mut translator: Translator) {
-        while let Some(update) = manifests.next().await {
+    async fn follow(
+        self,
+        mut manifests: Manifests,
+        mut sandboxes: watch::Receiver<Sandboxes>,
+        mut translator: Translator,
+    ) {
+        loop {
+            let update = tokio::select! {
+                update = manifests.next() => match update {
+                    Some(update) => update,
+                    None => return,
+                },
+                () = changed(&mut sandboxes) => {
+                    translator.set_sandboxes(sandboxes.borrow_and_update().clone());
+                    let reports = self.reports.borrow();
+                    Update { changes: Vec::new(), problems: reports.problems.clone(), ignored: reports.ignored }
+                }
+            };
             let triggers = changes::triggers(&update.changes);
             let Some((next, (snapshot, reports))) = translate(translator, update).await else { return };
             translator = next;
@@ -159,6 +179,13 @@ impl Publisher {
                 differs
             });
         }
+    }
+}
+
+/// Completes when somebody says something else of this node's pods; never where nobody does.
+async fn changed(sandboxes: &mut watch::Receiver<Sandboxes>) {
+    if sandboxes.changed().await.is_err() {
+        std::future::pending().await
     }
 }
 

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use mesh_tests::peer::Summary;
 use mesh_userspace::datapath::{Datapath, DatapathConfig, Lifeline};
-use mesh_userspace::model::MeshConfig;
+use mesh_userspace::model::{MeshConfig, Sandboxes};
 use mesh_userspace::source;
 
 use crate::world::{PORT, UDP_PORT, World, service_ips, split, subsets, v4, v6};
@@ -158,6 +158,7 @@ fn a_new_layout_replaces_the_pinned_state_without_a_failing_connect() -> Result<
         let feed = source::run(
             vec![world.lab.manifests().folder().to_owned()],
             MeshConfig::default(),
+            tokio::sync::watch::channel(Sandboxes::default()).1,
             std::future::pending(),
         )
         .await?;
