@@ -59,11 +59,12 @@ use crate::datapath::{
 use crate::external::{self, ExternalError};
 use crate::identity::ca::CaClientError;
 use crate::identity::{AuthorityError, CertificateState, CertificateStore, RotateError};
+use crate::kubernetes::{self, KubernetesError};
 use crate::model::{IdentityError, MeshConfig, NodeName, Snapshot};
 use crate::node::{self, EnrolError, Enroller, Namespaces};
 use crate::proxy::{Handles, Shared, Workers};
 use crate::sockets::{Ended, Reaper};
-use crate::source::{self, Feed, SourceError};
+use crate::source::{self, Feed, Input, Source, SourceError};
 use crate::telemetry::{FlowLog, Metrics, Telemetry};
 
 /// How often long connections' bytes reach the metrics.
@@ -115,8 +116,11 @@ pub enum AgentError {
         source: io::Error,
     },
     /// The source.
-    #[error("cannot read the manifests")]
+    #[error("cannot begin to read what is to be in force")]
     Source(#[source] SourceError),
+    /// The API server's address or credentials.
+    #[error("cannot use --kubernetes")]
+    Kubernetes(#[source] KubernetesError),
     /// The kernel.
     #[error("cannot set up the kernel plane")]
     Datapath(#[source] DatapathError),
@@ -284,9 +288,14 @@ async fn serve(
     let sandboxed = Sandboxed::open(&config.places.state_dir, namespaces)
         .map_err(|source| AgentError::StateDir { path: config.places.state_dir.clone(), source })?;
     let sandboxes = sandboxed.sandboxes();
-    let feed = source::run(config.manifests.clone(), mesh_config(&config), sandboxes, on(stopped.clone()))
-        .await
-        .map_err(AgentError::Source)?;
+    let source = begin_source(&config).await?;
+    let first = source::run(source, mesh_config(&config), sandboxes, on(stopped.clone()));
+    let feed = tokio::select! {
+        feed = first => feed.map_err(AgentError::Source)?,
+        // Nothing was begun yet that has to be ended.
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
     let telemetry = telemetry(&config.cluster, &certificates, &feed, replaces);
     let shared = Arc::new(Shared::new(
         NodeName::new(config.node.as_str()),
@@ -378,6 +387,16 @@ async fn follow_policy(mut snapshots: watch::Receiver<Arc<Snapshot>>, shared: Ar
 /// Completes once the flag is set, or its owner is gone.
 async fn on(mut flag: watch::Receiver<bool>) {
     let _ = flag.wait_for(|set| *set).await;
+}
+
+async fn begin_source(config: &AgentConfig) -> Result<Source, AgentError> {
+    let input = if config.kubernetes {
+        let api = kubernetes::config().await.map_err(AgentError::Kubernetes)?;
+        Input::Kubernetes(Box::new(api), NodeName::new(config.node.as_str()))
+    } else {
+        Input::Manifests(config.manifests.clone())
+    };
+    Source::begin(input).map_err(AgentError::Source)
 }
 
 fn mesh_config(config: &AgentConfig) -> MeshConfig {

@@ -96,7 +96,7 @@ impl AgentData {
             let line = problem.line.map(|line| format!(":{line}")).unwrap_or_default();
             let object = problem.object.as_ref().map(|object| format!(" {object}")).unwrap_or_default();
             let field = if problem.field.is_empty() { String::new() } else { format!(" {}", problem.field) };
-            format!("{}{line}:{object}{field}: {}", problem.file.display(), problem.reason)
+            format!("{}{line}:{object}{field}: {}", problem.origin, problem.reason)
         });
         let detached = status.attachments.iter().filter_map(|attachment| {
             attachment.detail.as_ref().map(|detail| format!("{}: {detail}", attachment.program))
