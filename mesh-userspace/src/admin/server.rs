@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
+use axum::extract::rejection::JsonRejection;
 use axum::extract::{Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use futures_util::stream;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -28,13 +29,14 @@ use super::analysis::AnalysisReport;
 use super::api::{
     CertReport, CheckReport, ErrorReport, FlowLine, ServiceReport, StatusReport, WorkloadReport,
 };
+use super::cni::{CniAnswer, CniRequest};
 use super::explain::{ExplainQuery, ExplainReport};
 use super::plane::{MapReport, QueryError};
 use super::policy::{PoliciesReport, PolicyQuery};
 use crate::telemetry::{CONTENT_TYPE, FlowLog, Metrics};
 
-/// Connections served at once on one listener.
-const MAX_CONNECTIONS: usize = 64;
+/// Connections served at once on one listener: a node's pods may all be starting, each with a plugin that waits.
+const MAX_CONNECTIONS: usize = 512;
 /// Of those, followers of flows.
 const MAX_FOLLOWERS: usize = 16;
 /// Longest that a client may take to send its request.
@@ -90,6 +92,8 @@ pub trait AdminData: Send + Sync + 'static {
     /// # Errors
     /// The answer could not be had.
     fn analysis(&self) -> impl Future<Output = Result<AnalysisReport, QueryError>> + Send;
+    /// `POST /v1/cni`: what the CNI plugin has to say. Answers within a few seconds, if only that it is not done yet.
+    fn cni(&self, request: CniRequest) -> impl Future<Output = CniAnswer> + Send;
     /// `GET /v1/flows`.
     fn flows(&self) -> &FlowLog;
     /// `GET /metrics`.
@@ -135,6 +139,7 @@ pub async fn serve_socket<D: AdminData>(
         .route("/v1/explain", get(explain))
         .route("/v1/policies", get(policies))
         .route("/v1/analysis", get(async |State(on): State<Shared<D>>| document(on.data.analysis().await)))
+        .route("/v1/cni", post(cni))
         .route("/v1/flows", get(flows))
         .route("/metrics", get(metrics))
         .route("/healthz", get(health));
@@ -276,6 +281,16 @@ async fn explain<D: AdminData>(State(on): State<Shared<D>>, Query(query): Query<
 
 async fn policies<D: AdminData>(State(on): State<Shared<D>>, Query(query): Query<PolicyQuery>) -> Response {
     document(on.data.policies(query).await)
+}
+
+async fn cni<D: AdminData>(
+    State(on): State<Shared<D>>,
+    request: Result<Json<CniRequest>, JsonRejection>,
+) -> Response {
+    match request {
+        Ok(Json(request)) => Json(on.data.cni(request).await).into_response(),
+        Err(rejection) => error(StatusCode::BAD_REQUEST, &rejection.body_text()),
+    }
 }
 
 fn document(answer: Result<impl Serialize, QueryError>) -> Response {
@@ -442,6 +457,14 @@ pub(crate) mod testing {
                 ..Finding::default()
             };
             Ok(AnalysisReport::new(vec![finding], 0))
+        }
+
+        async fn cni(&self, request: CniRequest) -> CniAnswer {
+            match request {
+                CniRequest::Add { .. } => CniAnswer::Enrolled,
+                CniRequest::Check(_) => CniAnswer::Refused { reason: "never seen".to_owned() },
+                CniRequest::Del(_) | CniRequest::Gc { .. } => CniAnswer::Done,
+            }
         }
 
         fn flows(&self) -> &FlowLog {

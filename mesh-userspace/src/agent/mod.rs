@@ -6,6 +6,7 @@
 mod analyze;
 mod authority;
 mod claims;
+mod cni;
 mod config;
 mod controller;
 mod direct;
@@ -36,7 +37,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use self::analyze::analyze_manifests;
 pub use self::authority::RemoteAuthority;
 pub use self::claims::ClaimError;
-pub use self::config::{AgentConfig, Cli, Command, Places};
+pub use self::config::{AgentConfig, Cli, CniFlags, Command, Places, UninstallConfig};
 pub use self::discovery::DiscoveryFlags;
 pub use self::explain::explain_manifests;
 pub use self::kube_proxy::{Bind, KubeProxyConfig, Replacement};
@@ -47,15 +48,17 @@ pub use self::rotate::{RotateConfig, Step, rotate_root};
 
 pub use self::controller::chain;
 
-pub(crate) use self::config::lifetime;
+pub(crate) use self::config::{duration, lifetime};
 
 use self::claims::Claims;
+use self::cni::Sandboxed;
 use self::controller::{Controller, Parts, Request};
 use self::events::Events;
 use self::kube_proxy::ProxyPorts;
 use self::report::AgentData;
 use self::waiting::Waiting;
 use crate::admin::{AdminSocket, SocketError, serve_metrics, serve_socket};
+use crate::cni::{self as plugin, InstallState};
 use crate::datapath::maps::MapReader;
 use crate::datapath::{
     self, CounterReader, Datapath, DatapathConfig, DatapathError, FlowEvents, Lifeline, check,
@@ -71,6 +74,8 @@ use crate::sockets::{Ended, Reaper};
 use crate::source::{self, Feed, Input, Source, SourceError};
 use crate::telemetry::{FlowLog, Metrics, Telemetry};
 
+/// Longest that saying one Event may take.
+const EVENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often long connections' bytes reach the metrics.
 const FLUSH: Duration = Duration::from_secs(5);
 
@@ -134,6 +139,9 @@ pub enum AgentError {
     /// Clients from outside.
     #[error("cannot serve clients from outside")]
     External(#[source] ExternalError),
+    /// The CNI plugin.
+    #[error("cannot take out the CNI plugin")]
+    Cni(#[source] plugin::InstallError),
     /// The agents' own service account.
     #[error("cannot name the node agents")]
     Identity(#[source] IdentityError),
@@ -193,7 +201,11 @@ pub fn run(config: AgentConfig) -> Result<(), AgentError> {
         Some(cgroup) => cgroup,
         None => check::cgroup2_mount().map_err(AgentError::Cgroup)?,
     };
-    let _claims = Claims::of_agent(&config.places, &cgroup)?;
+    let _claims = if config.standby {
+        Claims::awaited(&config.places, &cgroup)?
+    } else {
+        Claims::of_agent(&config.places, &cgroup)?
+    };
     let replaces = config.kube_proxy.replaces();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -212,11 +224,19 @@ fn check_manifests(paths: &[PathBuf]) -> Result<(), AgentError> {
 }
 
 /// Takes everything off the node.
-pub fn uninstall(places: &Places) -> Result<(), AgentError> {
+pub fn uninstall(config: &UninstallConfig) -> Result<(), AgentError> {
+    let places = &config.places;
     if !nix::unistd::geteuid().is_root() {
         return Err(AgentError::NotRoot);
     }
     let _claims = Claims::of_uninstall(places)?;
+    // First of all: no pod is to start with a plugin that finds no agent any more.
+    if let (Some(conf_dir), Some(bin_dir)) = (&config.cni.cni_conf_dir, &config.cni.cni_bin_dir) {
+        plugin::uninstall(conf_dir, bin_dir).map_err(AgentError::Cni)?;
+    }
+    if let Some(state) = config.cni.state() {
+        plugin::forget(&state).map_err(AgentError::Cni)?;
+    }
     datapath::uninstall(&places.bpffs).map_err(AgentError::Datapath)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(starting("the runtime"))?;
@@ -228,12 +248,28 @@ pub fn uninstall(places: &Places) -> Result<(), AgentError> {
     Ok(())
 }
 
+/// Does nothing until SIGTERM or SIGINT.
+pub fn pause() -> Result<(), AgentError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(starting("the runtime"))?.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).map_err(starting("the signal handlers"))?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(starting("the signal handlers"))?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ok(())
+    })
+}
+
 /// Removes what agents have made in the state folder, and the folder itself unless somebody else has put things there.
 fn remove_state(state_dir: &Path) {
-    for file in ["meshd.sock", "meshd.sock.lock", "lock"] {
+    for file in ["meshd.sock", "meshd.sock.lock", "lock", plugin::PLUGIN_LOG, plugin::OLD_PLUGIN_LOG] {
         // One that is not there is what was wanted.
         let _ = fs::remove_file(state_dir.join(file));
     }
+    // What it holds is about sandboxes that no agent follows any more.
+    let _ = fs::remove_dir_all(state_dir.join("cni"));
     for folder in [state_dir.join("pods"), state_dir.to_owned()] {
         // Neither is one that holds something else.
         let _ = fs::remove_dir(folder);
@@ -258,7 +294,10 @@ async fn serve(
     let certificates = CertificateStore::accepting(signer, config.cert_ttl, aliases);
     let (stop, stopped) = watch::channel(false);
     let namespaces = Namespaces::default();
-    let source = begin_source(&config).await?;
+    let sandboxed = Sandboxed::open(&config.places.state_dir, namespaces.clone())
+        .map_err(|source| AgentError::StateDir { path: config.places.state_dir.clone(), source })?;
+    let sandboxes = sandboxed.sandboxes();
+    let (source, events) = begin_source(&config).await?;
     let waiting = source.api().map(|api| {
         let bpffs = config.places.bpffs.clone();
         Arc::new(Waiting::new(config.node.clone(), bpffs, cgroup.clone(), api))
@@ -268,8 +307,9 @@ async fn serve(
         let api = serve_socket(&socket, Arc::clone(&waiting), on(stopped.clone()));
         tokio::join!(api, serve_metrics(&metrics_listener, waiting, on(stopped.clone())));
     };
+    let first = source::run(source, mesh_config(&config), sandboxes, on(stopped.clone()));
     let feed = tokio::select! {
-        feed = source::run(source, mesh_config(&config), on(stopped.clone())) => feed.map_err(AgentError::Source)?,
+        feed = first => feed.map_err(AgentError::Source)?,
         () = waits => return Ok(()),
         // Nothing was begun yet that has to be ended.
         _ = terminate.recv() => return Ok(()),
@@ -288,9 +328,14 @@ async fn serve(
         let found = config.discovery.config(&cgroup);
         // Before the first pods are enrolled: those of an earlier agent must not be taken for gone.
         node::discovery::start(found, namespaces.clone()).map_err(starting("the discovery of pods"))?;
-        let pods = (namespaces.clone(), Events::default());
+        let pods = (namespaces.clone(), events);
         start_controller(&config, &cgroup, replaces, lifeline, &shared, &feed, pods).await?
     };
+    if let Some(state) = config.cni.state() {
+        tokio::spawn(cni::remember(state, shared.node.clone(), feed.snapshot.clone()));
+    }
+    let cni = sandboxed.serve(Arc::clone(&shared), feed.snapshot.clone(), requests.clone(), false);
+    let cni_problem = Arc::new(InstallState::default());
     let data = Arc::new(AgentData {
         node: config.node.clone(),
         started: SystemTime::now(),
@@ -301,8 +346,15 @@ async fn serve(
         authority,
         maps,
         requests: requests.clone(),
+        cni,
+        cni_problem: Arc::clone(&cni_problem),
     });
     tracing::info!(node = config.node, socket = %config.socket().display(), metrics = %address, "serving");
+    // Only now can the plugin be answered.
+    let _installer = match config.cni.install(&config.plugin()) {
+        Some(install) => Some(plugin::install(install, cni_problem).map_err(starting("the CNI installer"))?),
+        None => None,
+    };
     let api = serve_socket(socket, Arc::clone(&data), on(stopped.clone()));
     let metrics = serve_metrics(metrics_listener, Arc::clone(&data), on(stopped.clone()));
     let proxy = proxy_ports.serve(data, on(stopped.clone()), on(stopped));
@@ -362,14 +414,20 @@ async fn on(mut flag: watch::Receiver<bool>) {
     let _ = flag.wait_for(|set| *set).await;
 }
 
-async fn begin_source(config: &AgentConfig) -> Result<Source, AgentError> {
-    let input = if config.kubernetes {
-        let api = kubernetes::config().await.map_err(AgentError::Kubernetes)?;
-        Input::Kubernetes(Box::new(api), NodeName::new(config.node.as_str()))
-    } else {
-        Input::Manifests(config.manifests.clone())
-    };
-    Source::begin(input).map_err(AgentError::Source)
+/// Where the model comes from, and where pods' owners are told what becomes of them.
+async fn begin_source(config: &AgentConfig) -> Result<(Source, Events), AgentError> {
+    if !config.kubernetes {
+        let source = Source::begin(Input::Manifests(config.manifests.clone()));
+        return Ok((source.map_err(AgentError::Source)?, Events::default()));
+    }
+    let api = kubernetes::config().await.map_err(AgentError::Kubernetes)?;
+    let mut quick = api.clone();
+    quick.read_timeout = Some(EVENT_TIMEOUT);
+    quick.write_timeout = Some(EVENT_TIMEOUT);
+    let client = kubernetes::client(quick).map_err(AgentError::Kubernetes)?;
+    let input = Input::Kubernetes(Box::new(api), NodeName::new(config.node.as_str()));
+    let source = Source::begin(input).map_err(AgentError::Source)?;
+    Ok((source, Events::to(client, &config.node)))
 }
 
 fn mesh_config(config: &AgentConfig) -> MeshConfig {

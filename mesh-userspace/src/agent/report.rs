@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use mesh_common::abi::LAYOUT_VERSION;
 use tokio::sync::{mpsc, oneshot};
 
+use super::cni::Cni;
 use super::controller::{NodeStatus, PodState, ROLES, Request};
 use super::source_report::{source_problem, source_report};
 use super::{analyze, chain, explain, fill, policies, service_report};
@@ -16,9 +17,11 @@ use crate::admin::api::{
     Canary, CertReport, CheckItem, CheckReport, KernelReport, PodStatus, ProgramStatus, ServiceReport,
     StatusReport, WorkloadReport,
 };
+use crate::admin::cni::{CniAnswer, CniRequest};
 use crate::admin::explain::{ExplainQuery, ExplainReport};
 use crate::admin::plane::{MapReport, QueryError};
 use crate::admin::policy::{PoliciesReport, PolicyQuery};
+use crate::cni::InstallState;
 use crate::datapath::check;
 use crate::datapath::maps::MapReader;
 use crate::identity::{Authority, CertificateState, CertificateStatus};
@@ -39,6 +42,9 @@ pub(super) struct AgentData {
     pub(super) authority: Option<Arc<Authority>>,
     pub(super) maps: MapReader,
     pub(super) requests: mpsc::Sender<Request>,
+    pub(super) cni: Cni,
+    /// What keeps the CNI plugin from being in force, where this agent installs it.
+    pub(super) cni_problem: Arc<InstallState>,
 }
 
 impl AgentData {
@@ -107,7 +113,8 @@ impl AgentData {
                 self.cgroup.display()
             )
         });
-        let errors = status.sync_errors.iter().cloned().chain(self.authority_problem());
+        let cni = self.cni_problem.problem().map(|problem| format!("CNI: {problem}"));
+        let errors = status.sync_errors.iter().cloned().chain(self.authority_problem()).chain(cni);
         let certificates = self.certificate_problems();
         let source = self.feed.api.as_deref().and_then(source_problem);
         source
@@ -228,6 +235,10 @@ impl AdminData for AgentData {
     async fn analysis(&self) -> Result<AnalysisReport, QueryError> {
         let reports = Arc::clone(&self.feed.reports.borrow());
         blocking(move || Ok(analyze::report(&reports, &Places::new()))).await
+    }
+
+    async fn cni(&self, request: CniRequest) -> CniAnswer {
+        self.cni.answer(request).await
     }
 
     fn flows(&self) -> &FlowLog {

@@ -12,6 +12,7 @@ use super::source_report::source_report;
 use crate::admin::AdminData;
 use crate::admin::analysis::AnalysisReport;
 use crate::admin::api::{CertReport, CheckItem, CheckReport, ServiceReport, StatusReport, WorkloadReport};
+use crate::admin::cni::{CniAnswer, CniRequest};
 use crate::admin::explain::{ExplainQuery, ExplainReport};
 use crate::admin::plane::{MapReport, QueryError};
 use crate::admin::policy::{PoliciesReport, PolicyQuery};
@@ -104,6 +105,10 @@ impl AdminData for Waiting {
 
     async fn analysis(&self) -> Result<AnalysisReport, QueryError> {
         self.refuse()
+    }
+
+    async fn cni(&self, _request: CniRequest) -> CniAnswer {
+        CniAnswer::Pending { reason: self.reason(), may_pass: false }
     }
 
     fn flows(&self) -> &FlowLog {

@@ -28,7 +28,7 @@ use self::kubernetes::Kubernetes;
 use self::manifests::Manifests;
 use self::update::Update;
 use crate::kubernetes::KubernetesError;
-use crate::model::{MeshConfig, NodeName, Snapshot};
+use crate::model::{MeshConfig, NodeName, Sandboxes, Snapshot};
 use crate::resources::{Notice, ObjectRef, Problem, Severity, Translator};
 
 /// Why a source cannot begin.
@@ -139,18 +139,22 @@ pub struct Feed {
 }
 
 /// Follows a source until `shutdown` completes. Returns once the first full state is there, however long that takes.
+/// What `sandboxes` says of this node's pods goes before what their objects say.
 ///
 /// # Errors
 /// It can never yield anything.
 pub async fn run(
     mut source: Source,
     mesh: MeshConfig,
+    mut sandboxes: watch::Receiver<Sandboxes>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<Feed, SourceError> {
     let api = source.api();
     let first = source.next().await.ok_or(SourceError::Ended)?;
     let triggers = changes::triggers(&first.changes);
-    let (translator, outcome) = translate(Translator::new(mesh), first).await.ok_or(SourceError::Ended)?;
+    let mut translator = Translator::new(mesh);
+    translator.set_sandboxes(sandboxes.borrow_and_update().clone());
+    let (translator, outcome) = translate(translator, first).await.ok_or(SourceError::Ended)?;
     let (snapshot, reports) = outcome;
     log_new(&Reports::default(), &reports);
     let changes = Arc::new(ChangeLog::default());
@@ -167,7 +171,7 @@ pub async fn run(
     tokio::spawn(async move {
         tokio::select! {
             () = shutdown => {}
-            () = publisher.follow(source, translator) => {}
+            () = publisher.follow(source, sandboxes, translator) => {}
         }
     });
     Ok(Feed { current, snapshot, reports, changes, api })
@@ -206,8 +210,24 @@ struct Publisher {
 }
 
 impl Publisher {
-    async fn follow(self, mut source: Source, mut translator: Translator) {
-        while let Some(update) = source.next().await {
+    async fn follow(
+        self,
+        mut source: Source,
+        mut sandboxes: watch::Receiver<Sandboxes>,
+        mut translator: Translator,
+    ) {
+        loop {
+            let update = tokio::select! {
+                update = source.next() => match update {
+                    Some(update) => update,
+                    None => return,
+                },
+                () = changed(&mut sandboxes) => {
+                    translator.set_sandboxes(sandboxes.borrow_and_update().clone());
+                    let reports = self.reports.borrow();
+                    Update { changes: Vec::new(), problems: reports.problems.clone(), ignored: reports.ignored }
+                }
+            };
             let triggers = changes::triggers(&update.changes);
             let Some((next, (snapshot, reports))) = translate(translator, update).await else { return };
             translator = next;
@@ -225,6 +245,13 @@ impl Publisher {
                 differs
             });
         }
+    }
+}
+
+/// Completes when somebody says something else of this node's pods; never where nobody does.
+async fn changed(sandboxes: &mut watch::Receiver<Sandboxes>) {
+    if sandboxes.changed().await.is_err() {
+        std::future::pending().await
     }
 }
 

@@ -45,6 +45,8 @@ pub(super) enum Request {
     Status(oneshot::Sender<NodeStatus>),
     /// The same, after a test connection in every pod and a look at all that should be there.
     Check(oneshot::Sender<NodeStatus>),
+    /// One pod, after the same; `None` where it is not known.
+    CheckPod(WorkloadUid, oneshot::Sender<Option<PodState>>),
     /// What the backends of each service have got through the kernel.
     Connections(oneshot::Sender<Vec<(ServiceName, Vec<BackendCount>)>>),
     /// End capture and let connections come to their ends.
@@ -160,6 +162,11 @@ impl Controller {
                         self.mend(true);
                         self.test_pods(|_| true);
                         drop(answer.send(self.status()));
+                    }
+                    Some(Request::CheckPod(uid, answer)) => {
+                        self.test_pods(|pod| pod.enrolment.uid == uid);
+                        let state = self.status().pods.into_iter().find(|pod| pod.uid == uid);
+                        drop(answer.send(state));
                     }
                     Some(Request::Connections(answer)) => {
                         let snapshot = Arc::clone(&snapshots.borrow());

@@ -32,6 +32,7 @@ impl Controller {
                 request = requests.recv() => match request {
                     Some(Request::Status(answer) | Request::Check(answer)) => drop(answer.send(self.status())),
                     // Whoever asks is told that there is no answer.
+                    Some(Request::CheckPod(_, _unanswered)) => {}
                     Some(Request::Connections(_unanswered)) => {}
                     Some(Request::Stop(_told_again)) => break,
                     None => break,
