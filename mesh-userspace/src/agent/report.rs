@@ -8,8 +8,8 @@ use mesh_common::abi::LAYOUT_VERSION;
 use tokio::sync::{mpsc, oneshot};
 
 use super::controller::{NodeStatus, PodState, ROLES, Request};
-use super::{analyze, chain, explain, fill, policies, service_report};
 use super::source_report::{source_problem, source_report};
+use super::{analyze, chain, explain, fill, policies, service_report};
 use crate::admin::AdminData;
 use crate::admin::analysis::AnalysisReport;
 use crate::admin::api::{
@@ -110,7 +110,15 @@ impl AgentData {
         let errors = status.sync_errors.iter().cloned().chain(self.authority_problem());
         let certificates = self.certificate_problems();
         let source = self.feed.api.as_deref().and_then(source_problem);
-        source.into_iter().chain(rejected).chain(errors).chain(certificates).chain(detached).chain(elsewhere).chain(pods).collect()
+        source
+            .into_iter()
+            .chain(rejected)
+            .chain(errors)
+            .chain(certificates)
+            .chain(detached)
+            .chain(elsewhere)
+            .chain(pods)
+            .collect()
     }
 }
 

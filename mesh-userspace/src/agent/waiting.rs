@@ -40,7 +40,9 @@ impl Waiting {
 
     fn reason(&self) -> String {
         let waits_for = self.api.waits_for().join(", ");
-        format!("the agent waits for the API server: {waits_for}; what is in the kernel stays in force until then")
+        format!(
+            "the agent waits for the API server: {waits_for}; what is in the kernel stays in force until then"
+        )
     }
 
     fn refuse<T>(&self) -> Result<T, QueryError> {

@@ -83,6 +83,8 @@ mod tests {
             .map(|permission| (permission.who == Who::Ca, permission.group, permission.resource))
             .collect();
         assert_eq!(named.len(), all.len());
-        assert!(all.iter().all(|permission| permission.resource != "secrets" && !permission.verbs.contains(&"*")));
+        assert!(
+            all.iter().all(|permission| permission.resource != "secrets" && !permission.verbs.contains(&"*"))
+        );
     }
 }
