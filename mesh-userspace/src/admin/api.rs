@@ -131,7 +131,7 @@ pub enum Canary {
 pub struct PodStatus {
     /// `NAMESPACE/POD`.
     pub uid: String,
-    /// `enrolled`, `enrolling`, `leaving`, `failed`.
+    /// `enrolled`, `leaving`, `waiting` (for what should come by itself), `failed`.
     pub state: String,
     /// Since when.
     pub since: u64,
@@ -147,6 +147,10 @@ pub struct PodStatus {
     pub canary: Canary,
     /// Connections that the agent carries for it.
     pub connections: u64,
+    /// When something of it was mended last.
+    pub mended: Option<u64>,
+    /// What that was.
+    pub mend: Option<String>,
 }
 
 /// `GET /v1/check`.

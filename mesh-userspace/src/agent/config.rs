@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
 
-use super::{KubeProxyConfig, OutsideConfig, RemoteAuthority, RotateConfig};
+use super::{DiscoveryFlags, KubeProxyConfig, OutsideConfig, RemoteAuthority, RotateConfig};
 use crate::ca::CaConfig;
 use crate::model::TrustDomain;
 
@@ -104,6 +104,9 @@ pub struct AgentConfig {
     /// Clients from outside.
     #[command(flatten)]
     pub outside: OutsideConfig,
+    /// Pods of Kubernetes.
+    #[command(flatten)]
+    pub discovery: DiscoveryFlags,
 }
 
 impl AgentConfig {

@@ -9,6 +9,8 @@ mod claims;
 mod config;
 mod controller;
 mod direct;
+mod discovery;
+mod events;
 mod explain;
 mod fill;
 mod kube_proxy;
@@ -35,6 +37,7 @@ pub use self::analyze::analyze_manifests;
 pub use self::authority::RemoteAuthority;
 pub use self::claims::ClaimError;
 pub use self::config::{AgentConfig, Cli, Command, Places};
+pub use self::discovery::DiscoveryFlags;
 pub use self::explain::explain_manifests;
 pub use self::kube_proxy::{Bind, KubeProxyConfig, Replacement};
 pub use self::outside::OutsideConfig;
@@ -48,6 +51,7 @@ pub(crate) use self::config::lifetime;
 
 use self::claims::Claims;
 use self::controller::{Controller, Parts, Request};
+use self::events::Events;
 use self::kube_proxy::ProxyPorts;
 use self::report::AgentData;
 use self::waiting::Waiting;
@@ -61,7 +65,7 @@ use crate::identity::ca::CaClientError;
 use crate::identity::{AuthorityError, CertificateState, CertificateStore, RotateError};
 use crate::kubernetes::{self, KubernetesError};
 use crate::model::{IdentityError, MeshConfig, NodeName, Snapshot};
-use crate::node::{self, EnrolError, Enroller};
+use crate::node::{self, EnrolError, Enroller, Namespaces};
 use crate::proxy::{Handles, Shared, Workers};
 use crate::sockets::{Ended, Reaper};
 use crate::source::{self, Feed, Input, Source, SourceError};
@@ -253,6 +257,7 @@ async fn serve(
     let aliases = config.trust_domain_aliases.clone().into();
     let certificates = CertificateStore::accepting(signer, config.cert_ttl, aliases);
     let (stop, stopped) = watch::channel(false);
+    let namespaces = Namespaces::default();
     let source = begin_source(&config).await?;
     let waiting = source.api().map(|api| {
         let bpffs = config.places.bpffs.clone();
@@ -279,7 +284,13 @@ async fn serve(
         telemetry.clone(),
     ));
     tokio::spawn(follow_policy(feed.snapshot.clone(), Arc::clone(&shared)));
-    let (requests, maps) = start_controller(&config, &cgroup, replaces, lifeline, &shared, &feed).await?;
+    let (requests, maps) = {
+        let found = config.discovery.config(&cgroup);
+        // Before the first pods are enrolled: those of an earlier agent must not be taken for gone.
+        node::discovery::start(found, namespaces.clone()).map_err(starting("the discovery of pods"))?;
+        let pods = (namespaces.clone(), Events::default());
+        start_controller(&config, &cgroup, replaces, lifeline, &shared, &feed, pods).await?
+    };
     let data = Arc::new(AgentData {
         node: config.node.clone(),
         started: SystemTime::now(),
@@ -415,6 +426,7 @@ async fn start_controller(
     lifeline: Lifeline,
     shared: &Arc<Shared>,
     feed: &Feed,
+    pods: (Namespaces, Events),
 ) -> Result<(mpsc::Sender<Request>, MapReader), AgentError> {
     let (requests, queue) = mpsc::channel(16);
     let (ready, started) = oneshot::channel();
@@ -434,8 +446,15 @@ async fn start_controller(
         runtime.block_on(async {
             let snapshot = Arc::clone(&snapshots.borrow());
             let ended = Arc::default();
-            let controller =
-                controller(&config, &datapath, lifeline, &shared, &ended, &snapshot, snapshots.clone());
+            let controller = controller(
+                &config,
+                &datapath,
+                lifeline,
+                (&shared, &ended),
+                &snapshot,
+                snapshots.clone(),
+                pods,
+            );
             match Box::pin(controller).await {
                 Err(error) => drop(ready.send(Err(error))),
                 Ok((controller, events, counters)) => {
@@ -462,10 +481,10 @@ async fn controller(
     config: &AgentConfig,
     datapath: &DatapathConfig,
     lifeline: Lifeline,
-    shared: &Arc<Shared>,
-    ended: &Arc<Ended>,
+    (shared, ended): (&Arc<Shared>, &Arc<Ended>),
     snapshot: &Snapshot,
     snapshots: watch::Receiver<Arc<Snapshot>>,
+    (namespaces, pod_events): (Namespaces, Events),
 ) -> Result<(Controller, FlowEvents, CounterReader), AgentError> {
     let translates = datapath.translates;
     let (datapath, events) = Datapath::load(datapath, lifeline).map_err(AgentError::Datapath)?;
@@ -506,6 +525,8 @@ async fn controller(
         shared: Arc::clone(shared),
         external,
         reaper,
+        namespaces,
+        events: pod_events,
     };
     let controller = Controller::start(parts, snapshot)?;
     Ok((controller, events, counters))

@@ -96,7 +96,7 @@ impl AgentData {
         let detached = status.attachments.iter().filter_map(|attachment| {
             attachment.detail.as_ref().map(|detail| format!("{}: {detail}", attachment.program))
         });
-        let pods = status.pods.iter().filter_map(|pod| {
+        let pods = status.pods.iter().filter(|pod| pod.state != "waiting").filter_map(|pod| {
             let detail = pod.detail.clone().or_else(|| pod.canary.clone()?.err())?;
             Some(format!("pod {}: {detail}", pod.uid))
         });
@@ -286,8 +286,9 @@ fn pod_check(pod: &PodState) -> CheckItem {
     CheckItem {
         name: format!("pod {}", pod.uid),
         purpose: "a connection from inside the pod reaches the agent".to_owned(),
-        ok: problem.is_none() && pod.state != "failed",
-        required: true,
+        ok: problem.is_none(),
+        // One that waits is not there yet.
+        required: pod.state != "waiting",
         detail: problem.unwrap_or_else(|| match pod.canary {
             Some(Ok(())) => "the test connection arrived".to_owned(),
             _ => pod.state.to_owned(),
@@ -316,6 +317,8 @@ fn pod_status(pod: PodState) -> PodStatus {
             Some(Err(reason)) => Canary::Failed(reason),
         },
         connections: pod.connections as u64,
+        mended: pod.mended.as_ref().map(|mend| seconds(mend.when)),
+        mend: pod.mended.map(|mend| mend.what),
     }
 }
 

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use super::table::{Rows, Tone, list, plain, span, yes};
-use crate::admin::api::{Canary, CertReport, CheckReport, SourceReport, StatusReport, WorkloadReport};
+use crate::admin::api::{
+    Canary, CertReport, CheckReport, PodStatus, SourceReport, StatusReport, WorkloadReport,
+};
 
 /// How much, in which colours, and when it is.
 #[derive(Clone, Copy, Debug)]
@@ -130,8 +132,9 @@ fn programs(report: &StatusReport, view: View) -> String {
 }
 
 fn pods(report: &StatusReport, view: View) -> String {
-    let header = ["POD", "STATE", "SINCE", "CANARY", "CONNECTIONS", "ADDRESSES", "NETNS", "LISTENERS"];
-    let mut rows = Rows::new(if view.wide { &header } else { &header[..6] }, view.colour);
+    let header =
+        ["POD", "STATE", "SINCE", "CANARY", "CONNECTIONS", "MENDED", "ADDRESSES", "NETNS", "LISTENERS"];
+    let mut rows = Rows::new(if view.wide { &header } else { &header[..7] }, view.colour);
     for pod in &report.pods {
         let state = match &pod.detail {
             Some(detail) => format!("{} ({detail})", pod.state),
@@ -153,12 +156,23 @@ fn pods(report: &StatusReport, view: View) -> String {
             plain(view.ago(pod.since)),
             canary,
             plain(pod.connections),
+            mended(pod, view),
             list(&pod.addresses),
             plain(&pod.netns),
             list(&pod.listeners),
         ]);
     }
     rows.render()
+}
+
+/// The last mend: when, and what where there is room for it.
+fn mended(pod: &PodStatus, view: View) -> (String, Tone) {
+    let Some(when) = pod.mended else { return plain("") };
+    let ago = format!("{} ago", view.ago(when));
+    match &pod.mend {
+        Some(what) if view.wide => (format!("{ago}: {what}"), Tone::Warn),
+        _ => (ago, Tone::Warn),
+    }
 }
 
 pub(super) fn check(report: &CheckReport, view: View) -> String {

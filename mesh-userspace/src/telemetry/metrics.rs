@@ -91,6 +91,12 @@ metrics! {
     "mesh_enrolled_pods"
     /// Pods of this node whose traffic the mesh carries
     enrolled_pods: Gauge;
+    "mesh_pods"
+    /// Pods of this node that the mesh should carry, by how far that has come
+    pods: Family<Labels<1>, Gauge>;
+    "mesh_pod_mends"
+    /// Times that something was not as it should be and was mended, by what
+    pod_mends: Family<Labels<1>, Counter>;
     "mesh_map_entries"
     /// Entries of a kernel map, counted every few seconds
     map_entries: Family<Labels<1>, Gauge>;
@@ -308,6 +314,19 @@ impl Metrics {
     /// Pods enrolled on this node.
     pub fn set_enrolled(&self, pods: usize) {
         self.families.enrolled_pods.set(gauge_value(pods));
+    }
+
+    /// Pods that should be enrolled, by state.
+    pub fn set_pods<const N: usize>(&self, states: [(&'static str, usize); N]) {
+        for (state, pods) in states {
+            let labels = [("state", state.to_owned())];
+            self.families.pods.get_or_create_owned(&labels).set(gauge_value(pods));
+        }
+    }
+
+    /// Something of a pod, or a program, was mended; `what` is from a closed set.
+    pub fn pod_mended(&self, what: &'static str) {
+        self.families.pod_mends.get_or_create_owned(&[("what", what.to_owned())]).inc();
     }
 
     /// How full a kernel map is.
