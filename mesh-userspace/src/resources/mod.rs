@@ -11,6 +11,7 @@ mod istio;
 mod json;
 mod lint;
 mod object;
+mod pod;
 mod report;
 mod service;
 mod slice;
@@ -29,6 +30,7 @@ pub use istio::{
 };
 pub(crate) use json::{Rejected, decode_json};
 pub use object::{Kind, Object, ObjectRef};
+pub use pod::Pod;
 pub use report::{Notice, Origin, Problem, Severity};
 pub use service::Service;
 pub use slice::EndpointSlice;
