@@ -19,6 +19,8 @@ mod policies;
 mod report;
 mod rotate;
 mod service_report;
+mod source_report;
+mod waiting;
 
 use std::fs::{self, File};
 use std::io;
@@ -52,6 +54,7 @@ use self::controller::{Controller, Parts, Request};
 use self::events::Events;
 use self::kube_proxy::ProxyPorts;
 use self::report::AgentData;
+use self::waiting::Waiting;
 use crate::admin::{AdminSocket, SocketError, serve_metrics, serve_socket};
 use crate::datapath::maps::MapReader;
 use crate::datapath::{
@@ -60,11 +63,12 @@ use crate::datapath::{
 use crate::external::{self, ExternalError};
 use crate::identity::ca::CaClientError;
 use crate::identity::{AuthorityError, CertificateState, CertificateStore, RotateError};
+use crate::kubernetes::{self, KubernetesError};
 use crate::model::{IdentityError, MeshConfig, NodeName, Snapshot};
 use crate::node::{self, EnrolError, Enroller, Namespaces};
 use crate::proxy::{Handles, Shared, Workers};
 use crate::sockets::{Ended, Reaper};
-use crate::source::{self, Feed, SourceError};
+use crate::source::{self, Feed, Input, Source, SourceError};
 use crate::telemetry::{FlowLog, Metrics, Telemetry};
 
 /// How often long connections' bytes reach the metrics.
@@ -116,8 +120,11 @@ pub enum AgentError {
         source: io::Error,
     },
     /// The source.
-    #[error("cannot read the manifests")]
+    #[error("cannot begin to read what is to be in force")]
     Source(#[source] SourceError),
+    /// The API server's address or credentials.
+    #[error("cannot use --kubernetes")]
+    Kubernetes(#[source] KubernetesError),
     /// The kernel.
     #[error("cannot set up the kernel plane")]
     Datapath(#[source] DatapathError),
@@ -251,9 +258,23 @@ async fn serve(
     let certificates = CertificateStore::accepting(signer, config.cert_ttl, aliases);
     let (stop, stopped) = watch::channel(false);
     let namespaces = Namespaces::default();
-    let feed = source::run(config.manifests.clone(), mesh_config(&config), on(stopped.clone()))
-        .await
-        .map_err(AgentError::Source)?;
+    let source = begin_source(&config).await?;
+    let waiting = source.api().map(|api| {
+        let bpffs = config.places.bpffs.clone();
+        Arc::new(Waiting::new(config.node.clone(), bpffs, cgroup.clone(), api))
+    });
+    let waits = async {
+        let Some(waiting) = waiting else { return std::future::pending().await };
+        let api = serve_socket(&socket, Arc::clone(&waiting), on(stopped.clone()));
+        tokio::join!(api, serve_metrics(&metrics_listener, waiting, on(stopped.clone())));
+    };
+    let feed = tokio::select! {
+        feed = source::run(source, mesh_config(&config), on(stopped.clone())) => feed.map_err(AgentError::Source)?,
+        () = waits => return Ok(()),
+        // Nothing was begun yet that has to be ended.
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
     let telemetry = telemetry(&config.cluster, &certificates, &feed, replaces);
     let shared = Arc::new(Shared::new(
         NodeName::new(config.node.as_str()),
@@ -341,6 +362,16 @@ async fn on(mut flag: watch::Receiver<bool>) {
     let _ = flag.wait_for(|set| *set).await;
 }
 
+async fn begin_source(config: &AgentConfig) -> Result<Source, AgentError> {
+    let input = if config.kubernetes {
+        let api = kubernetes::config().await.map_err(AgentError::Kubernetes)?;
+        Input::Kubernetes(Box::new(api), NodeName::new(config.node.as_str()))
+    } else {
+        Input::Manifests(config.manifests.clone())
+    };
+    Source::begin(input).map_err(AgentError::Source)
+}
+
 fn mesh_config(config: &AgentConfig) -> MeshConfig {
     MeshConfig {
         trust_domain: config.trust_domain.clone(),
@@ -361,7 +392,11 @@ fn telemetry(cluster: &str, certificates: &CertificateStore, feed: &Feed, replac
     });
     let (certificates, reports, current) =
         (certificates.clone(), feed.reports.clone(), Arc::clone(&feed.current));
+    let api = feed.api.clone();
     metrics.on_scrape(move |metrics| {
+        if let Some(api) = &api {
+            metrics.set_source(&api.status());
+        }
         let certificates = certificates.certificates();
         let ends: Vec<(String, u64, bool)> = certificates
             .iter()

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::UNIX_EPOCH;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -14,7 +15,7 @@ use prometheus_client::registry::Registry;
 
 use super::declare::metrics;
 use super::{Direction, Outcome, Reporter, SyncRecorder, TrafficMetrics};
-use crate::source::ChangeLog;
+use crate::source::{ApiStatus, ChangeLog};
 
 /// Content type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -75,6 +76,18 @@ metrics! {
     "mesh_config_generation"
     /// Generation of the snapshot that is in force
     generation: Gauge;
+    "mesh_source_connected"
+    /// Whether every kind that the API server has is followed (1) or not (0)
+    source_connected: Family<Labels<1>, Gauge>;
+    "mesh_source_objects"
+    /// Objects of a kind that are known, read or not
+    source_objects: Family<Labels<1>, Gauge>;
+    "mesh_source_last_sync_timestamp_seconds"
+    /// When the API server was last heard of a kind, in seconds since the Unix epoch: what is known is of that time at least
+    source_last_sync: Family<Labels<1>, Gauge>;
+    "mesh_source_errors"
+    /// Listings and watches that failed, by kind and reason
+    source_errors: Family<Labels<2>, Counter>;
     "mesh_enrolled_pods"
     /// Pods of this node whose traffic the mesh carries
     enrolled_pods: Gauge;
@@ -275,6 +288,26 @@ impl Metrics {
         for (severity, count) in [("problem", problems), ("notice", notices)] {
             let labels = [("severity", severity.to_owned())];
             self.families.config_problems.get_or_create_owned(&labels).set(gauge_value(count));
+        }
+    }
+
+    /// How it stands with the API server, where that is the source.
+    pub fn set_source(&self, status: &ApiStatus) {
+        let families = &self.families;
+        let labels = [("api_server", status.url.clone())];
+        families.source_connected.get_or_create_owned(&labels).set(status.connected.into());
+        for kind in &status.kinds {
+            let labels = [("kind", kind.label.to_owned())];
+            families.source_objects.get_or_create_owned(&labels).set(gauge_value(kind.objects));
+            let heard = kind.listed.and(kind.heard).and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+            if let Some(heard) = heard {
+                let gauge = families.source_last_sync.get_or_create_owned(&labels);
+                gauge.set(i64::try_from(heard.as_secs()).unwrap_or(i64::MAX));
+            }
+            for (reason, count) in &kind.errors {
+                let labels = [("kind", kind.label.to_owned()), ("reason", (*reason).to_owned())];
+                families.source_errors.get_or_create_owned(&labels).inner().store(*count, Ordering::Relaxed);
+            }
         }
     }
 
