@@ -279,7 +279,7 @@ fn namespaces() -> Vec<String> {
 }
 
 /// Empties a cgroup of this lab and removes it, the deepest first.
-fn remove_cgroup(path: &Path) -> Result<()> {
+pub(crate) fn remove_cgroup(path: &Path) -> Result<()> {
     if !path.exists() {
         return Ok(());
     }

@@ -42,6 +42,6 @@ pub use self::lab::Lab;
 pub use self::machine::Machine;
 pub use self::manifests::Manifests;
 pub use self::netns::NetNs;
-pub use self::node::{Node, Pod, PodSpec};
+pub use self::node::{Driver, Kubelet, Node, Pod, PodSpec};
 pub use self::process::{Finished, Process, binary};
 pub use self::wait::{SECONDS_10, SECONDS_30, eventually};
