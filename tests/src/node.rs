@@ -289,6 +289,10 @@ impl Pod {
         Process::spawn(&self.registry, &self.cgroup, &self.netns, argv, &[])
     }
 
+    pub(crate) fn spawn_with(&self, argv: &[&str], environment: &[(&str, &str)]) -> Result<Process> {
+        Process::spawn(&self.registry, &self.cgroup, &self.netns, argv, environment)
+    }
+
     /// Runs `mesh-peer COMMAND ARGS` in the pod.
     pub fn peer(&self, command: &str, args: &[&str]) -> Result<Process> {
         let peer = binary("mesh-peer")?;

@@ -206,7 +206,7 @@ mod tests {
             let Some((key, _)) = line.trim().split_once(':').filter(|(key, _)| !key.starts_with(['#', '-'])) else {
                 continue;
             };
-            let near = lines[..index].iter().rev().take(8);
+            let near = lines[..index].iter().rev().take(7);
             assert!(near.into_iter().any(|line| line.trim().starts_with('#')), "{key} is not explained");
         }
     }
