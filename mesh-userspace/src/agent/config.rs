@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
 
-use super::{KubeProxyConfig, OutsideConfig, RemoteAuthority, RotateConfig};
+use super::{DiscoveryFlags, KubeProxyConfig, OutsideConfig, RemoteAuthority, RotateConfig};
 use crate::ca::CaConfig;
 use crate::cni::{DEFAULT_KNOWN, InstallConfig, MAX_TIMEOUT, PLUGIN_LOG, PluginConfig};
 use crate::model::TrustDomain;
@@ -161,6 +161,9 @@ pub struct AgentConfig {
     /// The CNI plugin.
     #[command(flatten)]
     pub cni: CniFlags,
+    /// Pods of Kubernetes.
+    #[command(flatten)]
+    pub discovery: DiscoveryFlags,
 }
 
 impl AgentConfig {

@@ -10,6 +10,8 @@ mod cni;
 mod config;
 mod controller;
 mod direct;
+mod discovery;
+mod events;
 mod explain;
 mod fill;
 mod kube_proxy;
@@ -18,6 +20,8 @@ mod policies;
 mod report;
 mod rotate;
 mod service_report;
+mod source_report;
+mod waiting;
 
 use std::fs::{self, File};
 use std::io;
@@ -34,6 +38,7 @@ pub use self::analyze::analyze_manifests;
 pub use self::authority::RemoteAuthority;
 pub use self::claims::ClaimError;
 pub use self::config::{AgentConfig, Cli, CniFlags, Command, Places, UninstallConfig};
+pub use self::discovery::DiscoveryFlags;
 pub use self::explain::explain_manifests;
 pub use self::kube_proxy::{Bind, KubeProxyConfig, Replacement};
 pub use self::outside::OutsideConfig;
@@ -48,8 +53,10 @@ pub(crate) use self::config::{duration, lifetime};
 use self::claims::Claims;
 use self::cni::Sandboxed;
 use self::controller::{Controller, Parts, Request};
+use self::events::Events;
 use self::kube_proxy::ProxyPorts;
 use self::report::AgentData;
+use self::waiting::Waiting;
 use crate::admin::{AdminSocket, SocketError, serve_metrics, serve_socket};
 use crate::cni::{self as plugin, InstallState};
 use crate::datapath::maps::MapReader;
@@ -287,13 +294,22 @@ async fn serve(
     let certificates = CertificateStore::accepting(signer, config.cert_ttl, aliases);
     let (stop, stopped) = watch::channel(false);
     let namespaces = Namespaces::default();
-    let sandboxed = Sandboxed::open(&config.places.state_dir, namespaces)
+    let sandboxed = Sandboxed::open(&config.places.state_dir, namespaces.clone())
         .map_err(|source| AgentError::StateDir { path: config.places.state_dir.clone(), source })?;
     let sandboxes = sandboxed.sandboxes();
     let source = begin_source(&config).await?;
-    let first = source::run(source, mesh_config(&config), sandboxes, on(stopped.clone()));
+    let waiting = source.api().map(|api| {
+        let bpffs = config.places.bpffs.clone();
+        Arc::new(Waiting::new(config.node.clone(), bpffs, cgroup.clone(), api))
+    });
+    let waits = async {
+        let Some(waiting) = waiting else { return std::future::pending().await };
+        let api = serve_socket(&socket, Arc::clone(&waiting), on(stopped.clone()));
+        tokio::join!(api, serve_metrics(&metrics_listener, waiting, on(stopped.clone())));
+    };
     let feed = tokio::select! {
-        feed = first => feed.map_err(AgentError::Source)?,
+        feed = source::run(source, mesh_config(&config), sandboxes, on(stopped.clone())) => feed.map_err(AgentError::Source)?,
+        () = waits => return Ok(()),
         // Nothing was begun yet that has to be ended.
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
@@ -307,7 +323,13 @@ async fn serve(
         telemetry.clone(),
     ));
     tokio::spawn(follow_policy(feed.snapshot.clone(), Arc::clone(&shared)));
-    let (requests, maps) = start_controller(&config, &cgroup, replaces, lifeline, &shared, &feed).await?;
+    let (requests, maps) = {
+        let found = config.discovery.config(&cgroup);
+        // Before the first pods are enrolled: those of an earlier agent must not be taken for gone.
+        node::discovery::start(found, namespaces.clone()).map_err(starting("the discovery of pods"))?;
+        let pods = (namespaces.clone(), Events::default());
+        start_controller(&config, &cgroup, replaces, lifeline, &shared, &feed, pods).await?
+    };
     if let Some(state) = config.cni.state() {
         tokio::spawn(cni::remember(state, shared.node.clone(), feed.snapshot.clone()));
     }
@@ -421,7 +443,11 @@ fn telemetry(cluster: &str, certificates: &CertificateStore, feed: &Feed, replac
     });
     let (certificates, reports, current) =
         (certificates.clone(), feed.reports.clone(), Arc::clone(&feed.current));
+    let api = feed.api.clone();
     metrics.on_scrape(move |metrics| {
+        if let Some(api) = &api {
+            metrics.set_source(&api.status());
+        }
         let certificates = certificates.certificates();
         let ends: Vec<(String, u64, bool)> = certificates
             .iter()
@@ -451,6 +477,7 @@ async fn start_controller(
     lifeline: Lifeline,
     shared: &Arc<Shared>,
     feed: &Feed,
+    pods: (Namespaces, Events),
 ) -> Result<(mpsc::Sender<Request>, MapReader), AgentError> {
     let (requests, queue) = mpsc::channel(16);
     let (ready, started) = oneshot::channel();
@@ -470,8 +497,15 @@ async fn start_controller(
         runtime.block_on(async {
             let snapshot = Arc::clone(&snapshots.borrow());
             let ended = Arc::default();
-            let controller =
-                controller(&config, &datapath, lifeline, &shared, &ended, &snapshot, snapshots.clone());
+            let controller = controller(
+                &config,
+                &datapath,
+                lifeline,
+                (&shared, &ended),
+                &snapshot,
+                snapshots.clone(),
+                pods,
+            );
             match Box::pin(controller).await {
                 Err(error) => drop(ready.send(Err(error))),
                 Ok((controller, events, counters)) => {
@@ -498,10 +532,10 @@ async fn controller(
     config: &AgentConfig,
     datapath: &DatapathConfig,
     lifeline: Lifeline,
-    shared: &Arc<Shared>,
-    ended: &Arc<Ended>,
+    (shared, ended): (&Arc<Shared>, &Arc<Ended>),
     snapshot: &Snapshot,
     snapshots: watch::Receiver<Arc<Snapshot>>,
+    (namespaces, pod_events): (Namespaces, Events),
 ) -> Result<(Controller, FlowEvents, CounterReader), AgentError> {
     let translates = datapath.translates;
     let (datapath, events) = Datapath::load(datapath, lifeline).map_err(AgentError::Datapath)?;
@@ -542,6 +576,8 @@ async fn controller(
         shared: Arc::clone(shared),
         external,
         reaper,
+        namespaces,
+        events: pod_events,
     };
     let controller = Controller::start(parts, snapshot)?;
     Ok((controller, events, counters))

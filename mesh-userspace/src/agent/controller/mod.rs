@@ -12,20 +12,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 
-use self::pods::{Enrolled, Failed, Leaving};
+use self::pods::{Enrolled, Leaving, Pending};
 pub(super) use self::status::{NodeStatus, PodState, ROLES};
 use super::AgentError;
+use super::events::Events;
 use crate::datapath::maps::MapReader;
 use crate::datapath::{BackendCount, Datapath, SyncProblem};
 use crate::external::External;
 use crate::model::{NodeName, ServiceName, Snapshot, WorkloadUid};
-use crate::node::Enroller;
+use crate::node::{Enroller, Namespaces};
 use crate::proxy::{Shared, Workers};
 use crate::sockets::Reaper;
 
-/// How often pods that could not be enrolled, or were replaced, are looked at again.
+/// Test connections in one look, unless all are asked for.
+const TESTS: usize = 16;
+/// How often all that should be is compared with what is, and pods that are not enrolled are tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// How often the affinities of clients that have not been seen for too long are deleted.
 const AFFINITY_SWEEP: Duration = Duration::from_secs(30);
@@ -60,6 +63,10 @@ pub(super) struct Parts {
     /// Where services are served in kube-proxy's place.
     pub(super) external: Option<External>,
     pub(super) reaper: Reaper,
+    /// Where the namespaces of Kubernetes' pods are.
+    pub(super) namespaces: Namespaces,
+    /// Who hears of pods that are not well.
+    pub(super) events: Events,
 }
 
 /// See the module.
@@ -72,9 +79,15 @@ pub(super) struct Controller {
     shared: Arc<Shared>,
     external: Option<External>,
     reaper: Reaper,
+    namespaces: Namespaces,
+    events: Events,
     pods: BTreeMap<WorkloadUid, Enrolled>,
     leaving: Vec<Leaving>,
-    failed: BTreeMap<WorkloadUid, Failed>,
+    /// Wanted, and not enrolled.
+    pending: BTreeMap<WorkloadUid, Pending>,
+    /// Looks at all pods so far.
+    looks: u64,
+    has_started: bool,
     sync_errors: Vec<String>,
     generation: u64,
 }
@@ -82,7 +95,8 @@ pub(super) struct Controller {
 impl Controller {
     /// Brings the kernel and the pods in line with the first snapshot, and only then puts the programs in force.
     pub(super) fn start(parts: Parts, snapshot: &Snapshot) -> Result<Self, AgentError> {
-        let Parts { drain, datapath, enroller, workers, shared, external, reaper } = parts;
+        let Parts { drain, datapath, enroller, workers, shared, external, reaper, namespaces, events } =
+            parts;
         let mut controller = Self {
             node: shared.node.clone(),
             drain,
@@ -92,18 +106,19 @@ impl Controller {
             shared,
             external,
             reaper,
+            namespaces,
+            events,
             pods: BTreeMap::new(),
             leaving: Vec::new(),
-            failed: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            looks: 0,
+            has_started: false,
             sync_errors: Vec::new(),
             generation: 0,
         };
         controller.apply(snapshot);
-        let pods = &controller.pods;
-        let enrolled = |cookie| pods.values().any(|pod| pod.enrolment.cookie == cookie);
-        for error in controller.enroller.release_strays(&mut controller.datapath, enrolled) {
-            tracing::warn!(error = %chain(&error), "a pod of an earlier agent could not be released");
-        }
+        controller.release_strays();
+        controller.has_started = true;
         controller.tell_addresses();
         if let Some(external) = &mut controller.external {
             let started = external.start(&mut controller.datapath, &controller.workers);
@@ -112,7 +127,7 @@ impl Controller {
             controller.fetch_certificate(&controller.shared.agent);
         }
         controller.datapath.attach().map_err(AgentError::Datapath)?;
-        controller.test_pods(|_| true);
+        controller.test_some(TESTS, |_| true);
         Ok(controller)
     }
 
@@ -125,6 +140,11 @@ impl Controller {
         let mut tick = tokio::time::interval(TICK);
         let mut retry = tokio::time::interval(RETRY);
         let mut affinity = tokio::time::interval(AFFINITY_SWEEP);
+        // The sender is the controller's own.
+        let mut told = self.namespaces.changes();
+        // What was told since the first snapshot was applied.
+        told.mark_changed();
+        retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let busy = !self.leaving.is_empty() || self.datapath.has_retired();
             tokio::select! {
@@ -139,6 +159,7 @@ impl Controller {
                 request = requests.recv() => match request {
                     Some(Request::Status(answer)) => drop(answer.send(self.status())),
                     Some(Request::Check(answer)) => {
+                        self.mend(true);
                         self.test_pods(|_| true);
                         drop(answer.send(self.status()));
                     }
@@ -172,23 +193,29 @@ impl Controller {
                         tracing::warn!(error = %chain(&error), "ways back to clients cannot be swept");
                     }
                 }
-                _ = retry.tick() => {
-                    self.end_replaced();
-                    self.tell_attachments();
-                    // A pod that has left, or a connection of its that was still being made, has asked since.
-                    self.forget_certificates();
-                    self.test_pods(|pod| match &pod.canary {
-                        None => true,
-                        Some(Err(_)) => pod.tested.elapsed() >= RETEST_FAILED,
-                        Some(Ok(())) => pod.tested.elapsed() >= RETEST,
-                    });
-                    if !self.failed.is_empty() || !self.sync_errors.is_empty() {
-                        let snapshot = Arc::clone(&snapshots.borrow());
-                        self.apply(&snapshot);
-                    }
-                }
+                _ = told.changed() => self.reconcile_pods(&Arc::clone(&snapshots.borrow())),
+                _ = retry.tick() => self.look(&Arc::clone(&snapshots.borrow())),
             }
         }
+    }
+
+    /// What is done every second.
+    fn look(&mut self, snapshot: &Snapshot) {
+        self.end_replaced();
+        self.mend(false);
+        // A pod that has left, or a connection of its that was still being made, has asked since.
+        self.forget_certificates();
+        self.test_some(TESTS, |pod| match &pod.canary {
+            None => true,
+            Some(Err(_)) => pod.tested.elapsed() >= RETEST_FAILED,
+            Some(Ok(())) => pod.tested.elapsed() >= RETEST,
+        });
+        if !self.sync_errors.is_empty() {
+            self.apply(snapshot);
+        } else if !self.pending.is_empty() {
+            self.reconcile_pods(snapshot);
+        }
+        self.release_strays();
     }
 
     /// A reader of the kernel's maps.

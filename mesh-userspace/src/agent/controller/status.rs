@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::Controller;
-use super::pods::Enrolled;
+use super::pods::{Enrolled, Mend};
 use crate::datapath::{Attachment, Role};
 use crate::external::External;
 use crate::model::WorkloadUid;
@@ -32,25 +32,27 @@ pub(in crate::agent) struct PodState {
     pub(in crate::agent) addresses: Vec<std::net::IpAddr>,
     pub(in crate::agent) canary: Option<Result<(), String>>,
     pub(in crate::agent) connections: usize,
+    pub(in crate::agent) mended: Option<Mend>,
 }
 
 impl Controller {
     pub(super) fn status(&self) -> NodeStatus {
         let enrolled = self.pods.values().map(|pod| pod_state(pod, "enrolled"));
         let leaving = self.leaving.iter().map(|leaving| pod_state(&leaving.enrolled, "leaving"));
-        let failed = self.failed.iter().map(|(uid, failed)| PodState {
+        let pending = self.pending.iter().map(|(uid, pending)| PodState {
             uid: uid.clone(),
-            state: "failed",
-            since: failed.since,
-            detail: Some(failed.reason.clone()),
-            netns: failed.netns.clone(),
+            state: if pending.has_failed { "failed" } else { "waiting" },
+            since: pending.since,
+            detail: Some(pending.reason.clone()),
+            netns: pending.netns.clone(),
             addresses: Vec::new(),
             canary: None,
             connections: 0,
+            mended: None,
         });
         NodeStatus {
             attachments: self.datapath.attachments(),
-            pods: enrolled.chain(leaving).chain(failed).collect(),
+            pods: enrolled.chain(leaving).chain(pending).collect(),
             sync_errors: [self.sync_errors.clone(), external_problems(self.external.as_ref())].concat(),
             generation: self.generation,
             sees_agent: self.datapath.sees_agent(),
@@ -71,11 +73,12 @@ pub(super) fn pod_state(pod: &Enrolled, state: &'static str) -> PodState {
         uid: pod.enrolment.uid.clone(),
         state,
         since: pod.since,
-        detail: (!pod.missing.is_empty()).then(|| pod.missing.join("; ")),
+        detail: (!pod.broken.is_empty()).then(|| pod.broken.join("; ")),
         netns: pod.enrolment.netns.display().to_string(),
         addresses: pod.enrolment.addresses.clone(),
         canary: pod.canary.clone(),
         connections: connections(&pod.pod),
+        mended: pod.mended.clone(),
     }
 }
 

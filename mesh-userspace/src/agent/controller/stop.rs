@@ -17,7 +17,8 @@ impl Controller {
     /// Ends capture, lets connections end by themselves for a while, and leaves everything in the kernel in force.
     pub(super) async fn stop(&mut self, requests: &mut mpsc::Receiver<Request>) {
         self.datapath.stop_capture();
-        for pod in self.pods.values() {
+        for pod in self.pods.values_mut() {
+            pod.enrolment.close_listeners();
             pod.stop.send_replace(Stop::Draining);
         }
         if let Some(external) = &self.external {
