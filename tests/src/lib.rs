@@ -22,6 +22,7 @@
 //! beside the running executable. Nothing here depends on the agent's library.
 
 mod agent;
+mod api;
 mod ca;
 mod capture;
 mod lab;
@@ -34,6 +35,7 @@ mod process;
 mod wait;
 
 pub use self::agent::{Agent, AgentBuilder};
+pub use self::api::{API_AUDIENCE, Account, ApiServer, Asked, ExecCall, ExecResult, Request, Shows};
 pub use self::ca::Ca;
 pub use self::capture::Capture;
 pub use self::lab::Lab;
