@@ -11,6 +11,7 @@ use super::report::{needs, seconds};
 use super::source_report::source_report;
 use crate::admin::AdminData;
 use crate::admin::analysis::AnalysisReport;
+use crate::admin::cni::{CniAnswer, CniRequest};
 use crate::admin::api::{CertReport, CheckItem, CheckReport, ServiceReport, StatusReport, WorkloadReport};
 use crate::admin::explain::{ExplainQuery, ExplainReport};
 use crate::admin::plane::{MapReport, QueryError};
@@ -104,6 +105,16 @@ impl AdminData for Waiting {
 
     async fn analysis(&self) -> Result<AnalysisReport, QueryError> {
         self.refuse()
+    }
+
+    async fn cni(&self, request: CniRequest) -> CniAnswer {
+        match request {
+            // Nobody knows yet whether the pod is to be in the mesh.
+            CniRequest::Add { .. } | CniRequest::Check(_) => {
+                CniAnswer::Pending { reason: self.reason(), may_pass: false }
+            }
+            CniRequest::Del(_) | CniRequest::Gc { .. } => CniAnswer::Done,
+        }
     }
 
     fn flows(&self) -> &FlowLog {
