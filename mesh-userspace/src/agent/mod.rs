@@ -296,8 +296,7 @@ async fn serve(
     let namespaces = Namespaces::default();
     let sandboxed = Sandboxed::open(&config.places.state_dir, namespaces.clone())
         .map_err(|source| AgentError::StateDir { path: config.places.state_dir.clone(), source })?;
-    let sandboxes = sandboxed.sandboxes();
-    let source = begin_source(&config).await?;
+    let source = begin_source(&config).await?.with_sandboxes(sandboxed.sandboxes());
     let waiting = source.api().map(|api| {
         let bpffs = config.places.bpffs.clone();
         Arc::new(Waiting::new(config.node.clone(), bpffs, cgroup.clone(), api))
@@ -333,7 +332,8 @@ async fn serve(
     if let Some(state) = config.cni.state() {
         tokio::spawn(cni::remember(state, shared.node.clone(), feed.snapshot.clone()));
     }
-    let cni = sandboxed.serve(Arc::clone(&shared), feed.snapshot.clone(), requests.clone(), false);
+    let cni =
+        sandboxed.serve(Arc::clone(&shared), feed.snapshot.clone(), requests.clone(), config.kubernetes);
     let cni_problem = Arc::new(InstallState::default());
     let data = Arc::new(AgentData {
         node: config.node.clone(),

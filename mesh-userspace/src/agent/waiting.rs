@@ -13,6 +13,7 @@ use crate::admin::AdminData;
 use crate::admin::analysis::AnalysisReport;
 use crate::admin::cni::{CniAnswer, CniRequest};
 use crate::admin::api::{CertReport, CheckItem, CheckReport, ServiceReport, StatusReport, WorkloadReport};
+use crate::admin::cni::{CniAnswer, CniRequest};
 use crate::admin::explain::{ExplainQuery, ExplainReport};
 use crate::admin::plane::{MapReport, QueryError};
 use crate::admin::policy::{PoliciesReport, PolicyQuery};
@@ -107,14 +108,8 @@ impl AdminData for Waiting {
         self.refuse()
     }
 
-    async fn cni(&self, request: CniRequest) -> CniAnswer {
-        match request {
-            // Nobody knows yet whether the pod is to be in the mesh.
-            CniRequest::Add { .. } | CniRequest::Check(_) => {
-                CniAnswer::Pending { reason: self.reason(), may_pass: false }
-            }
-            CniRequest::Del(_) | CniRequest::Gc { .. } => CniAnswer::Done,
-        }
+    async fn cni(&self, _request: CniRequest) -> CniAnswer {
+        CniAnswer::Starting { reason: self.reason() }
     }
 
     fn flows(&self) -> &FlowLog {
