@@ -307,7 +307,7 @@ async fn serve(
         tokio::join!(api, serve_metrics(&metrics_listener, waiting, on(stopped.clone())));
     };
     let feed = tokio::select! {
-        feed = source::run(source, mesh_config(&config), sandboxes, on(stopped.clone())) => feed.map_err(AgentError::Source)?,
+        feed = source::run(source, mesh_config(&config), on(stopped.clone())) => feed.map_err(AgentError::Source)?,
         () = waits => return Ok(()),
         // Nothing was begun yet that has to be ended.
         _ = terminate.recv() => return Ok(()),

@@ -11,7 +11,6 @@ use super::report::{needs, seconds};
 use super::source_report::source_report;
 use crate::admin::AdminData;
 use crate::admin::analysis::AnalysisReport;
-use crate::admin::cni::{CniAnswer, CniRequest};
 use crate::admin::api::{CertReport, CheckItem, CheckReport, ServiceReport, StatusReport, WorkloadReport};
 use crate::admin::cni::{CniAnswer, CniRequest};
 use crate::admin::explain::{ExplainQuery, ExplainReport};
