@@ -58,12 +58,12 @@ pub struct PodSpec {
     /// Name of the network namespace after the prefix; the pod's name if it is empty.
     pub netns: String,
     /// How a kubelet has laid it; none: a machine without Kubernetes.
-    pub kubelet: Option<Kubelet>,
+    pub kubelet: Option<LaidOut>,
 }
 
 /// How a kubelet and a runtime lay a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kubelet {
+pub struct LaidOut {
     /// `metadata.uid`.
     pub uid: String,
     /// The names of its cgroups.
@@ -85,7 +85,7 @@ pub enum Driver {
     Kind,
 }
 
-impl Kubelet {
+impl LaidOut {
     /// A UID that is made of a number.
     pub fn new(number: u32, driver: Driver) -> Self {
         Self { uid: format!("0c3dd5a1-7b1e-4f6e-9a53-{number:012x}"), driver, host_network: false }
@@ -133,7 +133,7 @@ impl PodSpec {
 
     /// Laid by a kubelet.
     #[must_use]
-    pub fn kubelet(mut self, kubelet: Kubelet) -> Self {
+    pub fn kubelet(mut self, kubelet: LaidOut) -> Self {
         self.kubelet = Some(kubelet);
         self
     }
@@ -415,6 +415,10 @@ impl Pod {
     /// Runs a program in the pod.
     pub fn spawn(&self, argv: &[&str]) -> Result<Process> {
         Process::spawn(&self.registry, &self.cgroup, &self.netns, argv, &[])
+    }
+
+    pub(crate) fn spawn_with(&self, argv: &[&str], environment: &[(&str, &str)]) -> Result<Process> {
+        Process::spawn(&self.registry, &self.cgroup, &self.netns, argv, environment)
     }
 
     /// Runs `mesh-peer COMMAND ARGS` in the pod.

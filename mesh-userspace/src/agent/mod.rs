@@ -236,6 +236,8 @@ pub fn uninstall(config: &UninstallConfig) -> Result<(), AgentError> {
     }
     if let Some(state) = config.cni.state() {
         plugin::forget(&state).map_err(AgentError::Cni)?;
+        // One that holds something else stays.
+        let _ = state.parent().map(fs::remove_dir);
     }
     datapath::uninstall(&places.bpffs).map_err(AgentError::Datapath)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

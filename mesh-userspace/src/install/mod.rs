@@ -21,6 +21,8 @@ use serde_json::{Value, json};
 
 use self::chart::{NAMESPACE, Rendered, Target, Values, render};
 use self::cluster::Cluster;
+#[cfg(test)]
+use self::compare::differences;
 
 pub use self::args::{ClusterArgs, InstallArgs, UninstallArgs, ValueArgs, VerifyArgs};
 pub use self::error::InstallError;

@@ -148,7 +148,6 @@ pub struct Feed {
 }
 
 /// Follows a source until `shutdown` completes. Returns once the first full state is there, however long that takes.
-/// What `sandboxes` says of this node's pods goes before what their objects say.
 ///
 /// # Errors
 /// It can never yield anything.

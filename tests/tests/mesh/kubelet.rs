@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use mesh_tests::peer::Summary;
-use mesh_tests::{Agent, Driver, Kubelet, Lab, Node, Pod, PodSpec, SECONDS_10, SECONDS_30, eventually};
+use mesh_tests::{Agent, Driver, Lab, LaidOut, Node, Pod, PodSpec, SECONDS_10, SECONDS_30, eventually};
 
 use crate::world::{PORT, namespace, peer_authentication};
 
@@ -25,7 +25,7 @@ impl Cluster {
     }
 
     pub(crate) fn pod(&self, name: &str, number: u32, driver: Driver) -> Result<Pod> {
-        self.node.pod(PodSpec::new(name).kubelet(Kubelet::new(number, driver)))
+        self.node.pod(PodSpec::new(name).kubelet(LaidOut::new(number, driver)))
     }
 
     pub(crate) fn apply(&self, pods: &[&Pod]) -> Result<()> {
@@ -64,10 +64,11 @@ fn an_agent_finds_the_pods_that_were_there_before_it_and_those_that_come() -> Re
     for (number, driver) in (1..).zip(drivers) {
         pods.push(cluster.pod(&format!("before-{number}"), number, driver)?);
     }
-    let host = Kubelet { host_network: true, ..Kubelet::new(90, Driver::Systemd) };
+    let host = LaidOut { host_network: true, ..LaidOut::new(90, Driver::Systemd) };
     let host = cluster.node.pod(PodSpec::new("host").kubelet(host))?;
     // Its manifest does not say so: the namespace does.
-    let liar = Pod { spec: PodSpec::new("liar").kubelet(Kubelet::new(90, Driver::Systemd)), ..host.clone() };
+    let mut liar = host.clone();
+    liar.spec = PodSpec::new("liar").kubelet(LaidOut::new(90, Driver::Systemd));
     let all = |pods: &[Pod]| -> Vec<Pod> { pods.to_vec() };
     cluster.apply(&all(&pods).iter().chain([&host]).collect::<Vec<_>>())?;
     let agent = cluster.node.agent().start()?;
@@ -153,7 +154,7 @@ fn two_pods_that_have_one_address_seconds_apart_are_two() -> Result<()> {
     let cluster = Cluster::new()?;
     let client = cluster.pod("client", 1, Driver::Systemd)?;
     let spec = |name: &str, netns: &str, number| {
-        PodSpec::new(name).host(77).netns(netns).kubelet(Kubelet::new(number, Driver::Systemd))
+        PodSpec::new(name).host(77).netns(netns).kubelet(LaidOut::new(number, Driver::Systemd))
     };
     let first = cluster.node.pod(spec("first", "first", 2))?;
     cluster.apply(&[&client, &first])?;
@@ -227,7 +228,7 @@ fn a_node_that_has_booted_has_its_pods_in_the_mesh_again() -> Result<()> {
     first.remove()?;
     fs::remove_dir_all(cluster.node.bpffs())?;
     fs::remove_dir_all(cluster.node.state_dir())?;
-    let spec = PodSpec::new("web").netns("web-2").kubelet(Kubelet::new(1, Driver::Systemd));
+    let spec = PodSpec::new("web").netns("web-2").kubelet(LaidOut::new(1, Driver::Systemd));
     let again = cluster.node.pod(spec)?;
     cluster.apply(&[&again])?;
     let agent = agent.restart()?;

@@ -91,3 +91,80 @@ fn older_api_servers_get_what_they_know() {
     assert!(render(30).contains("appArmorProfile") && !render(30).contains("container.apparmor"));
     assert!(!render(29).contains("appArmorProfile") && render(29).contains("container.apparmor"));
 }
+
+/// What the code asks for and what the shipped roles allow are one list.
+#[test]
+fn the_roles_allow_what_is_asked_for_and_nothing_else() {
+    use crate::kubernetes::permissions::{Who, permissions};
+    let rendered = rendered(&[]).unwrap();
+    for (who, name) in [(Who::Agent, "mesh-agent"), (Who::Ca, "mesh-ca")] {
+        let role =
+            rendered.manifests.iter().find(|one| one.kind() == "ClusterRole" && one.name() == name).unwrap();
+        let words = |rule: &Value, key: &str| -> Vec<String> {
+            rule[key].as_array().unwrap().iter().map(|word| word.as_str().unwrap().to_owned()).collect()
+        };
+        let mut allowed = BTreeSet::new();
+        for rule in role.object["rules"].as_array().unwrap() {
+            for (group, resource) in words(rule, "apiGroups")
+                .iter()
+                .flat_map(|group| words(rule, "resources").into_iter().map(move |one| (group.clone(), one)))
+            {
+                allowed.extend(
+                    words(rule, "verbs").into_iter().map(|verb| (group.clone(), resource.clone(), verb)),
+                );
+            }
+        }
+        let asked: BTreeSet<_> = permissions()
+            .iter()
+            .filter(|one| one.who == who)
+            .flat_map(|one| {
+                one.verbs
+                    .iter()
+                    .map(|verb| (one.group.to_owned(), one.resource.to_owned(), (*verb).to_owned()))
+            })
+            .collect();
+        assert_eq!(allowed, asked, "{name}");
+    }
+}
+
+/// Every object is one of the Kubernetes API's own type, without a field that the type does not have.
+#[test]
+fn every_object_is_of_its_type() {
+    use k8s_openapi::api::{
+        apps::v1 as apps, core::v1 as core, networking::v1 as networking, rbac::v1 as rbac,
+    };
+    fn same<T: serde::de::DeserializeOwned + serde::Serialize>(object: &Value) -> Vec<String> {
+        let typed: T = serde_json::from_value(object.clone()).unwrap();
+        let again = serde_json::to_value(typed).unwrap();
+        crate::install::differences(object, &again)
+    }
+    let variants: [&[&str]; 3] = [
+        &[],
+        &[
+            "ca.existingSecret=cacerts,kubernetes.host=10.0.0.1,image.pullSecrets={a},agent.resources.limits.memory=1Gi",
+        ],
+        &[
+            "cni.enabled=false,agent.workers=2,agent.podLabels.a=b,agent.podAnnotations.c=d,ca.podAnnotations.e=f",
+        ],
+    ];
+    for sets in variants {
+        for Manifest { object, .. } in rendered(sets).unwrap().manifests {
+            let different = match object["kind"].as_str().unwrap() {
+                "Namespace" => same::<core::Namespace>(&object),
+                "ServiceAccount" => same::<core::ServiceAccount>(&object),
+                "Secret" => same::<core::Secret>(&object),
+                "ConfigMap" => same::<core::ConfigMap>(&object),
+                "Service" => same::<core::Service>(&object),
+                "Deployment" => same::<apps::Deployment>(&object),
+                "DaemonSet" => same::<apps::DaemonSet>(&object),
+                "NetworkPolicy" => same::<networking::NetworkPolicy>(&object),
+                "ClusterRole" => same::<rbac::ClusterRole>(&object),
+                "ClusterRoleBinding" => same::<rbac::ClusterRoleBinding>(&object),
+                "Role" => same::<rbac::Role>(&object),
+                "RoleBinding" => same::<rbac::RoleBinding>(&object),
+                other => panic!("{other} has no type here"),
+            };
+            assert_eq!(different, Vec::<String>::new(), "{} {}", object["kind"], object["metadata"]["name"]);
+        }
+    }
+}

@@ -210,7 +210,7 @@ mod tests {
             else {
                 continue;
             };
-            let near = lines[..index].iter().rev().take(8);
+            let near = lines[..index].iter().rev().take(7);
             assert!(near.into_iter().any(|line| line.trim().starts_with('#')), "{key} is not explained");
         }
     }
