@@ -99,11 +99,16 @@ impl AgentBuilder {
 
     /// Starts it and waits until it answers: programs and the first snapshot are then in force.
     pub fn start(&self) -> Result<Agent> {
+        self.start_within(SECONDS_30)
+    }
+
+    /// As [`Self::start`], with another deadline.
+    pub fn start_within(&self, deadline: Duration) -> Result<Agent> {
         let agent = Agent { builder: self.clone(), process: self.spawn()? };
         let answers = || {
             if agent.process.is_running() { agent.get("/v1/status").ok().map(|_| true) } else { Some(false) }
         };
-        match eventually(SECONDS_30, "the agent answers", answers) {
+        match eventually(deadline, "the agent answers", answers) {
             Ok(true) => Ok(agent),
             Ok(false) => bail!("meshd ended: {}", agent.log()),
             Err(error) => Err(error.context(agent.log())),

@@ -500,8 +500,8 @@ fn it_fails_as_it_is_told_to() -> Result<()> {
     let api = ApiServer::start()?;
     block(async {
         let pods: Api<Pod> = Api::all(admin(&api).await?);
-        api.fail_next(1, 503)?;
-        assert_eq!(refusal(pods.list(&ListParams::default()).await.unwrap_err())?.0, 503);
+        api.fail_next(1, 500)?;
+        assert_eq!(refusal(pods.list(&ListParams::default()).await.unwrap_err())?.0, 500);
         api.hang(true);
         let silent = timeout(Duration::from_millis(200), pods.list(&ListParams::default())).await;
         ensure!(silent.is_err());

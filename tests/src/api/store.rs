@@ -297,7 +297,8 @@ fn set_revision(value: &mut Value, revision: u64) {
     }
 }
 
-fn drop_types(object: &mut Map<String, Value>) {
+/// Takes `apiVersion` and `kind` away.
+pub(super) fn drop_types(object: &mut Map<String, Value>) {
     object.remove("apiVersion");
     object.remove("kind");
 }

@@ -12,7 +12,7 @@ use super::failure::Failure;
 use super::kinds::{self, Kind};
 use super::ownership;
 use super::patch::{self, Patch};
-use super::store::{Store, Stored};
+use super::store::{Store, Stored, drop_types};
 
 /// Where an object is, or is to be.
 #[derive(Clone, Copy, Debug)]
@@ -325,6 +325,9 @@ fn finish(
     how: How<'_>,
 ) -> Result<Written, Failure> {
     let held = old.value();
+    if let Some(object) = value.as_object_mut() {
+        drop_types(object);
+    }
     complete(at.kind, &mut value, Some(&held));
     value["metadata"]["resourceVersion"] = held["metadata"]["resourceVersion"].clone();
     let same = ownership::without(&value) == ownership::without(&held)

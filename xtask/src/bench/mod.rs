@@ -5,6 +5,7 @@
 
 mod machine;
 mod mesh;
+mod scale;
 mod services;
 mod stage;
 mod usage;
@@ -27,6 +28,8 @@ pub(crate) struct Options {
 enum What {
     /// Measure services against kube-proxy's rules
     Services(services::Options),
+    /// Measure the agent in a large synthetic cluster behind an API server
+    Scale(scale::Options),
 }
 
 /// Builds everything optimised, then measures.
@@ -37,5 +40,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             let labs: Vec<&str> = services::labs().collect();
             stage::run(&labs, || services::run(options))
         }
+        Some(What::Scale(options)) => stage::run(&[scale::LAB], || scale::run(options)),
     }
 }
