@@ -101,7 +101,7 @@ impl AgentBuilder {
     pub fn start(&self) -> Result<Agent> {
         let agent = Agent { builder: self.clone(), process: self.spawn()? };
         let answers = || {
-            if agent.process.is_running() { agent.get("/v1/status").ok().map(|_| true) } else { Some(false) }
+            if agent.process.is_running() { agent.get("/healthz").ok().map(|_| true) } else { Some(false) }
         };
         match eventually(SECONDS_30, "the agent answers", answers) {
             Ok(true) => Ok(agent),
