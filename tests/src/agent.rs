@@ -106,7 +106,7 @@ impl AgentBuilder {
     pub fn start_within(&self, deadline: Duration) -> Result<Agent> {
         let agent = Agent { builder: self.clone(), process: self.spawn()? };
         let answers = || {
-            if agent.process.is_running() { agent.get("/v1/status").ok().map(|_| true) } else { Some(false) }
+            if agent.process.is_running() { agent.get("/healthz").ok().map(|_| true) } else { Some(false) }
         };
         match eventually(deadline, "the agent answers", answers) {
             Ok(true) => Ok(agent),

@@ -68,17 +68,14 @@ enum End {
 impl Watch {
     /// Follows the kind until nobody listens.
     pub(super) async fn run(self, config: Config) {
-        let observe = Observe { kind: self.number, state: Arc::clone(&self.state) };
-        let client = match ClientBuilder::try_from(config) {
-            Ok(builder) => builder.with_layer(&observe).build(),
-            Err(error) => {
-                // The same configuration made a client before.
-                return self.state.failed(self.number, Trouble::of(&error));
-            }
-        };
         let mut was_synced = false;
         let mut backoff = DefaultBackoff::default();
         loop {
+            // Made anew after a refusal: a client reads its token again only now and then.
+            let Some(client) = self.client(config.clone()) else {
+                sleep(backoff.next().unwrap_or(MAX_ABSENT)).await;
+                continue;
+            };
             let mut is_served = false;
             for version in self.watched.versions {
                 match self.follow(&client, version, &mut was_synced, &mut backoff).await {
@@ -97,6 +94,17 @@ impl Watch {
                 return;
             }
             sleep(backoff.next().unwrap_or(MAX_ABSENT).min(MAX_ABSENT)).await;
+        }
+    }
+
+    fn client(&self, config: Config) -> Option<Client> {
+        let observe = Observe { kind: self.number, state: Arc::clone(&self.state) };
+        match ClientBuilder::try_from(config) {
+            Ok(builder) => Some(builder.with_layer(&observe).build()),
+            Err(error) => {
+                self.state.failed(self.number, Trouble::of(&error));
+                None
+            }
         }
     }
 
@@ -195,7 +203,8 @@ impl Watch {
                         self.state.failed(number, trouble.clone());
                     }
                     sleep(backoff.next().unwrap_or(MAX_ABSENT)).await;
-                    if trouble.is_gone() && matches!(error, watcher::Error::WatchStartFailed(_)) {
+                    let is_stuck = trouble.is_gone() && matches!(error, watcher::Error::WatchStartFailed(_));
+                    if is_stuck || trouble.reason == "unauthorized" {
                         return End::Anew;
                     }
                     Ok(())
