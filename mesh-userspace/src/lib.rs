@@ -27,6 +27,7 @@ pub mod external;
 pub mod fuzzing;
 pub mod identity;
 pub mod kubernetes;
+mod memory;
 pub mod model;
 pub mod node;
 pub mod policy;

@@ -56,6 +56,7 @@ use crate::datapath::{
 use crate::external::{self, ExternalError};
 use crate::identity::ca::CaClientError;
 use crate::identity::{AuthorityError, CertificateState, CertificateStore, RotateError};
+use crate::memory;
 use crate::model::{IdentityError, MeshConfig, NodeName, Snapshot};
 use crate::node::{self, EnrolError, Enroller};
 use crate::proxy::{Handles, Shared, Workers};
@@ -286,7 +287,7 @@ async fn serve(
                 trims = TRIMS;
             }
             if trims > 0 {
-                give_memory_back();
+                memory::give_back();
                 trims -= 1;
             }
             before = connections;
@@ -474,12 +475,6 @@ async fn controller(
     };
     let controller = Controller::start(parts, snapshot)?;
     Ok((controller, events, counters))
-}
-
-/// The allocator keeps what was freed (`malloc_trim(3)`); an agent that has carried a burst would keep it for ever.
-fn give_memory_back() {
-    // SAFETY: takes an integer and may be called at any time from any thread.
-    unsafe { libc::malloc_trim(0) };
 }
 
 /// Two descriptors a connection: the soft limit of 1,024 is soon reached.

@@ -8,6 +8,11 @@ use mesh_userspace::agent::{self, Cli, Command};
 use mesh_userspace::ca;
 use tracing_subscriber::EnvFilter;
 
+/// musl's own takes one lock for all threads; glibc's does well.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     // One line a connection is asked for with MESH_LOG=info,access=info; `meshctl flows` has them always.
