@@ -21,11 +21,13 @@ pub mod admin;
 pub mod agent;
 pub mod ca;
 pub mod cli;
+pub mod cni;
 pub mod datapath;
 pub mod external;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod identity;
+pub mod install;
 pub mod kubernetes;
 mod memory;
 pub mod model;

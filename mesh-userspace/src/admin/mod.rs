@@ -1,10 +1,11 @@
 //! The node's API: JSON over HTTP on a unix socket for `meshctl`, and metrics on a TCP port for Prometheus.
 //!
-//! It reads, through [`AdminData`], and changes nothing. The socket is root's; the TCP port has `/metrics` and
+//! It reads, through [`AdminData`], and changes nothing but what the CNI plugin says of pods. The socket is root's; the TCP port has `/metrics` and
 //! `/healthz` alone; two more are there in kube-proxy's place.
 
 pub mod analysis;
 pub mod api;
+pub mod cni;
 pub mod explain;
 mod kube_proxy;
 pub mod plane;

@@ -1,5 +1,6 @@
 //! The HTTP server of the node's API. Bounded in every way: connections, followers, headers, time.
 
+use std::borrow::Borrow;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
@@ -8,11 +9,12 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
+use axum::extract::rejection::JsonRejection;
 use axum::extract::{Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use futures_util::stream;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -27,13 +29,14 @@ use super::analysis::AnalysisReport;
 use super::api::{
     CertReport, CheckReport, ErrorReport, FlowLine, ServiceReport, StatusReport, WorkloadReport,
 };
+use super::cni::{CniAnswer, CniRequest};
 use super::explain::{ExplainQuery, ExplainReport};
 use super::plane::{MapReport, QueryError};
 use super::policy::{PoliciesReport, PolicyQuery};
 use crate::telemetry::{CONTENT_TYPE, FlowLog, Metrics};
 
-/// Connections served at once on one listener.
-const MAX_CONNECTIONS: usize = 64;
+/// Connections served at once on one listener: a node's pods may all be starting, each with a plugin that waits.
+const MAX_CONNECTIONS: usize = 512;
 /// Of those, followers of flows.
 const MAX_FOLLOWERS: usize = 16;
 /// Longest that a client may take to send its request.
@@ -48,6 +51,9 @@ const DEFAULT_FLOWS: usize = 100;
 const MAX_ROWS: usize = 100_000;
 /// Wait after a failed `accept`, which mostly means that there are no more file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// What an agent can tell that waits for its first state.
+const ALWAYS_KNOWN: [&str; 4] = ["/v1/status", "/v1/check", "/metrics", "/healthz"];
 
 /// Where the documents come from. The agent implements it; none of it may block.
 pub trait AdminData: Send + Sync + 'static {
@@ -86,6 +92,8 @@ pub trait AdminData: Send + Sync + 'static {
     /// # Errors
     /// The answer could not be had.
     fn analysis(&self) -> impl Future<Output = Result<AnalysisReport, QueryError>> + Send;
+    /// `POST /v1/cni`: what the CNI plugin has to say. Answers within a few seconds, if only that it is not done yet.
+    fn cni(&self, request: CniRequest) -> impl Future<Output = CniAnswer> + Send;
     /// `GET /v1/flows`.
     fn flows(&self) -> &FlowLog;
     /// `GET /metrics`.
@@ -97,6 +105,10 @@ pub trait AdminData: Send + Sync + 'static {
     fn health(&self) -> Result<(), String>;
     /// Whether load balancers should send nothing to this node any more.
     fn node_is_leaving(&self) -> bool;
+    /// Why only status, check, metrics and health can be told yet.
+    fn waits_for(&self) -> Option<String> {
+        None
+    }
 }
 
 pub(super) struct Shared<D> {
@@ -112,10 +124,11 @@ impl<D> Clone for Shared<D> {
 
 /// Serves the whole API until `shutdown` completes.
 pub async fn serve_socket<D: AdminData>(
-    socket: AdminSocket,
+    socket: impl Borrow<AdminSocket>,
     data: Arc<D>,
     shutdown: impl Future<Output = ()>,
 ) {
+    let socket = socket.borrow();
     let router = Router::new()
         .route("/v1/status", get(async |State(on): State<Shared<D>>| Json(on.data.status().await)))
         .route("/v1/check", get(async |State(on): State<Shared<D>>| Json(on.data.check().await)))
@@ -126,6 +139,7 @@ pub async fn serve_socket<D: AdminData>(
         .route("/v1/explain", get(explain))
         .route("/v1/policies", get(policies))
         .route("/v1/analysis", get(async |State(on): State<Shared<D>>| document(on.data.analysis().await)))
+        .route("/v1/cni", post(cni))
         .route("/v1/flows", get(flows))
         .route("/metrics", get(metrics))
         .route("/healthz", get(health));
@@ -134,19 +148,32 @@ pub async fn serve_socket<D: AdminData>(
 
 /// Serves `/metrics` and `/healthz` alone until `shutdown` completes.
 pub async fn serve_metrics<D: AdminData>(
-    listener: TcpListener,
+    listener: impl Borrow<TcpListener>,
     data: Arc<D>,
     shutdown: impl Future<Output = ()>,
 ) {
+    let listener = listener.borrow();
     let router = Router::new().route("/metrics", get(metrics)).route("/healthz", get(health));
     accept(async || Ok(listener.accept().await?.0), finish(router, data), shutdown).await;
 }
 
 pub(super) fn finish<D: AdminData>(router: Router<Shared<D>>, data: Arc<D>) -> Router {
+    let shared = Shared { data, followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)) };
     router
         .fallback(async || error(StatusCode::NOT_FOUND, "no such document"))
+        .layer(middleware::from_fn_with_state(shared.clone(), once_known))
         .layer(middleware::from_fn(in_time))
-        .with_state(Shared { data, followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)) })
+        .with_state(shared)
+}
+
+/// An agent that waits for its first state has none to tell of.
+async fn once_known<D: AdminData>(State(on): State<Shared<D>>, request: Request, next: Next) -> Response {
+    match on.data.waits_for() {
+        Some(reason) if !ALWAYS_KNOWN.contains(&request.uri().path()) => {
+            error(StatusCode::SERVICE_UNAVAILABLE, &reason)
+        }
+        _ => next.run(request).await,
+    }
 }
 
 async fn in_time(request: Request, next: Next) -> Response {
@@ -254,6 +281,16 @@ async fn explain<D: AdminData>(State(on): State<Shared<D>>, Query(query): Query<
 
 async fn policies<D: AdminData>(State(on): State<Shared<D>>, Query(query): Query<PolicyQuery>) -> Response {
     document(on.data.policies(query).await)
+}
+
+async fn cni<D: AdminData>(
+    State(on): State<Shared<D>>,
+    request: Result<Json<CniRequest>, JsonRejection>,
+) -> Response {
+    match request {
+        Ok(Json(request)) => Json(on.data.cni(request).await).into_response(),
+        Err(rejection) => error(StatusCode::BAD_REQUEST, &rejection.body_text()),
+    }
 }
 
 fn document(answer: Result<impl Serialize, QueryError>) -> Response {
@@ -420,6 +457,14 @@ pub(crate) mod testing {
                 ..Finding::default()
             };
             Ok(AnalysisReport::new(vec![finding], 0))
+        }
+
+        async fn cni(&self, request: CniRequest) -> CniAnswer {
+            match request {
+                CniRequest::Add { .. } => CniAnswer::Enrolled,
+                CniRequest::Check(_) => CniAnswer::Refused { reason: "never seen".to_owned() },
+                CniRequest::Del(_) | CniRequest::Gc { .. } => CniAnswer::Done,
+            }
         }
 
         fn flows(&self) -> &FlowLog {

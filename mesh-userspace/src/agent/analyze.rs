@@ -1,6 +1,6 @@
 //! What is wrong with the objects and what of them is not carried out, in one list.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::chain;
 use crate::admin::analysis::{AnalysisReport, Finding};
@@ -27,7 +27,7 @@ fn rejected(problem: &Problem) -> Finding {
     Finding {
         severity: Severity::Error,
         rejected: true,
-        file: Some(problem.file.clone()),
+        file: problem.origin.file().map(Path::to_owned),
         line: problem.line,
         object: problem.object.clone(),
         field: problem.field.clone(),
@@ -51,7 +51,6 @@ fn found(notice: &Notice, places: &Places) -> Finding {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::path::Path;
 
     use tempfile::TempDir;
 

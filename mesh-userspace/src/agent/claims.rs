@@ -8,6 +8,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -16,6 +17,9 @@ use super::Places;
 
 /// The network namespace of this process, which is the node's.
 const OWN_NETNS: &str = "/proc/thread-self/ns/net";
+
+/// How often an agent that stands by looks whether the one before has ended.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Why something cannot be claimed.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +66,30 @@ impl Claims {
         held.push(folder("cgroup", cgroup)?);
         held.push(netns()?);
         Ok(Self { _held: held })
+    }
+
+    /// Claims what an agent changes once no other agent has any of it. It holds nothing while it waits, so two that wait do
+    /// not keep each other from it.
+    pub(super) fn awaited(places: &Places, cgroup: &Path) -> Result<Self, ClaimError> {
+        let mut told = None;
+        loop {
+            match Self::of_agent(places, cgroup) {
+                Err(ClaimError::Running { what, path, holder }) => {
+                    if told != Some(holder) {
+                        let (pid, path) = (holder.unwrap_or(0), path.display());
+                        tracing::info!(pid, what, %path, "standing by: another agent runs on this node");
+                        told = Some(holder);
+                    }
+                    std::thread::sleep(LOOK);
+                }
+                claimed => {
+                    if told.is_some() && claimed.is_ok() {
+                        tracing::info!("the agent before has ended: taking over");
+                    }
+                    return claimed;
+                }
+            }
+        }
     }
 
     /// Claims what an uninstallation removes, the routes of any agent among it. No agent can be attached to any cgroup through these pins meanwhile: it
@@ -158,7 +186,13 @@ mod tests {
         assert!(error.contains("runs with the cgroup"), "{error}");
         let error = Claims::of_uninstall(&elsewhere).unwrap_err().to_string();
         assert!(error.contains("runs with the network namespace"), "{error}");
+        let waits = {
+            let (places, cgroup) = (places.clone(), cgroup.clone());
+            std::thread::spawn(move || Claims::awaited(&places, &cgroup).map(drop))
+        };
+        assert!(!waits.is_finished(), "the first has it");
         drop(first);
+        waits.join().unwrap().unwrap();
         drop(Claims::of_uninstall(&elsewhere).unwrap());
         drop(Claims::of_agent(&elsewhere, &cgroup).unwrap());
         assert!(!places.bpffs.exists(), "what is no bpffs is left alone");

@@ -4,10 +4,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand};
 
-use super::{KubeProxyConfig, OutsideConfig, RemoteAuthority, RotateConfig};
+use super::{DiscoveryFlags, KubeProxyConfig, OutsideConfig, RemoteAuthority, RotateConfig};
 use crate::ca::CaConfig;
+use crate::cni::{DEFAULT_KNOWN, InstallConfig, MAX_TIMEOUT, PLUGIN_LOG, PluginConfig};
 use crate::model::TrustDomain;
 
 /// The node agent of the mesh.
@@ -25,9 +26,14 @@ pub enum Command {
     /// Serve this node until SIGTERM or SIGINT. Programs and services stay in force afterwards.
     Run(Box<AgentConfig>),
     /// Take everything off this node: programs, maps, and what enrolment has left in pods. No agent may be running.
-    Uninstall(Places),
+    Uninstall(UninstallConfig),
     /// Replace the root of the local certificate authority, a step at a time, with both roots trusted in between.
     RotateRoot(RotateConfig),
+    /// Do nothing until SIGTERM: what keeps the pod of an uninstallation there once it is done.
+    Pause,
+    /// Be the CNI plugin mesh-cni, as a container runtime calls it: CNI_COMMAND and the rest in the environment, the
+    /// configuration on stdin. Called under the name mesh-cni, this program does the same.
+    Cni,
     /// Be the mesh's certificate authority until SIGTERM or SIGINT: serve Istio's certificate protocol. Needs no root.
     Ca(Box<CaConfig>),
 }
@@ -43,12 +49,61 @@ pub struct Places {
     pub state_dir: PathBuf,
 }
 
+/// Flags of `meshd uninstall`.
+#[derive(Clone, Debug, Args)]
+pub struct UninstallConfig {
+    /// Where the agent has kept things.
+    #[command(flatten)]
+    pub places: Places,
+    /// The CNI plugin.
+    #[command(flatten)]
+    pub cni: CniFlags,
+}
+
+/// Where the CNI plugin is installed.
+#[derive(Clone, Debug, Args)]
+pub struct CniFlags {
+    /// Folder of the container runtime's CNI configuration, such as /etc/cni/net.d: the agent keeps 00-mesh.conflist there,
+    /// made of the first of the other files and the plugin mesh-cni at its end, and leaves those as they are. Uninstall
+    /// removes it. Without this flag, nothing is installed or removed.
+    #[arg(long, value_name = "DIR", requires = "cni_bin_dir")]
+    pub cni_conf_dir: Option<PathBuf>,
+    /// Folder of the container runtime's CNI plugins, such as /opt/cni/bin: the agent copies itself there as mesh-cni.
+    #[arg(long, value_name = "DIR", requires = "cni_conf_dir")]
+    pub cni_bin_dir: Option<PathBuf>,
+    /// File that remembers which namespaces and pods are enrolled, for the plugin while no agent runs; should survive a
+    /// reboot. Written where --cni-conf-dir or this flag is given [default: /var/lib/mesh/cni.json].
+    #[arg(long, value_name = "FILE")]
+    pub cni_state: Option<PathBuf>,
+    /// How long the plugin waits for the agent before it fails, or lets a pod start that is not to be in the mesh.
+    #[arg(long, value_name = "TIME", value_parser = plugin_limit, default_value = "30s")]
+    pub cni_timeout: Duration,
+}
+
+impl CniFlags {
+    /// The file that remembers who is enrolled, where there is to be one.
+    pub fn state(&self) -> Option<PathBuf> {
+        let default = || self.cni_conf_dir.as_ref().map(|_| PathBuf::from(DEFAULT_KNOWN));
+        self.cni_state.clone().or_else(default)
+    }
+
+    /// What is to be installed, if anything is.
+    pub fn install(&self, config: &PluginConfig) -> Option<InstallConfig> {
+        let (conf_dir, bin_dir) = (self.cni_conf_dir.clone()?, self.cni_bin_dir.clone()?);
+        Some(InstallConfig { conf_dir, bin_dir, plugin: config.clone() })
+    }
+}
+
 /// Flags of `meshd run`.
 #[derive(Clone, Debug, Args)]
+#[command(group(ArgGroup::new("source").required(true).args(["manifests", "kubernetes"])))]
 pub struct AgentConfig {
     /// Kubernetes manifests: a file or a folder, re-read when it changes. May be given more than once.
-    #[arg(long, required = true, value_name = "PATH", num_args = 1..)]
+    #[arg(long, value_name = "PATH", num_args = 1..)]
     pub manifests: Vec<PathBuf>,
+    /// Follow the Kubernetes API server that KUBECONFIG names, else that of the cluster that this runs in.
+    #[arg(long)]
+    pub kubernetes: bool,
     /// Name of this node, as in a Pod's `spec.nodeName`.
     #[arg(long, env = "NODE_NAME", value_name = "NAME", default_value_t = hostname())]
     pub node: String,
@@ -91,6 +146,9 @@ pub struct AgentConfig {
     /// Life of a workload's certificate, such as 24h or 90s; renewed at half of it.
     #[arg(long, default_value = "24h", value_name = "TIME", value_parser = lifetime)]
     pub cert_ttl: Duration,
+    /// With another agent on this node: stand by until it ends, and take over then. Without this that is refused.
+    #[arg(long)]
+    pub standby: bool,
     /// How long connections may go on after SIGTERM, or after their pod left the mesh.
     #[arg(long, default_value = "30s", value_name = "TIME", value_parser = duration)]
     pub drain: Duration,
@@ -100,12 +158,28 @@ pub struct AgentConfig {
     /// Clients from outside.
     #[command(flatten)]
     pub outside: OutsideConfig,
+    /// Pods of Kubernetes.
+    #[command(flatten)]
+    pub discovery: DiscoveryFlags,
+    /// The CNI plugin.
+    #[command(flatten)]
+    pub cni: CniFlags,
 }
 
 impl AgentConfig {
     /// The unix socket.
     pub fn socket(&self) -> PathBuf {
         self.socket.clone().unwrap_or_else(|| self.places.state_dir.join("meshd.sock"))
+    }
+
+    /// The plugin's part of the CNI configuration.
+    pub fn plugin(&self) -> PluginConfig {
+        PluginConfig {
+            socket: self.socket(),
+            timeout: self.cni.cni_timeout,
+            log_file: Some(self.places.state_dir.join(PLUGIN_LOG)),
+            state_file: self.cni.state().unwrap_or_else(|| DEFAULT_KNOWN.into()),
+        }
     }
 
     /// Number of workers.
@@ -121,7 +195,7 @@ fn hostname() -> String {
 }
 
 /// A whole number of `ms`, `s`, `m` or `h`.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let number: u64 =
@@ -134,6 +208,16 @@ fn duration(text: &str) -> Result<Duration, String> {
         _ => return Err(format!("`{text}` has no unit: write 24h, 30m, 90s or 500ms")),
     };
     number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(|| format!("`{text}` is too long"))
+}
+
+/// A time that the plugin may take: the runtime, too, gives up after a while.
+fn plugin_limit(text: &str) -> Result<Duration, String> {
+    let limit = duration(text)?;
+    if (Duration::from_secs(1)..=MAX_TIMEOUT).contains(&limit) {
+        Ok(limit)
+    } else {
+        Err(format!("`{text}` must be from 1s to {}s", MAX_TIMEOUT.as_secs()))
+    }
 }
 
 /// Shortest life of a certificate: below it, renewal would never rest.
@@ -191,7 +275,11 @@ mod tests {
             let words = [&["meshd", "run", "--manifests", "/x"], flags].concat();
             let parsed = Cli::try_parse_from(&words).ok().and_then(|cli| match cli.command {
                 Command::Run(config) => Some(config.kube_proxy.kube_proxy_replacement),
-                Command::Uninstall(_) | Command::RotateRoot(_) | Command::Ca(_) => None,
+                Command::Uninstall(_)
+                | Command::Pause
+                | Command::RotateRoot(_)
+                | Command::Ca(_)
+                | Command::Cni => None,
             });
             assert_eq!(parsed, expected, "{flags:?}");
         }

@@ -6,9 +6,12 @@
 mod analyze;
 mod authority;
 mod claims;
+mod cni;
 mod config;
 mod controller;
 mod direct;
+mod discovery;
+mod events;
 mod explain;
 mod fill;
 mod kube_proxy;
@@ -17,6 +20,8 @@ mod policies;
 mod report;
 mod rotate;
 mod service_report;
+mod source_report;
+mod waiting;
 
 use std::fs::{self, File};
 use std::io;
@@ -32,7 +37,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use self::analyze::analyze_manifests;
 pub use self::authority::RemoteAuthority;
 pub use self::claims::ClaimError;
-pub use self::config::{AgentConfig, Cli, Command, Places};
+pub use self::config::{AgentConfig, Cli, CniFlags, Command, Places, UninstallConfig};
+pub use self::discovery::DiscoveryFlags;
 pub use self::explain::explain_manifests;
 pub use self::kube_proxy::{Bind, KubeProxyConfig, Replacement};
 pub use self::outside::OutsideConfig;
@@ -42,13 +48,17 @@ pub use self::rotate::{RotateConfig, Step, rotate_root};
 
 pub use self::controller::chain;
 
-pub(crate) use self::config::lifetime;
+pub(crate) use self::config::{duration, lifetime};
 
 use self::claims::Claims;
+use self::cni::Sandboxed;
 use self::controller::{Controller, Parts, Request};
+use self::events::Events;
 use self::kube_proxy::ProxyPorts;
 use self::report::AgentData;
+use self::waiting::Waiting;
 use crate::admin::{AdminSocket, SocketError, serve_metrics, serve_socket};
+use crate::cni::{self as plugin, InstallState};
 use crate::datapath::maps::MapReader;
 use crate::datapath::{
     self, CounterReader, Datapath, DatapathConfig, DatapathError, FlowEvents, Lifeline, check,
@@ -56,14 +66,17 @@ use crate::datapath::{
 use crate::external::{self, ExternalError};
 use crate::identity::ca::CaClientError;
 use crate::identity::{AuthorityError, CertificateState, CertificateStore, RotateError};
+use crate::kubernetes::{self, KubernetesError};
 use crate::memory;
 use crate::model::{IdentityError, MeshConfig, NodeName, Snapshot};
-use crate::node::{self, EnrolError, Enroller};
+use crate::node::{self, EnrolError, Enroller, Namespaces};
 use crate::proxy::{Handles, Shared, Workers};
 use crate::sockets::{Ended, Reaper};
-use crate::source::{self, Feed, SourceError};
+use crate::source::{self, Feed, Input, Source, SourceError};
 use crate::telemetry::{FlowLog, Metrics, Telemetry};
 
+/// Longest that saying one Event may take.
+const EVENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often long connections' bytes reach the metrics.
 const FLUSH: Duration = Duration::from_secs(5);
 
@@ -113,8 +126,11 @@ pub enum AgentError {
         source: io::Error,
     },
     /// The source.
-    #[error("cannot read the manifests")]
+    #[error("cannot begin to read what is to be in force")]
     Source(#[source] SourceError),
+    /// The API server's address or credentials.
+    #[error("cannot use --kubernetes")]
+    Kubernetes(#[source] KubernetesError),
     /// The kernel.
     #[error("cannot set up the kernel plane")]
     Datapath(#[source] DatapathError),
@@ -124,6 +140,9 @@ pub enum AgentError {
     /// Clients from outside.
     #[error("cannot serve clients from outside")]
     External(#[source] ExternalError),
+    /// The CNI plugin.
+    #[error("cannot take out the CNI plugin")]
+    Cni(#[source] plugin::InstallError),
     /// The agents' own service account.
     #[error("cannot name the node agents")]
     Identity(#[source] IdentityError),
@@ -183,7 +202,11 @@ pub fn run(config: AgentConfig) -> Result<(), AgentError> {
         Some(cgroup) => cgroup,
         None => check::cgroup2_mount().map_err(AgentError::Cgroup)?,
     };
-    let _claims = Claims::of_agent(&config.places, &cgroup)?;
+    let _claims = if config.standby {
+        Claims::awaited(&config.places, &cgroup)?
+    } else {
+        Claims::of_agent(&config.places, &cgroup)?
+    };
     let replaces = config.kube_proxy.replaces();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -202,11 +225,19 @@ fn check_manifests(paths: &[PathBuf]) -> Result<(), AgentError> {
 }
 
 /// Takes everything off the node.
-pub fn uninstall(places: &Places) -> Result<(), AgentError> {
+pub fn uninstall(config: &UninstallConfig) -> Result<(), AgentError> {
+    let places = &config.places;
     if !nix::unistd::geteuid().is_root() {
         return Err(AgentError::NotRoot);
     }
     let _claims = Claims::of_uninstall(places)?;
+    // First of all: no pod is to start with a plugin that finds no agent any more.
+    if let (Some(conf_dir), Some(bin_dir)) = (&config.cni.cni_conf_dir, &config.cni.cni_bin_dir) {
+        plugin::uninstall(conf_dir, bin_dir).map_err(AgentError::Cni)?;
+    }
+    if let Some(state) = config.cni.state() {
+        plugin::forget(&state).map_err(AgentError::Cni)?;
+    }
     datapath::uninstall(&places.bpffs).map_err(AgentError::Datapath)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(starting("the runtime"))?;
@@ -218,12 +249,28 @@ pub fn uninstall(places: &Places) -> Result<(), AgentError> {
     Ok(())
 }
 
+/// Does nothing until SIGTERM or SIGINT.
+pub fn pause() -> Result<(), AgentError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(starting("the runtime"))?.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).map_err(starting("the signal handlers"))?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(starting("the signal handlers"))?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ok(())
+    })
+}
+
 /// Removes what agents have made in the state folder, and the folder itself unless somebody else has put things there.
 fn remove_state(state_dir: &Path) {
-    for file in ["meshd.sock", "meshd.sock.lock", "lock"] {
+    for file in ["meshd.sock", "meshd.sock.lock", "lock", plugin::PLUGIN_LOG, plugin::OLD_PLUGIN_LOG] {
         // One that is not there is what was wanted.
         let _ = fs::remove_file(state_dir.join(file));
     }
+    // What it holds is about sandboxes that no agent follows any more.
+    let _ = fs::remove_dir_all(state_dir.join("cni"));
     for folder in [state_dir.join("pods"), state_dir.to_owned()] {
         // Neither is one that holds something else.
         let _ = fs::remove_dir(folder);
@@ -247,9 +294,28 @@ async fn serve(
     let aliases = config.trust_domain_aliases.clone().into();
     let certificates = CertificateStore::accepting(signer, config.cert_ttl, aliases);
     let (stop, stopped) = watch::channel(false);
-    let feed = source::run(config.manifests.clone(), mesh_config(&config), on(stopped.clone()))
-        .await
-        .map_err(AgentError::Source)?;
+    let namespaces = Namespaces::default();
+    let sandboxed = Sandboxed::open(&config.places.state_dir, namespaces.clone())
+        .map_err(|source| AgentError::StateDir { path: config.places.state_dir.clone(), source })?;
+    let sandboxes = sandboxed.sandboxes();
+    let (source, events) = begin_source(&config).await?;
+    let waiting = source.api().map(|api| {
+        let bpffs = config.places.bpffs.clone();
+        Arc::new(Waiting::new(config.node.clone(), bpffs, cgroup.clone(), api))
+    });
+    let waits = async {
+        let Some(waiting) = waiting else { return std::future::pending().await };
+        let api = serve_socket(&socket, Arc::clone(&waiting), on(stopped.clone()));
+        tokio::join!(api, serve_metrics(&metrics_listener, waiting, on(stopped.clone())));
+    };
+    let first = source::run(source, mesh_config(&config), sandboxes, on(stopped.clone()));
+    let feed = tokio::select! {
+        feed = first => feed.map_err(AgentError::Source)?,
+        () = waits => return Ok(()),
+        // Nothing was begun yet that has to be ended.
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
     let telemetry = telemetry(&config.cluster, &certificates, &feed, replaces);
     let shared = Arc::new(Shared::new(
         NodeName::new(config.node.as_str()),
@@ -259,7 +325,18 @@ async fn serve(
         telemetry.clone(),
     ));
     tokio::spawn(follow_policy(feed.snapshot.clone(), Arc::clone(&shared)));
-    let (requests, maps) = start_controller(&config, &cgroup, replaces, lifeline, &shared, &feed).await?;
+    let (requests, maps) = {
+        let found = config.discovery.config(&cgroup);
+        // Before the first pods are enrolled: those of an earlier agent must not be taken for gone.
+        node::discovery::start(found, namespaces.clone()).map_err(starting("the discovery of pods"))?;
+        let pods = (namespaces.clone(), events);
+        start_controller(&config, &cgroup, replaces, lifeline, &shared, &feed, pods).await?
+    };
+    if let Some(state) = config.cni.state() {
+        tokio::spawn(cni::remember(state, shared.node.clone(), feed.snapshot.clone()));
+    }
+    let cni = sandboxed.serve(Arc::clone(&shared), feed.snapshot.clone(), requests.clone(), false);
+    let cni_problem = Arc::new(InstallState::default());
     let data = Arc::new(AgentData {
         node: config.node.clone(),
         started: SystemTime::now(),
@@ -270,8 +347,15 @@ async fn serve(
         authority,
         maps,
         requests: requests.clone(),
+        cni,
+        cni_problem: Arc::clone(&cni_problem),
     });
     tracing::info!(node = config.node, socket = %config.socket().display(), metrics = %address, "serving");
+    // Only now can the plugin be answered.
+    let _installer = match config.cni.install(&config.plugin()) {
+        Some(install) => Some(plugin::install(install, cni_problem).map_err(starting("the CNI installer"))?),
+        None => None,
+    };
     let api = serve_socket(socket, Arc::clone(&data), on(stopped.clone()));
     let metrics = serve_metrics(metrics_listener, Arc::clone(&data), on(stopped.clone()));
     let proxy = proxy_ports.serve(data, on(stopped.clone()), on(stopped));
@@ -331,6 +415,22 @@ async fn on(mut flag: watch::Receiver<bool>) {
     let _ = flag.wait_for(|set| *set).await;
 }
 
+/// Where the model comes from, and where pods' owners are told what becomes of them.
+async fn begin_source(config: &AgentConfig) -> Result<(Source, Events), AgentError> {
+    if !config.kubernetes {
+        let source = Source::begin(Input::Manifests(config.manifests.clone()));
+        return Ok((source.map_err(AgentError::Source)?, Events::default()));
+    }
+    let api = kubernetes::config().await.map_err(AgentError::Kubernetes)?;
+    let mut quick = api.clone();
+    quick.read_timeout = Some(EVENT_TIMEOUT);
+    quick.write_timeout = Some(EVENT_TIMEOUT);
+    let client = kubernetes::client(quick).map_err(AgentError::Kubernetes)?;
+    let input = Input::Kubernetes(Box::new(api), NodeName::new(config.node.as_str()));
+    let source = Source::begin(input).map_err(AgentError::Source)?;
+    Ok((source, Events::to(client, &config.node)))
+}
+
 fn mesh_config(config: &AgentConfig) -> MeshConfig {
     MeshConfig {
         trust_domain: config.trust_domain.clone(),
@@ -351,7 +451,11 @@ fn telemetry(cluster: &str, certificates: &CertificateStore, feed: &Feed, replac
     });
     let (certificates, reports, current) =
         (certificates.clone(), feed.reports.clone(), Arc::clone(&feed.current));
+    let api = feed.api.clone();
     metrics.on_scrape(move |metrics| {
+        if let Some(api) = &api {
+            metrics.set_source(&api.status());
+        }
         let certificates = certificates.certificates();
         let ends: Vec<(String, u64, bool)> = certificates
             .iter()
@@ -381,6 +485,7 @@ async fn start_controller(
     lifeline: Lifeline,
     shared: &Arc<Shared>,
     feed: &Feed,
+    pods: (Namespaces, Events),
 ) -> Result<(mpsc::Sender<Request>, MapReader), AgentError> {
     let (requests, queue) = mpsc::channel(16);
     let (ready, started) = oneshot::channel();
@@ -400,8 +505,15 @@ async fn start_controller(
         runtime.block_on(async {
             let snapshot = Arc::clone(&snapshots.borrow());
             let ended = Arc::default();
-            let controller =
-                controller(&config, &datapath, lifeline, &shared, &ended, &snapshot, snapshots.clone());
+            let controller = controller(
+                &config,
+                &datapath,
+                lifeline,
+                (&shared, &ended),
+                &snapshot,
+                snapshots.clone(),
+                pods,
+            );
             match Box::pin(controller).await {
                 Err(error) => drop(ready.send(Err(error))),
                 Ok((controller, events, counters)) => {
@@ -428,10 +540,10 @@ async fn controller(
     config: &AgentConfig,
     datapath: &DatapathConfig,
     lifeline: Lifeline,
-    shared: &Arc<Shared>,
-    ended: &Arc<Ended>,
+    (shared, ended): (&Arc<Shared>, &Arc<Ended>),
     snapshot: &Snapshot,
     snapshots: watch::Receiver<Arc<Snapshot>>,
+    (namespaces, pod_events): (Namespaces, Events),
 ) -> Result<(Controller, FlowEvents, CounterReader), AgentError> {
     let translates = datapath.translates;
     let (datapath, events) = Datapath::load(datapath, lifeline).map_err(AgentError::Datapath)?;
@@ -472,6 +584,8 @@ async fn controller(
         shared: Arc::clone(shared),
         external,
         reaper,
+        namespaces,
+        events: pod_events,
     };
     let controller = Controller::start(parts, snapshot)?;
     Ok((controller, events, counters))

@@ -7,7 +7,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use mesh_common::abi::LAYOUT_VERSION;
 use tokio::sync::{mpsc, oneshot};
 
+use super::cni::Cni;
 use super::controller::{NodeStatus, PodState, ROLES, Request};
+use super::source_report::{source_problem, source_report};
 use super::{analyze, chain, explain, fill, policies, service_report};
 use crate::admin::AdminData;
 use crate::admin::analysis::AnalysisReport;
@@ -15,9 +17,11 @@ use crate::admin::api::{
     Canary, CertReport, CheckItem, CheckReport, KernelReport, PodStatus, ProgramStatus, ServiceReport,
     StatusReport, WorkloadReport,
 };
+use crate::admin::cni::{CniAnswer, CniRequest};
 use crate::admin::explain::{ExplainQuery, ExplainReport};
 use crate::admin::plane::{MapReport, QueryError};
 use crate::admin::policy::{PoliciesReport, PolicyQuery};
+use crate::cni::InstallState;
 use crate::datapath::check;
 use crate::datapath::maps::MapReader;
 use crate::identity::{Authority, CertificateState, CertificateStatus};
@@ -38,6 +42,9 @@ pub(super) struct AgentData {
     pub(super) authority: Option<Arc<Authority>>,
     pub(super) maps: MapReader,
     pub(super) requests: mpsc::Sender<Request>,
+    pub(super) cni: Cni,
+    /// What keeps the CNI plugin from being in force, where this agent installs it.
+    pub(super) cni_problem: Arc<InstallState>,
 }
 
 impl AgentData {
@@ -90,12 +97,12 @@ impl AgentData {
             let line = problem.line.map(|line| format!(":{line}")).unwrap_or_default();
             let object = problem.object.as_ref().map(|object| format!(" {object}")).unwrap_or_default();
             let field = if problem.field.is_empty() { String::new() } else { format!(" {}", problem.field) };
-            format!("{}{line}:{object}{field}: {}", problem.file.display(), problem.reason)
+            format!("{}{line}:{object}{field}: {}", problem.origin, problem.reason)
         });
         let detached = status.attachments.iter().filter_map(|attachment| {
             attachment.detail.as_ref().map(|detail| format!("{}: {detail}", attachment.program))
         });
-        let pods = status.pods.iter().filter_map(|pod| {
+        let pods = status.pods.iter().filter(|pod| pod.state != "waiting").filter_map(|pod| {
             let detail = pod.detail.clone().or_else(|| pod.canary.clone()?.err())?;
             Some(format!("pod {}: {detail}", pod.uid))
         });
@@ -106,9 +113,19 @@ impl AgentData {
                 self.cgroup.display()
             )
         });
-        let errors = status.sync_errors.iter().cloned().chain(self.authority_problem());
+        let cni = self.cni_problem.problem().map(|problem| format!("CNI: {problem}"));
+        let errors = status.sync_errors.iter().cloned().chain(self.authority_problem()).chain(cni);
         let certificates = self.certificate_problems();
-        rejected.chain(errors).chain(certificates).chain(detached).chain(elsewhere).chain(pods).collect()
+        let source = self.feed.api.as_deref().and_then(source_problem);
+        source
+            .into_iter()
+            .chain(rejected)
+            .chain(errors)
+            .chain(certificates)
+            .chain(detached)
+            .chain(elsewhere)
+            .chain(pods)
+            .collect()
     }
 }
 
@@ -139,6 +156,7 @@ impl AdminData for AgentData {
             workloads: snapshot.workloads.len(),
             enrolled: status.pods.iter().filter(|pod| pod.state == "enrolled").count(),
             connections: self.shared.telemetry.metrics().connections(),
+            source: source_report(self.feed.api.as_deref()),
             kernel: self.kernel(&status),
             problems: self.problems(&status),
             pods: status.pods.into_iter().map(pod_status).collect(),
@@ -219,6 +237,10 @@ impl AdminData for AgentData {
         blocking(move || Ok(analyze::report(&reports, &Places::new()))).await
     }
 
+    async fn cni(&self, request: CniRequest) -> CniAnswer {
+        self.cni.answer(request).await
+    }
+
     fn flows(&self) -> &FlowLog {
         self.shared.telemetry.flows()
     }
@@ -275,8 +297,9 @@ fn pod_check(pod: &PodState) -> CheckItem {
     CheckItem {
         name: format!("pod {}", pod.uid),
         purpose: "a connection from inside the pod reaches the agent".to_owned(),
-        ok: problem.is_none() && pod.state != "failed",
-        required: true,
+        ok: problem.is_none(),
+        // One that waits is not there yet.
+        required: pod.state != "waiting",
         detail: problem.unwrap_or_else(|| match pod.canary {
             Some(Ok(())) => "the test connection arrived".to_owned(),
             _ => pod.state.to_owned(),
@@ -305,6 +328,8 @@ fn pod_status(pod: PodState) -> PodStatus {
             Some(Err(reason)) => Canary::Failed(reason),
         },
         connections: pod.connections as u64,
+        mended: pod.mended.as_ref().map(|mend| seconds(mend.when)),
+        mend: pod.mended.map(|mend| mend.what),
     }
 }
 
@@ -349,6 +374,6 @@ fn cert_report(status: CertificateStatus) -> CertReport {
     }
 }
 
-fn seconds(time: SystemTime) -> u64 {
+pub(super) fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

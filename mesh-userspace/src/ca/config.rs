@@ -9,6 +9,35 @@ use clap::{Args, ValueEnum};
 use crate::identity::ca::Account;
 use crate::model::TrustDomain;
 
+/// An object of a namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectName {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl std::fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// `NAMESPACE/NAME`, as Kubernetes allows names.
+fn object_name(text: &str) -> Result<ObjectName, String> {
+    let is_name = |name: &str| {
+        !name.is_empty()
+            && name.len() <= 253
+            && name
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte))
+    };
+    let parts = text.split_once('/').filter(|(namespace, name)| is_name(namespace) && is_name(name));
+    let (namespace, name) = parts.ok_or_else(|| format!("`{text}` is no NAMESPACE/NAME"))?;
+    Ok(ObjectName { namespace: namespace.to_owned(), name: name.to_owned() })
+}
+
 /// Whether Kubernetes is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum UseKubernetes {
@@ -27,6 +56,12 @@ pub struct CaConfig {
     /// cert-chain.pem; a root is made on first start if it is empty.
     #[arg(long, default_value = "/var/lib/mesh/ca", value_name = "DIR")]
     pub ca_dir: PathBuf,
+    /// Secret that keeps the authority, copied to --ca-dir: a root is made on first start if it is empty. It is followed.
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = object_name)]
+    pub ca_secret: Option<ObjectName>,
+    /// ConfigMap whose root-cert.pem says what this server's certificate leads to; kept up to date.
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = object_name)]
+    pub publish_root: Option<ObjectName>,
     /// Where to listen.
     #[arg(long, default_value = "0.0.0.0:15012", value_name = "ADDR:PORT")]
     pub listen: SocketAddr,
@@ -110,7 +145,13 @@ mod tests {
                 .unwrap();
         assert_eq!(config.callers.kubernetes, UseKubernetes::True);
         assert_eq!(config.pods.node_account.len(), 2);
-        for wrong in [["--node-account", "ztunnel"], ["--max-cert-ttl", "1s"], ["--listen", "15012"]] {
+        for wrong in [
+            ["--node-account", "ztunnel"],
+            ["--ca-secret", "mesh-ca"],
+            ["--publish-root", "a/B"],
+            ["--max-cert-ttl", "1s"],
+            ["--listen", "15012"],
+        ] {
             assert!(parsed(&wrong).is_none(), "{wrong:?}");
         }
     }

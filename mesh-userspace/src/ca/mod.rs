@@ -3,6 +3,7 @@
 //! It needs no privileges: a folder for the authority, two ports, and a way to tell who calls.
 
 mod config;
+mod kept;
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,7 +18,8 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-pub use self::config::{CaConfig, CallerConfig, PodConfig, UseKubernetes};
+pub use self::config::{CaConfig, CallerConfig, ObjectName, PodConfig, UseKubernetes};
+pub use self::kept::KeptError;
 
 use crate::admin::serve_router;
 use crate::identity::ca::caller::TokenReviewer;
@@ -28,8 +30,8 @@ use crate::identity::ca::{
 };
 use crate::identity::{Authority, AuthorityError};
 use crate::kubernetes::{self, KubernetesError};
-use crate::model::MeshConfig;
-use crate::source::{self, SourceError};
+use crate::model::{MeshConfig, Sandboxes};
+use crate::source::{self, Input, Source, SourceError};
 use crate::telemetry::CONTENT_TYPE;
 
 /// Most threads that answer requests.
@@ -49,6 +51,9 @@ pub enum CaError {
     /// The folder.
     #[error("cannot open the certificate authority")]
     Authority(#[source] AuthorityError),
+    /// What Kubernetes keeps of it.
+    #[error(transparent)]
+    Kept(#[from] KeptError),
     /// The tokens.
     #[error("cannot take --node-tokens")]
     Tokens(#[source] TokensError),
@@ -125,8 +130,10 @@ async fn serve(config: CaConfig, audit: Audit) -> Result<(), CaError> {
     let kubernetes = kubernetes(&config.callers).await?;
     let callers = callers(&config, kubernetes.clone())?;
     let authoriser = authoriser(&config, kubernetes, stopped.clone()).await?;
+    let kept = kept::Kept::open(&config).await?;
     let authority = Authority::open(&config.ca_dir, &config.trust_domain).map_err(CaError::Authority)?;
     let authority = Arc::new(authority);
+    let follow = kept.map(|kept| tokio::spawn(kept.follow(Arc::clone(&authority))));
     let metrics = Arc::new(CaMetrics::new(env!("CARGO_PKG_VERSION")));
     let names = ServingConfig { names: config.dns_name, client_roots: config.callers.client_ca };
     let serving = Serving::open(Arc::clone(&authority), &names, Arc::clone(&metrics));
@@ -169,6 +176,9 @@ async fn serve(config: CaConfig, audit: Audit) -> Result<(), CaError> {
         () = ended => {}
     }
     keep.abort();
+    if let Some(follow) = follow {
+        follow.abort();
+    }
     observe.abort();
     Ok(())
 }
@@ -211,7 +221,9 @@ async fn authoriser(
     if !config.pods.manifests.is_empty() {
         config.pods.manifests.iter().try_for_each(|path| check(path))?;
         let mesh = MeshConfig { trust_domain: config.trust_domain.clone(), ..MeshConfig::default() };
-        let feed = source::run(config.pods.manifests.clone(), mesh, on(stopped)).await;
+        let manifests = Source::begin(Input::Manifests(config.pods.manifests.clone()));
+        let sandboxes = watch::channel(Sandboxes::default()).1;
+        let feed = source::run(manifests.map_err(CaError::Source)?, mesh, sandboxes, on(stopped)).await;
         let feed = feed.map_err(CaError::Source)?;
         placements.push(Arc::new(SnapshotPlacement::new(feed.current)));
     }

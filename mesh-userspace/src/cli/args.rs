@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::admin::DEFAULT_SOCKET;
+use crate::install::{InstallArgs, UninstallArgs, VerifyArgs};
 use crate::model::{MeshConfig, NodeName, TrustDomain};
 use crate::resources::Severity;
 
@@ -109,6 +110,19 @@ pub enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Install the mesh on a Kubernetes cluster, or bring an installation up to date; exit 1 if it does not come up in time
+    Install(InstallArgs),
+    /// Check every object, every node's agent and its `check`; exit 1 if something is not as installed
+    VerifyInstall {
+        /// What is looked at.
+        #[command(flatten)]
+        verify: VerifyArgs,
+        /// How to print it.
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Take the mesh off a cluster and off each of its nodes; exit 1 if something is left
+    Uninstall(UninstallArgs),
     /// Write a completion script for a shell to stdout
     Completions {
         /// The shell
@@ -238,6 +252,11 @@ mod tests {
             ("status -o xml", false),
             ("flows --limit -1", false),
             ("nothing", false),
+            ("install --dry-run --set a.b=c -f x.yaml -n mesh --timeout 90s", true),
+            ("install --namespace Mesh", false),
+            ("install --timeout 5", false),
+            ("verify-install --context c -o json", true),
+            ("uninstall --keep-root --force", true),
         ];
         for (line, understood) in cases {
             let words = std::iter::once("meshctl").chain(line.split(' '));

@@ -8,6 +8,7 @@ mod args;
 mod client;
 mod explain;
 mod flows;
+mod install;
 mod plane;
 mod policies;
 mod print;

@@ -13,7 +13,7 @@ use super::args::{Cli, Command, Format, Output};
 use super::client::{Client, ClientError};
 use super::flows;
 use super::print::{self, View};
-use super::{analyze, explain, plane, policies, services};
+use super::{analyze, explain, install as print_install, plane, policies, services};
 use crate::admin::analysis::AnalysisReport;
 use crate::admin::api::{
     CertReport, CheckItem, CheckReport, FlowLine, ServiceReport, StatusReport, WorkloadReport,
@@ -21,6 +21,7 @@ use crate::admin::api::{
 use crate::admin::explain::{ExplainQuery, ExplainReport};
 use crate::admin::plane::{MapReport, QueryError};
 use crate::admin::policy::{PoliciesReport, PolicyQuery};
+use crate::install::{self, InstallError};
 use crate::model::{MeshConfig, Protocol};
 use crate::telemetry::FlowRecord;
 
@@ -45,6 +46,8 @@ pub struct Local {
 enum Failure {
     #[error(transparent)]
     Client(#[from] ClientError),
+    #[error("{}", crate::agent::chain(.0))]
+    Install(InstallError),
     #[error("write the output")]
     Write(#[from] io::Error),
     #[error("no service {0} on this node")]
@@ -55,6 +58,15 @@ enum Failure {
     Yaml(#[from] serde_yaml_ng::Error),
     #[error("write the output as JSON")]
     Json(#[source] serde_json::Error),
+}
+
+impl From<InstallError> for Failure {
+    fn from(error: InstallError) -> Self {
+        match error {
+            InstallError::Write(error) => Self::Write(error),
+            error => Self::Install(error),
+        }
+    }
 }
 
 impl From<serde_json::Error> for Failure {
@@ -88,6 +100,8 @@ impl Failure {
                 ClientError::NoAgent { .. } | ClientError::Permission { .. } | ClientError::Timeout { .. },
             ) => NO_AGENT,
             Self::Question { code, .. } => *code,
+            Self::Install(InstallError::Chart(_)) => USAGE,
+            Self::Install(InstallError::NoCluster(_) | InstallError::Kubeconfig(_)) => NO_AGENT,
             _ => UNHEALTHY,
         }
     }
@@ -125,7 +139,7 @@ fn report(failure: &Failure) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let mut line = format!("meshctl: {failure}");
-    if !matches!(failure, Failure::Client(_))
+    if !matches!(failure, Failure::Client(_) | Failure::Install(_))
         && let Some(source) = std::error::Error::source(failure)
     {
         line = format!("{line}: {source}");
@@ -222,6 +236,13 @@ async fn run(cli: &Cli, local: Local, colour: bool, out: &mut dyn Write) -> Resu
             write(out, *output, &report, || analyze::analyze(&report, view(*output)))?;
             Ok(!report.has((*fail_on).into()))
         }
+        Command::Install(args) => Ok(Box::pin(install::install(args, out)).await?),
+        Command::VerifyInstall { verify, output } => {
+            let report = Box::pin(install::verify(verify)).await?;
+            write(out, *output, &report, || print_install::verified(&report, view(*output)))?;
+            Ok(report.passed)
+        }
+        Command::Uninstall(args) => Ok(Box::pin(install::uninstall(args, out)).await?),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "meshctl", &mut script);

@@ -1,5 +1,7 @@
 //! How this program reaches the Kubernetes API server: one place that knows where its address and credentials are.
 
+pub mod permissions;
+
 use std::time::Duration;
 
 use kube::config::{KubeConfigOptions, Kubeconfig};

@@ -11,6 +11,7 @@ mod identity;
 mod mtls;
 mod name;
 mod policies;
+mod sandbox;
 mod service;
 mod snapshot;
 mod workload;
@@ -26,9 +27,10 @@ pub use identity::{Identity, IdentityError, TrustDomain};
 pub use mtls::{Mode, MtlsModes, PeerPolicy};
 pub use name::{NodeName, ServiceName, WorkloadUid};
 pub use policies::{NamespacePolicies, Policies};
+pub use sandbox::{Placed, Sandbox, Sandboxes};
 pub use service::{
     Backend, BackendSet, Endpoint, EndpointState, External, Protocol, Route, RouteTarget, Service,
     ServiceKind, ServicePort, TrafficPolicy, combine_weights,
 };
 pub use snapshot::{Frontend, LocalNode, MeshConfig, Snapshot};
-pub use workload::Workload;
+pub use workload::{DATAPLANE_MODE, Workload};

@@ -81,6 +81,8 @@ pub struct Snapshot {
     pub workloads: OrdMap<WorkloadUid, Arc<Workload>>,
     /// Workloads by address; host-network pods are left out, their address is their node's.
     pub addresses: HashMap<IpAddr, Arc<Workload>>,
+    /// All namespaces that have an object, and whether it brings its pods into the mesh unless they opt out.
+    pub namespaces: OrdMap<Arc<str>, bool>,
     /// All services.
     pub services: OrdMap<ServiceName, Arc<Service>>,
     /// Services by what clients ask for: cluster, external and load-balancer addresses with each port, and node ports.

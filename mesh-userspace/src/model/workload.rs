@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Identity, MtlsModes, NodeName, WorkloadUid};
 
+/// Label of a namespace or a pod: `ambient` brings it into the mesh, `none` keeps it out.
+pub const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
+
 /// A pod as the mesh sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Workload {
@@ -21,7 +24,7 @@ pub struct Workload {
     /// What the pod belongs to (`Deployment` name where it can be told, otherwise the pod's own name): Istio's
     /// `source_workload` and `destination_workload`.
     pub workload_name: Arc<str>,
-    /// `status.podIPs`; empty until the pod has one.
+    /// `status.podIPs`, or what the CNI plugin has said of a pod of this node; empty until the pod has one.
     pub addresses: Vec<IpAddr>,
     /// `spec.nodeName`.
     pub node: Option<NodeName>,
@@ -38,9 +41,11 @@ pub struct Workload {
     pub enrolled: bool,
     /// `spec.hostNetwork`.
     pub host_network: bool,
-    /// `metadata.uid`: tells a pod from its successor of the same name, and finds its namespace in Kubernetes.
+    /// The UID that kubelet and runtime know the pod by: tells it from its successor of the same name, and finds its
+    /// namespace in Kubernetes. `metadata.uid`, but for a static pod, whose object is but a mirror with a UID of its own.
     pub pod_uid: Option<Arc<str>>,
-    /// Annotation `mesh.dev/netns`: where the pod's network namespace is, on a machine without Kubernetes.
+    /// Where the pod's network namespace is: as the CNI plugin has said, else, on a machine without Kubernetes, the
+    /// annotation `mesh.dev/netns`.
     pub netns: Option<PathBuf>,
     /// What its `PeerAuthentication`s say.
     pub mtls: MtlsModes,
@@ -50,6 +55,11 @@ pub struct Workload {
 }
 
 impl Workload {
+    /// Whether the pod itself says that it is not to be in the mesh, whatever its namespace says.
+    pub fn opts_out(&self) -> bool {
+        self.labels.get(DATAPLANE_MODE).is_some_and(|mode| mode == "none")
+    }
+
     /// Whether the pod runs on `node`.
     pub fn is_on(&self, node: &NodeName) -> bool {
         self.node.as_ref() == Some(node)

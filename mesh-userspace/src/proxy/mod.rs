@@ -24,6 +24,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use arc_swap::ArcSwap;
+use tokio::sync::watch;
 
 pub use self::canary::Canary;
 use self::gate::Gate;
@@ -49,6 +50,7 @@ pub struct Shared {
     /// The self-test's far end.
     pub canary: Canary,
     pods: ArcSwap<HashMap<WorkloadUid, Arc<Pod>>>,
+    pods_changed: watch::Sender<()>,
     /// Who may come to every pod that may have connections, those that are leaving or not enrolled yet among them.
     followers: Mutex<Vec<Weak<Gate>>>,
     pools: Mutex<HashMap<usize, (usize, usize, usize)>>,
@@ -71,6 +73,7 @@ impl Shared {
             telemetry,
             canary: Canary::default(),
             pods: ArcSwap::default(),
+            pods_changed: watch::Sender::new(()),
             followers: Mutex::default(),
             pools: Mutex::default(),
         }
@@ -92,6 +95,12 @@ impl Shared {
     /// Replaces the set of enrolled pods.
     pub fn set_pods(&self, pods: HashMap<WorkloadUid, Arc<Pod>>) {
         self.pods.store(Arc::new(pods));
+        self.pods_changed.send_replace(());
+    }
+
+    /// Changes whenever the set of enrolled pods was replaced.
+    pub fn pods_changed(&self) -> watch::Receiver<()> {
+        self.pods_changed.subscribe()
     }
 
     /// From now on each connection that the pod has follows what becomes of the mesh.

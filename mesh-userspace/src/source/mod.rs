@@ -6,9 +6,11 @@
 mod changes;
 mod document;
 mod files;
+pub(crate) mod kubernetes;
 mod listing;
-pub mod manifests;
+mod manifests;
 mod unfinished;
+mod update;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -20,8 +22,13 @@ use tokio::sync::watch;
 
 pub use self::changes::{ChangeLog, Published, Totals};
 
-use self::manifests::{Manifests, Update};
-use crate::model::{MeshConfig, Snapshot};
+pub use self::kubernetes::{ApiState, ApiStatus, KindStatus, Phase};
+
+use self::kubernetes::Kubernetes;
+use self::manifests::Manifests;
+use self::update::Update;
+use crate::kubernetes::KubernetesError;
+use crate::model::{MeshConfig, NodeName, Sandboxes, Snapshot};
 use crate::resources::{Notice, ObjectRef, Problem, Severity, Translator};
 
 /// Why a source cannot begin.
@@ -31,10 +38,13 @@ pub enum SourceError {
     #[error("cannot watch files")]
     Watch(#[source] notify::Error),
     /// No thread for it.
-    #[error("cannot start the thread that reads manifests")]
+    #[error("cannot start the thread of the source")]
     Thread(#[source] std::io::Error),
+    /// The API server's address or credentials make no sense.
+    #[error(transparent)]
+    Kubernetes(KubernetesError),
     /// It ended before it yielded anything.
-    #[error("the source of manifests ended")]
+    #[error("the source ended before it yielded anything")]
     Ended,
     /// A path that is to be read is not there, or not for us.
     #[error("cannot read {}", path.display())]
@@ -61,6 +71,58 @@ pub struct Reports {
 /// The file of an object, and the line that it begins on, from 1.
 pub type Places = BTreeMap<ObjectRef, (PathBuf, u32)>;
 
+/// Where the objects are.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// In these files and folders; one that does not exist yet is a problem in the reports, not an error.
+    Manifests(Vec<PathBuf>),
+    /// At this API server, as this node needs them.
+    Kubernetes(Box<kube::Config>, NodeName),
+}
+
+/// A source that has begun and may have nothing to tell yet.
+#[derive(Debug)]
+pub struct Source {
+    following: Following,
+    api: Option<Arc<ApiState>>,
+}
+
+#[derive(Debug)]
+enum Following {
+    Manifests(Manifests),
+    Kubernetes(Kubernetes),
+}
+
+impl Source {
+    /// Begins. Within a tokio runtime.
+    ///
+    /// # Errors
+    /// It can never yield anything.
+    pub fn begin(input: Input) -> Result<Self, SourceError> {
+        Ok(match input {
+            Input::Manifests(paths) => {
+                Self { following: Following::Manifests(Manifests::watch(paths)?), api: None }
+            }
+            Input::Kubernetes(config, node) => {
+                let (kubernetes, state) = Kubernetes::watch(*config, node)?;
+                Self { following: Following::Kubernetes(kubernetes), api: Some(state) }
+            }
+        })
+    }
+
+    /// How it stands with the API server, where that is the source.
+    pub fn api(&self) -> Option<Arc<ApiState>> {
+        self.api.as_ref().map(Arc::clone)
+    }
+
+    async fn next(&mut self) -> Option<Update> {
+        match &mut self.following {
+            Following::Manifests(manifests) => manifests.next().await,
+            Following::Kubernetes(kubernetes) => kubernetes.next().await,
+        }
+    }
+}
+
 /// The current state of the mesh and of the reports about it.
 #[derive(Clone, Debug)]
 pub struct Feed {
@@ -72,19 +134,27 @@ pub struct Feed {
     pub reports: watch::Receiver<Arc<Reports>>,
     /// What was published and may not be in force yet.
     pub changes: Arc<ChangeLog>,
+    /// How it stands with the API server, where that is the source.
+    pub api: Option<Arc<ApiState>>,
 }
 
-/// Reads manifests from files and folders and follows them until `shutdown` completes. Returns once the first full
-/// state is there; a path that does not exist yet is a problem in the reports, not an error.
+/// Follows a source until `shutdown` completes. Returns once the first full state is there, however long that takes.
+/// What `sandboxes` says of this node's pods goes before what their objects say.
+///
+/// # Errors
+/// It can never yield anything.
 pub async fn run(
-    paths: Vec<PathBuf>,
+    mut source: Source,
     mesh: MeshConfig,
+    mut sandboxes: watch::Receiver<Sandboxes>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<Feed, SourceError> {
-    let mut manifests = Manifests::watch(paths)?;
-    let first = manifests.next().await.ok_or(SourceError::Ended)?;
+    let api = source.api();
+    let first = source.next().await.ok_or(SourceError::Ended)?;
     let triggers = changes::triggers(&first.changes);
-    let (translator, outcome) = translate(Translator::new(mesh), first).await.ok_or(SourceError::Ended)?;
+    let mut translator = Translator::new(mesh);
+    translator.set_sandboxes(sandboxes.borrow_and_update().clone());
+    let (translator, outcome) = translate(translator, first).await.ok_or(SourceError::Ended)?;
     let (snapshot, reports) = outcome;
     log_new(&Reports::default(), &reports);
     let changes = Arc::new(ChangeLog::default());
@@ -101,10 +171,10 @@ pub async fn run(
     tokio::spawn(async move {
         tokio::select! {
             () = shutdown => {}
-            () = publisher.follow(manifests, translator) => {}
+            () = publisher.follow(source, sandboxes, translator) => {}
         }
     });
-    Ok(Feed { current, snapshot, reports, changes })
+    Ok(Feed { current, snapshot, reports, changes, api })
 }
 
 /// What files and folders come to as they are now, followed no further. Blocks on the disk.
@@ -140,8 +210,24 @@ struct Publisher {
 }
 
 impl Publisher {
-    async fn follow(self, mut manifests: Manifests, mut translator: Translator) {
-        while let Some(update) = manifests.next().await {
+    async fn follow(
+        self,
+        mut source: Source,
+        mut sandboxes: watch::Receiver<Sandboxes>,
+        mut translator: Translator,
+    ) {
+        loop {
+            let update = tokio::select! {
+                update = source.next() => match update {
+                    Some(update) => update,
+                    None => return,
+                },
+                () = changed(&mut sandboxes) => {
+                    translator.set_sandboxes(sandboxes.borrow_and_update().clone());
+                    let reports = self.reports.borrow();
+                    Update { changes: Vec::new(), problems: reports.problems.clone(), ignored: reports.ignored }
+                }
+            };
             let triggers = changes::triggers(&update.changes);
             let Some((next, (snapshot, reports))) = translate(translator, update).await else { return };
             translator = next;
@@ -162,6 +248,13 @@ impl Publisher {
     }
 }
 
+/// Completes when somebody says something else of this node's pods; never where nobody does.
+async fn changed(sandboxes: &mut watch::Receiver<Sandboxes>) {
+    if sandboxes.changed().await.is_err() {
+        std::future::pending().await
+    }
+}
+
 type Outcome = (Arc<Snapshot>, Arc<Reports>);
 
 /// Off the runtime's threads: the first state of a large cluster takes a while.
@@ -179,7 +272,7 @@ async fn translate(mut translator: Translator, update: Update) -> Option<(Transl
 fn log_new(old: &Reports, new: &Reports) {
     for problem in new.problems.iter().filter(|new| !old.problems.iter().any(|old| old.is_same(new))) {
         tracing::warn!(
-            file = %problem.file.display(),
+            origin = %problem.origin,
             line = problem.line,
             object = problem.object.as_ref().map(tracing::field::display),
             field = problem.field,

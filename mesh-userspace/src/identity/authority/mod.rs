@@ -9,6 +9,7 @@
 //! are read and checked all together and take effect whole; what is wrong with them is told, and the last good state
 //! goes on signing.
 
+mod copy;
 mod error;
 mod files;
 mod issue;
@@ -26,6 +27,7 @@ use rcgen::{PublicKeyData, SanType};
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 
+pub use self::copy::AuthorityFiles;
 pub use self::error::AuthorityError;
 #[cfg(test)]
 pub(super) use self::issue::{leaf_params, root_params};

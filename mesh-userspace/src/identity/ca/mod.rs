@@ -13,7 +13,7 @@ mod digest;
 pub mod kubernetes;
 mod limits;
 pub mod metrics;
-mod pem;
+pub(crate) mod pem;
 mod proto;
 mod refusal;
 pub mod server;

@@ -9,7 +9,7 @@ const REQUEST: &str = "CERTIFICATE REQUEST";
 const LINE: usize = 64;
 
 /// A certificate.
-pub(super) fn certificate(der: &[u8]) -> String {
+pub(crate) fn certificate(der: &[u8]) -> String {
     encode(CERTIFICATE, der)
 }
 

@@ -26,11 +26,11 @@ use super::translate::node::{local_node, zone};
 use super::translate::route::{Destinations, resolve_host, routed};
 use super::translate::service::{Cluster, Dependency, Label, PlainService, plain_service};
 use super::translate::topology::Here;
-use super::translate::workload::{peer_policy, workload};
+use super::translate::workload::{enrols, peer_policy, workload};
 use super::{Kind, Notice, Object, ObjectRef, Severity, VirtualService};
 use crate::model::{
     AuthorizationPolicy, Frontend, LocalNode, MeshConfig, NodeName, PeerPolicy, PolicyName, RouteName,
-    Service, ServiceName, Snapshot, Workload, WorkloadUid,
+    Sandbox, Sandboxes, Service, ServiceName, Snapshot, Workload, WorkloadUid,
 };
 
 /// One change to the set of objects.
@@ -51,6 +51,9 @@ pub struct Translator {
     snapshot: Snapshot,
     objects: HashMap<ObjectRef, Arc<Object>>,
     pods: HashMap<WorkloadUid, Arc<Object>>,
+    sandboxes: Sandboxes,
+    /// Pods whose sandbox became another since the last snapshot.
+    moved: BTreeSet<WorkloadUid>,
     pods_by_namespace: HashMap<Arc<str>, BTreeSet<WorkloadUid>>,
     pods_by_label: HashMap<Label, BTreeSet<WorkloadUid>>,
     slices_by_service: HashMap<ServiceName, Vec<ObjectRef>>,
@@ -104,6 +107,8 @@ impl Translator {
             snapshot: Snapshot { mesh: Arc::new(mesh), ..Snapshot::default() },
             objects: HashMap::new(),
             pods: HashMap::new(),
+            sandboxes: Sandboxes::default(),
+            moved: BTreeSet::new(),
             pods_by_namespace: HashMap::new(),
             pods_by_label: HashMap::new(),
             slices_by_service: HashMap::new(),
@@ -129,8 +134,8 @@ impl Translator {
     /// Carries out the changes; returns the snapshot and everything there is to say about the objects now in force. Both
     /// are the same as before where they did not become different.
     pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> (Snapshot, Arc<[Notice]>) {
-        let mut dirty = Dirty::default();
-        let mut changed = false;
+        let mut dirty = Dirty { pods: std::mem::take(&mut self.moved), ..Dirty::default() };
+        let mut changed = !dirty.pods.is_empty();
         for change in changes {
             let (reference, object) = match change {
                 Change::Upsert(object) => (object.reference(), Some(object)),
@@ -156,6 +161,14 @@ impl Translator {
             self.notices = own.cloned().chain(self.conflicts()).collect();
         }
         (self.snapshot.clone(), Arc::clone(&self.notices))
+    }
+
+    /// Says anew where this node's pods are; [`Self::apply`] carries it out.
+    pub fn set_sandboxes(&mut self, sandboxes: Sandboxes) {
+        let gone = self.sandboxes.iter().filter(|(uid, _)| !sandboxes.contains_key(*uid));
+        let new = sandboxes.iter().filter(|(uid, placed)| self.sandboxes.get(*uid) != Some(*placed));
+        self.moved.extend(gone.chain(new).map(|(_, placed)| placed.workload.clone()));
+        self.sandboxes = sandboxes;
     }
 
     /// Addresses that more than one object says it has.
@@ -209,7 +222,12 @@ impl Translator {
         let name = ServiceName::new(Arc::clone(&reference.namespace), Arc::clone(&reference.name));
         match &**object {
             Object::Pod(pod) => self.index_pod(reference, object, pod, add, dirty),
-            Object::Namespace(_) => {
+            Object::Namespace(namespace) => {
+                if add {
+                    self.snapshot.namespaces.insert(Arc::clone(&reference.name), enrols(namespace));
+                } else {
+                    self.snapshot.namespaces.remove(&reference.name);
+                }
                 dirty.pods.extend(self.pods_by_namespace.get(&reference.name).into_iter().flatten().cloned());
             }
             Object::Service(_) => {
@@ -405,7 +423,17 @@ impl Translator {
         let root =
             self.policies.get(&mesh.root_namespace).filter(|_| reference.namespace != mesh.root_namespace);
         let policies = own.into_iter().chain(root).flat_map(BTreeMap::values).map(|policy| &**policy);
-        workload(pod, &reference, namespace, policies, &self.snapshot.policies, mesh)
+        let mut workload = workload(pod, &reference, namespace, policies, &self.snapshot.policies, mesh)?;
+        let placed = workload.pod_uid.as_ref().and_then(|pod_uid| self.sandboxes.get(pod_uid));
+        match placed.filter(|placed| placed.workload == *uid).map(|placed| &placed.sandbox) {
+            Some(Sandbox::Gone) => return None,
+            Some(Sandbox::At { addresses, netns }) if !workload.host_network => {
+                workload.addresses.clone_from(addresses);
+                workload.netns = Some(netns.clone());
+            }
+            Some(Sandbox::At { .. }) | None => {}
+        }
+        Some(workload)
     }
 
     /// The service without its routes, and what it depends on. Made anew whenever it is asked for: most services are the

@@ -7,13 +7,16 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::model::{Identity, MeshConfig, Mode, NodeName, PeerPolicy, Policies, Workload, WorkloadUid};
+use crate::model::{
+    DATAPLANE_MODE, Identity, MeshConfig, Mode, NodeName, PeerPolicy, Policies, Workload, WorkloadUid,
+};
 use crate::policy::peer_authentication::effective_modes;
 use crate::resources::{IstioMode, ObjectRef, PeerAuthentication};
 
-const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 const INJECTION: &str = "istio-injection";
 const NETNS: &str = "mesh.dev/netns";
+/// On the mirror of a static pod: the UID that the kubelet has given the pod itself.
+const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// The workload that a pod is; `None` once it has ended.
 pub(in crate::resources) fn workload<'a>(
@@ -52,12 +55,21 @@ pub(in crate::resources) fn workload<'a>(
         workload_name,
         enrolled: !host_network && is_enrolled(&labels, namespace),
         host_network,
-        pod_uid: pod.metadata.uid.as_deref().filter(|uid| !uid.is_empty()).map(Into::into),
-        netns: pod.metadata.annotations.as_ref().and_then(|all| all.get(NETNS)).map(Into::into),
+        pod_uid: pod_uid(&pod.metadata),
+        netns: annotation(&pod.metadata, NETNS).map(Into::into),
         mtls: effective_modes(policies, &mesh.root_namespace, &reference.namespace, &labels),
         guarded: authorization.may_refuse(&reference.namespace, &mesh.root_namespace, &labels),
         labels,
     })
+}
+
+fn pod_uid(metadata: &ObjectMeta) -> Option<Arc<str>> {
+    let uid = annotation(metadata, MIRROR).or(metadata.uid.as_deref());
+    uid.filter(|uid| !uid.is_empty()).map(Into::into)
+}
+
+fn annotation<'a>(metadata: &'a ObjectMeta, name: &str) -> Option<&'a str> {
+    metadata.annotations.as_ref()?.get(name).map(String::as_str)
 }
 
 /// Whether the pod has run to its end and lost its address.
@@ -84,9 +96,12 @@ fn is_enrolled(labels: &BTreeMap<String, String>, namespace: Option<&Namespace>)
         Some("none") => return false,
         _ => {}
     }
-    let Some(labels) = namespace.and_then(|namespace| namespace.metadata.labels.as_ref()) else {
-        return false;
-    };
+    namespace.is_some_and(enrols)
+}
+
+/// Whether the namespace's pods are in the mesh unless they opt out.
+pub(in crate::resources) fn enrols(namespace: &Namespace) -> bool {
+    let Some(labels) = &namespace.metadata.labels else { return false };
     match labels.get(DATAPLANE_MODE).map(String::as_str) {
         Some("ambient") => true,
         Some("none") => false,

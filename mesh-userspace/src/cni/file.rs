@@ -1,0 +1,60 @@
+//! Files that others read while they are replaced.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+/// Writes a file aside and puts it in place, so that nobody ever sees a part of it. The name aside ends in `.new`, which no
+/// runtime takes for a configuration.
+pub(super) fn replace_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
+    let aside = path.with_file_name(format!(".{name}.new"));
+    // One that a process left behind may have another mode, or be another's.
+    match fs::remove_file(&aside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().create_new(true).write(true).mode(mode).open(&aside)?;
+    let written = file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| {
+        // Whatever the umask was.
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
+        fs::rename(&aside, path)
+    });
+    if written.is_err() {
+        // What it was for has failed already.
+        let _ = fs::remove_file(&aside);
+    }
+    written
+}
+
+/// Copies a file, atomically, where the copy is missing or different; returns whether it was.
+pub(super) fn copy_file(from: &Path, to: &Path, mode: u32) -> io::Result<bool> {
+    let wanted = File::open(from)?;
+    if let Ok(held) = File::open(to) {
+        let (is, should) = (held.metadata()?, wanted.metadata()?);
+        let same_size = is.len() == should.len() && is.permissions().mode() & 0o777 == mode;
+        if same_size && is_equal(wanted.try_clone()?, held)? {
+            return Ok(false);
+        }
+    }
+    let mut bytes = Vec::new();
+    File::open(from)?.read_to_end(&mut bytes)?;
+    replace_file(to, &bytes, mode).map(|()| true)
+}
+
+fn is_equal(a: File, b: File) -> io::Result<bool> {
+    let (mut a, mut b) = (BufReader::with_capacity(1 << 16, a), BufReader::with_capacity(1 << 16, b));
+    loop {
+        let (left, right) = (a.fill_buf()?, b.fill_buf()?);
+        let length = left.len().min(right.len());
+        if length == 0 {
+            return Ok(left.len() == right.len());
+        }
+        if left[..length] != right[..length] {
+            return Ok(false);
+        }
+        a.consume(length);
+        b.consume(length);
+    }
+}
