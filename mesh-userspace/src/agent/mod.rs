@@ -19,6 +19,7 @@ mod outside;
 mod policies;
 mod report;
 mod rotate;
+mod route_status;
 mod service_report;
 mod source_report;
 mod waiting;
@@ -298,7 +299,7 @@ async fn serve(
     let sandboxed = Sandboxed::open(&config.places.state_dir, namespaces.clone())
         .map_err(|source| AgentError::StateDir { path: config.places.state_dir.clone(), source })?;
     let sandboxes = sandboxed.sandboxes();
-    let (source, events) = begin_source(&config).await?;
+    let (source, events, client) = begin_source(&config).await?;
     let waiting = source.api().map(|api| {
         let bpffs = config.places.bpffs.clone();
         Arc::new(Waiting::new(config.node.clone(), bpffs, cgroup.clone(), api))
@@ -325,6 +326,10 @@ async fn serve(
         telemetry.clone(),
     ));
     tokio::spawn(follow_policy(feed.snapshot.clone(), Arc::clone(&shared)));
+    if let Some(client) = client {
+        let (namespace, snapshots) = (route_status::namespace(), feed.snapshot.clone());
+        tokio::spawn(route_status::write(client, namespace, config.node.clone(), snapshots));
+    }
     let (requests, maps) = {
         let found = config.discovery.config(&cgroup);
         // Before the first pods are enrolled: those of an earlier agent must not be taken for gone.
@@ -416,10 +421,10 @@ async fn on(mut flag: watch::Receiver<bool>) {
 }
 
 /// Where the model comes from, and where pods' owners are told what becomes of them.
-async fn begin_source(config: &AgentConfig) -> Result<(Source, Events), AgentError> {
+async fn begin_source(config: &AgentConfig) -> Result<(Source, Events, Option<kube::Client>), AgentError> {
     if !config.kubernetes {
         let source = Source::begin(Input::Manifests(config.manifests.clone()));
-        return Ok((source.map_err(AgentError::Source)?, Events::default()));
+        return Ok((source.map_err(AgentError::Source)?, Events::default(), None));
     }
     let api = kubernetes::config().await.map_err(AgentError::Kubernetes)?;
     let mut quick = api.clone();
@@ -428,7 +433,7 @@ async fn begin_source(config: &AgentConfig) -> Result<(Source, Events), AgentErr
     let client = kubernetes::client(quick).map_err(AgentError::Kubernetes)?;
     let input = Input::Kubernetes(Box::new(api), NodeName::new(config.node.as_str()));
     let source = Source::begin(input).map_err(AgentError::Source)?;
-    Ok((source, Events::to(client, &config.node)))
+    Ok((source, Events::to(client.clone(), &config.node), Some(client)))
 }
 
 fn mesh_config(config: &AgentConfig) -> MeshConfig {

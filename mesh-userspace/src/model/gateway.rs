@@ -6,6 +6,9 @@ use serde_json::Value;
 
 use super::ServiceName;
 
+/// Who writes the status: `controllerName`.
+pub const CONTROLLER: &str = "mesh.dev/agent";
+
 /// Kinds of routes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RouteKind {
@@ -23,6 +26,14 @@ impl RouteKind {
             Self::Tls => "TLSRoute",
         }
     }
+
+    /// As in the API's paths.
+    pub const fn plural(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcproutes",
+            Self::Tls => "tlsroutes",
+        }
+    }
 }
 
 /// What names a route.
@@ -34,7 +45,7 @@ pub struct RouteName {
     pub name: ServiceName,
 }
 
-/// A route with at least one Service for a parent.
+/// A route with at least one Service for a parent, or whose status says so still.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RouteState {
     /// `gateway.networking.k8s.io/VERSION`.

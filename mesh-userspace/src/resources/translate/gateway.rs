@@ -11,7 +11,8 @@ use std::sync::Arc;
 use super::route::Destinations;
 use super::service::{PlainPort, PlainService};
 use crate::model::{
-    ParentState, Protocol, RouteCondition, RouteKind, RouteState, RouteTarget, ServiceName, TrafficPolicy,
+    CONTROLLER, ParentState, Protocol, RouteCondition, RouteKind, RouteState, RouteTarget, ServiceName,
+    TrafficPolicy,
 };
 use crate::resources::gateway::{BackendRef, GatewayRoute, ParentRef};
 use crate::resources::{Notice, ObjectRef, Severity};
@@ -145,7 +146,7 @@ pub(super) fn targets(
     (targets, notices)
 }
 
-/// What the status of a route is to say; `None`: no Service is its parent.
+/// What the status of a route is to say; `None`: nothing, and it says nothing.
 ///
 /// `rivals` are the routes that have a service for a parent, oldest first, the route among them.
 pub(in crate::resources) fn state<'a>(
@@ -154,7 +155,8 @@ pub(in crate::resources) fn state<'a>(
     rivals: impl Fn(&ServiceName) -> Vec<Named<'a>>,
 ) -> Option<RouteState> {
     let services: Vec<_> = route.1.spec.parent_refs.iter().filter(|parent| parent.is_service()).collect();
-    if services.is_empty() {
+    let said_before = |entry: &serde_json::Value| entry["controllerName"] == CONTROLLER;
+    if services.is_empty() && !route.1.status.parents.iter().any(said_before) {
         return None;
     }
     let resolved = resolved(route, destinations);
