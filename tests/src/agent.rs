@@ -3,13 +3,14 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::api::{Account, ApiServer};
 use crate::node::{Node, Pod};
 use crate::process::{Finished, Process, binary};
 use crate::wait::{SECONDS_30, eventually};
@@ -23,12 +24,13 @@ pub struct AgentBuilder {
     node: Node,
     args: Vec<String>,
     log: String,
+    kubeconfig: Option<PathBuf>,
 }
 
 impl AgentBuilder {
     pub(crate) fn new(node: &Node) -> Self {
         let log = std::env::var("MESH_LOG").unwrap_or_else(|_unset| "info,access=warn".to_owned());
-        Self { node: node.clone(), args: Vec::new(), log }
+        Self { node: node.clone(), args: Vec::new(), log, kubeconfig: None }
     }
 
     /// A further flag of `meshd run`, with its value.
@@ -45,6 +47,23 @@ impl AgentBuilder {
         self
     }
 
+    /// Follows this API server instead of the lab's manifests, as the service account `mesh-agent` of `mesh-system`, by a
+    /// token of its own bound to the node.
+    pub fn kubernetes(self, api: &ApiServer) -> Result<Self> {
+        let account = Account::service("mesh-system", "mesh-agent").node(self.node.name());
+        let account =
+            account.pod(&format!("mesh-agent-{}", self.node.name()), "00000000-0000-4000-8000-000000000001");
+        let token = api.issue(account);
+        self.kubeconfig(&api.kubeconfig(&token)?)
+    }
+
+    /// Follows the API server of a kubeconfig instead of the lab's manifests.
+    pub fn kubeconfig(mut self, file: &Path) -> Result<Self> {
+        ensure!(file.exists(), "there is no {}", file.display());
+        self.kubeconfig = Some(file.to_owned());
+        Ok(self)
+    }
+
     /// Starts it without waiting for anything, for an agent that should refuse.
     pub fn spawn(&self) -> Result<Process> {
         let node = &self.node;
@@ -58,16 +77,24 @@ impl AgentBuilder {
             ("--metrics-addr", PathBuf::from(METRICS)),
         ];
         let mut argv = vec![binary("meshd")?.to_string_lossy().into_owned(), "run".to_owned()];
+        if self.kubeconfig.is_some() {
+            argv.push("--kubernetes".to_owned());
+        }
         let elsewhere = self.args.iter().any(|given| given == "--ca-addr");
         for (flag, value) in &fixed {
-            let contradicts = elsewhere && *flag == "--ca-dir";
+            let contradicts =
+                (elsewhere && *flag == "--ca-dir") || (self.kubeconfig.is_some() && *flag == "--manifests");
             if !contradicts && !self.args.iter().any(|given| given == flag) {
                 argv.extend([(*flag).to_owned(), value.to_string_lossy().into_owned()]);
             }
         }
         argv.extend(self.args.iter().cloned());
         let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
-        node.spawn_agent(&argv, &[("MESH_LOG", &self.log)])
+        let kubeconfig = self.kubeconfig.as_ref().map(|file| file.to_string_lossy());
+        let environment = kubeconfig.as_ref().map(|file| ("KUBECONFIG", &**file));
+        let environment: Vec<(&str, &str)> =
+            environment.into_iter().chain([("MESH_LOG", self.log.as_str())]).collect();
+        node.spawn_agent(&argv, &environment)
     }
 
     /// Starts it and waits until it answers: programs and the first snapshot are then in force.

@@ -1,13 +1,15 @@
 //! What a lab holds, and how it leaves nothing behind.
 
 use std::fs;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use crate::api::ApiServer;
 use crate::capture::Capture;
 use crate::machine::Machine;
 use crate::manifests::Manifests;
@@ -29,6 +31,7 @@ pub struct Lab {
     manifests: Manifests,
     nodes: AtomicU32,
     machines: AtomicU32,
+    servers: AtomicU8,
 }
 
 /// What the nodes and pods of a lab need of it.
@@ -73,7 +76,8 @@ impl Lab {
         match made {
             Ok(fabric) => {
                 let (nodes, machines) = (AtomicU32::new(1), AtomicU32::new(101));
-                Ok(Self { registry, fabric, manifests, nodes, machines })
+                let servers = AtomicU8::new(240);
+                Ok(Self { registry, fabric, manifests, nodes, machines, servers })
             }
             Err(error) => {
                 remove(&registry);
@@ -113,6 +117,15 @@ impl Lab {
     pub fn machine(&self, name: &str) -> Result<Machine> {
         let number = self.machines.fetch_add(1, Ordering::Relaxed);
         Machine::create(&self.registry, &self.fabric, name, u8::try_from(number)?)
+    }
+
+    /// Starts an API server on the network of the nodes, where each of them reaches it; another, if it is called again.
+    pub fn api_server(&self) -> Result<ApiServer> {
+        let number = self.servers.fetch_add(1, Ordering::Relaxed);
+        let (v4, v6) =
+            (Ipv4Addr::new(172, 30, 0, number), Ipv6Addr::new(0xfd00, 0x30, 0, 0, 0, 0, 0, number.into()));
+        self.fabric.ip(&format!("addr add {v4}/24 dev br0\naddr add {v6}/64 dev br0 nodad\n"))?;
+        ApiServer::start_in(&self.fabric, v4.into())
     }
 
     /// Begins to record what passes between the nodes.
@@ -266,7 +279,7 @@ fn namespaces() -> Vec<String> {
 }
 
 /// Empties a cgroup of this lab and removes it, the deepest first.
-fn remove_cgroup(path: &Path) -> Result<()> {
+pub(crate) fn remove_cgroup(path: &Path) -> Result<()> {
     if !path.exists() {
         return Ok(());
     }

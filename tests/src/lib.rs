@@ -22,6 +22,7 @@
 //! beside the running executable. Nothing here depends on the agent's library.
 
 mod agent;
+mod api;
 mod ca;
 mod capture;
 mod lab;
@@ -34,12 +35,13 @@ mod process;
 mod wait;
 
 pub use self::agent::{Agent, AgentBuilder};
+pub use self::api::{API_AUDIENCE, Account, ApiServer, Asked, ExecCall, ExecResult, Request, Shows};
 pub use self::ca::Ca;
 pub use self::capture::Capture;
 pub use self::lab::Lab;
 pub use self::machine::Machine;
 pub use self::manifests::Manifests;
 pub use self::netns::NetNs;
-pub use self::node::{Node, Pod, PodSpec};
+pub use self::node::{Driver, Kubelet, Node, Pod, PodSpec};
 pub use self::process::{Finished, Process, binary};
 pub use self::wait::{SECONDS_10, SECONDS_30, eventually};

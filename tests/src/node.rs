@@ -14,9 +14,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::agent::AgentBuilder;
-use crate::lab::Registry;
+use crate::lab::{Registry, remove_cgroup};
 use crate::manifests::Manifests;
-use crate::netns::NetNs;
+use crate::netns::{NetNs, ip};
 use crate::peer::Summary;
 use crate::process::{Process, binary};
 
@@ -57,6 +57,64 @@ pub struct PodSpec {
     pub host: u8,
     /// Name of the network namespace after the prefix; the pod's name if it is empty.
     pub netns: String,
+    /// How a kubelet has laid it; none: a machine without Kubernetes.
+    pub kubelet: Option<Kubelet>,
+}
+
+/// How a kubelet and a runtime lay a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kubelet {
+    /// `metadata.uid`.
+    pub uid: String,
+    /// The names of its cgroups.
+    pub driver: Driver,
+    /// Whether it has the node's network.
+    pub host_network: bool,
+}
+
+/// How cgroups of pods are named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driver {
+    /// systemd's slices, containerd's scopes.
+    Systemd,
+    /// systemd's slices, CRI-O's scopes, with its monitor in the pod.
+    Crio,
+    /// Plain folders.
+    Cgroupfs,
+    /// kind's nesting of systemd's.
+    Kind,
+}
+
+impl Kubelet {
+    /// A UID that is made of a number.
+    pub fn new(number: u32, driver: Driver) -> Self {
+        Self { uid: format!("0c3dd5a1-7b1e-4f6e-9a53-{number:012x}"), driver, host_network: false }
+    }
+
+    /// The pod's cgroup, below the one of its node.
+    fn folder(&self) -> PathBuf {
+        let uid = &self.uid;
+        let escaped = uid.replace('-', "_");
+        PathBuf::from(match self.driver {
+            Driver::Systemd => {
+                format!("kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{escaped}.slice")
+            }
+            Driver::Crio => format!("kubepods.slice/kubepods-pod{escaped}.slice"),
+            Driver::Cgroupfs => format!("kubepods/besteffort/pod{uid}"),
+            Driver::Kind => format!(
+                "kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice/kubelet-kubepods-besteffort-pod{escaped}.slice"
+            ),
+        })
+    }
+
+    /// The cgroup of a container of it.
+    fn container(&self, name: &str) -> PathBuf {
+        self.folder().join(match self.driver {
+            Driver::Systemd | Driver::Kind => format!("cri-containerd-{name}.scope"),
+            Driver::Crio => format!("crio-{name}.scope"),
+            Driver::Cgroupfs => name.to_owned(),
+        })
+    }
 }
 
 impl PodSpec {
@@ -69,7 +127,22 @@ impl PodSpec {
             labels: vec![("app".to_owned(), name.to_owned())],
             host: 0,
             netns: name.to_owned(),
+            kubelet: None,
         }
+    }
+
+    /// Laid by a kubelet.
+    #[must_use]
+    pub fn kubelet(mut self, kubelet: Kubelet) -> Self {
+        self.kubelet = Some(kubelet);
+        self
+    }
+
+    /// In a network namespace of another name than its own.
+    #[must_use]
+    pub fn netns(mut self, netns: &str) -> Self {
+        netns.clone_into(&mut self.netns);
+        self
     }
 
     /// With a label, in place of the one of that key.
@@ -114,6 +187,8 @@ pub struct Pod {
     node: String,
     netns: NetNs,
     cgroup: PathBuf,
+    /// The sandbox of a kubelet's pod.
+    pause: Option<Process>,
     registry: Arc<Registry>,
 }
 
@@ -161,14 +236,47 @@ impl Node {
         })
     }
 
-    /// Adds a pod. Its manifest is [`Pod::manifest`]; no agent knows of it before that is applied.
+    /// Adds a pod. Its manifest is [`Pod::manifest`]; no agent knows of it before that is applied. A kubelet's has its sandbox's
+    /// process running.
     pub fn pod(&self, spec: PodSpec) -> Result<Pod> {
         let host = if spec.host == 0 { self.ports.fetch_add(1, Ordering::Relaxed) } else { spec.host };
         let number = self.number;
+        let (v4, v6) = (Ipv4Addr::new(10, 244, number, host), format!("fd00:244:{number:x}::{host}"));
+        let v6 = v6.parse().context("an address")?;
+        let is_on_host = spec.kubelet.as_ref().is_some_and(|kubelet| kubelet.host_network);
+        let netns = if is_on_host { self.netns.clone() } else { self.pod_netns(&spec, host, v4, v6)? };
+        let below = |part: PathBuf| Path::new(&self.name).join(part);
+        let cgroup = match &spec.kubelet {
+            Some(kubelet) => self.registry.cgroup(&below(kubelet.container("app")))?,
+            None => self.registry.cgroup(&below(PathBuf::from(format!("pod-{}", spec.name))))?,
+        };
+        let mut pause = None;
+        if let Some(kubelet) = &spec.kubelet {
+            let sleep = ["sleep", "infinity"];
+            if kubelet.driver == Driver::Crio {
+                let monitor =
+                    self.registry.cgroup(&below(kubelet.folder().join("crio-conmon-pause.scope")))?;
+                Process::spawn(&self.registry, &monitor, &self.netns, &sleep, &[])?;
+            }
+            let sandbox = self.registry.cgroup(&below(kubelet.container("pause")))?;
+            pause = Some(Process::spawn(&self.registry, &sandbox, &netns, &sleep, &[])?);
+        }
+        let (v4, v6) = if is_on_host { (self.v4, self.v6) } else { (v4, v6) };
+        Ok(Pod {
+            spec,
+            v4,
+            v6,
+            node: self.name.clone(),
+            netns,
+            cgroup,
+            pause,
+            registry: Arc::clone(&self.registry),
+        })
+    }
+
+    fn pod_netns(&self, spec: &PodSpec, host: u8, v4: Ipv4Addr, v6: Ipv6Addr) -> Result<NetNs> {
+        let number = self.number;
         let netns = self.registry.netns(&spec.netns, false)?;
-        let cgroup = self.registry.cgroup(&Path::new(&self.name).join(format!("pod-{}", spec.name)))?;
-        let v4 = Ipv4Addr::new(10, 244, number, host);
-        let v6 = format!("fd00:244:{number:x}::{host}").parse().context("an address")?;
         self.netns.ip(&format!(
             "link add p{host} type veth peer name eth0 netns {}\nlink set p{host} master pods up\n",
             netns.name()
@@ -177,7 +285,7 @@ impl Node {
             "link set eth0 up\naddr add {v4}/24 dev eth0\naddr add {v6}/64 dev eth0 nodad\n\
              route add default via 10.244.{number}.1\nroute add default via fd00:244:{number:x}::1\n"
         ))?;
-        Ok(Pod { spec, v4, v6, node: self.name.clone(), netns, cgroup, registry: Arc::clone(&self.registry) })
+        Ok(netns)
     }
 
     /// An agent for this node, to be started.
@@ -261,22 +369,42 @@ impl Pod {
     /// The Pod as a manifest for an agent without Kubernetes.
     pub fn manifest(&self) -> String {
         let PodSpec { name, namespace, account, labels, .. } = &self.spec;
-        let mut text = format!(
-            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {namespace}\n  labels:\n"
-        );
+        let mut text =
+            format!("apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {namespace}\n");
+        let (place, host_network) = match &self.spec.kubelet {
+            Some(kubelet) => (format!("  uid: {}\n", kubelet.uid), kubelet.host_network),
+            None => (format!("  annotations:\n    mesh.dev/netns: {}\n", self.netns.path().display()), false),
+        };
+        text.push_str(&place);
+        text.push_str("  labels:\n");
         for (key, value) in labels {
             let _infallible = writeln!(text, "    {key}: \"{value}\"");
         }
         let _infallible = write!(
             text,
-            "  annotations:\n    mesh.dev/netns: {}\nspec:\n  serviceAccountName: {account}\n  nodeName: {}\n  \
+            "spec:\n  serviceAccountName: {account}\n  nodeName: {}\n  hostNetwork: {host_network}\n  \
              containers: [{{name: app}}]\nstatus:\n  phase: Running\n  podIP: {v4}\n  podIPs:\n  - ip: {v4}\n  - ip: \"{}\"\n",
-            self.netns.path().display(),
             self.node,
             self.v6,
             v4 = self.v4,
         );
         text
+    }
+
+    /// The first process of a kubelet's pod.
+    pub const fn pause(&self) -> Option<&Process> {
+        self.pause.as_ref()
+    }
+
+    /// Ends a kubelet's pod as a runtime does: its processes, its namespace, its cgroups.
+    pub fn remove(&self) -> Result<()> {
+        let kubelet = self.spec.kubelet.as_ref().context("a pod of a kubelet")?;
+        let folder = self.cgroup.parent().context("a pod's cgroup")?;
+        std::fs::write(folder.join("cgroup.kill"), "1").context("end its processes")?;
+        if !kubelet.host_network {
+            ip(&["netns", "del", self.netns.name()], "")?;
+        }
+        remove_cgroup(folder)
     }
 
     /// The same pod for processes in a cgroup that no agent serves: what they see there is how it is without a mesh.

@@ -121,6 +121,11 @@ pub enum CniAnswer {
         /// Whether the pod may start all the same once there is no more time: nothing says that it is to be in the mesh.
         may_pass: bool,
     },
+    /// The agent itself knows nothing yet: it is as if there were none.
+    Starting {
+        /// What it waits for.
+        reason: String,
+    },
     /// It cannot be, and asking again helps nothing.
     Refused {
         /// Why.

@@ -298,8 +298,8 @@ async fn serve(
     let namespaces = Namespaces::default();
     let sandboxed = Sandboxed::open(&config.places.state_dir, namespaces.clone())
         .map_err(|source| AgentError::StateDir { path: config.places.state_dir.clone(), source })?;
-    let sandboxes = sandboxed.sandboxes();
     let (source, events, client) = begin_source(&config).await?;
+    let source = source.with_sandboxes(sandboxed.sandboxes());
     let waiting = source.api().map(|api| {
         let bpffs = config.places.bpffs.clone();
         Arc::new(Waiting::new(config.node.clone(), bpffs, cgroup.clone(), api))
@@ -309,7 +309,7 @@ async fn serve(
         let api = serve_socket(&socket, Arc::clone(&waiting), on(stopped.clone()));
         tokio::join!(api, serve_metrics(&metrics_listener, waiting, on(stopped.clone())));
     };
-    let first = source::run(source, mesh_config(&config), sandboxes, on(stopped.clone()));
+    let first = source::run(source, mesh_config(&config), on(stopped.clone()));
     let feed = tokio::select! {
         feed = first => feed.map_err(AgentError::Source)?,
         () = waits => return Ok(()),
@@ -340,7 +340,8 @@ async fn serve(
     if let Some(state) = config.cni.state() {
         tokio::spawn(cni::remember(state, shared.node.clone(), feed.snapshot.clone()));
     }
-    let cni = sandboxed.serve(Arc::clone(&shared), feed.snapshot.clone(), requests.clone(), false);
+    let cni =
+        sandboxed.serve(Arc::clone(&shared), feed.snapshot.clone(), requests.clone(), config.kubernetes);
     let cni_problem = Arc::new(InstallState::default());
     let data = Arc::new(AgentData {
         node: config.node.clone(),

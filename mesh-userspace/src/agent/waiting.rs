@@ -108,7 +108,7 @@ impl AdminData for Waiting {
     }
 
     async fn cni(&self, _request: CniRequest) -> CniAnswer {
-        CniAnswer::Pending { reason: self.reason(), may_pass: false }
+        CniAnswer::Starting { reason: self.reason() }
     }
 
     fn flows(&self) -> &FlowLog {

@@ -30,7 +30,7 @@ use crate::identity::ca::{
 };
 use crate::identity::{Authority, AuthorityError};
 use crate::kubernetes::{self, KubernetesError};
-use crate::model::{MeshConfig, Sandboxes};
+use crate::model::MeshConfig;
 use crate::source::{self, Input, Source, SourceError};
 use crate::telemetry::CONTENT_TYPE;
 
@@ -222,8 +222,7 @@ async fn authoriser(
         config.pods.manifests.iter().try_for_each(|path| check(path))?;
         let mesh = MeshConfig { trust_domain: config.trust_domain.clone(), ..MeshConfig::default() };
         let manifests = Source::begin(Input::Manifests(config.pods.manifests.clone()));
-        let sandboxes = watch::channel(Sandboxes::default()).1;
-        let feed = source::run(manifests.map_err(CaError::Source)?, mesh, sandboxes, on(stopped)).await;
+        let feed = source::run(manifests.map_err(CaError::Source)?, mesh, on(stopped)).await;
         let feed = feed.map_err(CaError::Source)?;
         placements.push(Arc::new(SnapshotPlacement::new(feed.current)));
     }

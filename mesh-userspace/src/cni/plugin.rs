@@ -282,7 +282,7 @@ async fn enrol(
             }
             // It has waited; one that has not must not be asked without a pause.
             Ok(CniAnswer::Pending { .. }) => sleep(RETRY / 10).await,
-            Ok(CniAnswer::Done) => {
+            Ok(CniAnswer::Done | CniAnswer::Starting { .. }) => {
                 return Err(Failure::new(Code::Refused, "the agent answered what was not asked", ""));
             }
             Err(away) if Instant::now() + RETRY >= deadline => {

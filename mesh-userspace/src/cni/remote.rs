@@ -36,6 +36,9 @@ pub(super) enum AwayError {
     /// It does not know the plugin, or is not well.
     #[error("the agent answered {0}: {1}")]
     Status(StatusCode, String),
+    /// It has no state of the mesh yet.
+    #[error("the agent is still starting: {0}")]
+    Starting(String),
     /// It is of another version.
     #[error("cannot read the agent's answer: {0}")]
     Format(#[from] serde_json::Error),
@@ -67,7 +70,10 @@ impl Surroundings for Machine {
     async fn ask(&self, request: &CniRequest) -> Result<CniAnswer, AwayError> {
         let body = serde_json::to_vec(request)?;
         let request = Request::post("/v1/cni").header(CONTENT_TYPE, "application/json");
-        Ok(serde_json::from_slice(&self.send(request, body).await?)?)
+        match serde_json::from_slice(&self.send(request, body).await?)? {
+            CniAnswer::Starting { reason } => Err(AwayError::Starting(reason)),
+            answer => Ok(answer),
+        }
     }
 
     async fn health(&self) -> Result<(), AwayError> {

@@ -9,9 +9,9 @@ use serde_path_to_error::Segment;
 
 use super::deserialize::Unfit;
 use super::stand_in;
-use super::validate::{check_service, check_slice, validate};
+use super::validate::{check_pod, check_service, check_slice, validate};
 use super::yaml::{self, Node, Step};
-use super::{EndpointSlice, Kind, Object, ObjectRef, Service};
+use super::{EndpointSlice, Kind, Object, ObjectRef, Pod, Service};
 
 /// Largest text that is read, in bytes.
 pub(crate) const MAX_TEXT: usize = 64 << 20;
@@ -201,7 +201,10 @@ pub(super) fn object(node: &Node) -> Result<Option<Object>, Vec<Mistake>> {
     let object = match kind {
         Kind::Namespace => typed(node).map(Object::Namespace),
         Kind::Node => typed(node).map(Object::Node),
-        Kind::Pod => typed(node).map(Object::Pod),
+        Kind::Pod => typed::<core::Pod>(node).map(|pod| {
+            check_pod(&mut wrong, &pod);
+            Object::Pod(Box::new(Pod::new(name, &pod)))
+        }),
         Kind::Service => typed::<core::Service>(node).map(|service| {
             check_service(&mut wrong, &service);
             Object::Service(Box::new(Service::new(name, &service)))

@@ -12,6 +12,7 @@ mod istio;
 mod json;
 mod lint;
 mod object;
+mod pod;
 mod report;
 mod service;
 mod slice;
@@ -31,6 +32,7 @@ pub use istio::{
 };
 pub(crate) use json::{Rejected, decode_json};
 pub use object::{Kind, Object, ObjectRef};
+pub use pod::Pod;
 pub use report::{Notice, Origin, Problem, Severity};
 pub use service::Service;
 pub use slice::EndpointSlice;

@@ -3,14 +3,14 @@
 use std::fmt;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace, Node, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
 use super::authorization::AuthorizationPolicy;
 use super::gateway::{GatewayRoute, ReferenceGrant};
 use super::istio::{DestinationRule, PeerAuthentication, VirtualService};
-use super::{EndpointSlice, Service};
+use super::{EndpointSlice, Pod, Service};
 
 /// An object's kind; names alone are unambiguous among those that are understood.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -176,7 +176,7 @@ impl Object {
         match self {
             Self::Namespace(object) => of(Kind::Namespace, &object.metadata),
             Self::Node(object) => of(Kind::Node, &object.metadata),
-            Self::Pod(object) => of(Kind::Pod, &object.metadata),
+            Self::Pod(object) => object.reference.clone(),
             Self::Service(object) => object.reference.clone(),
             Self::ServiceAccount(object) => of(Kind::ServiceAccount, &object.metadata),
             Self::EndpointSlice(object) => object.reference.clone(),
@@ -196,13 +196,13 @@ impl Object {
         let metadata = match self {
             Self::Namespace(object) => &object.metadata,
             Self::Node(object) => &object.metadata,
-            Self::Pod(object) => &object.metadata,
             Self::ServiceAccount(object) => &object.metadata,
             Self::VirtualService(object) => &object.metadata,
             Self::DestinationRule(object) => &object.metadata,
             Self::PeerAuthentication(object) => &object.metadata,
             Self::TcpRoute(object) | Self::TlsRoute(object) => &object.metadata,
-            Self::Service(_)
+            Self::Pod(_)
+            | Self::Service(_)
             | Self::EndpointSlice(_)
             | Self::AuthorizationPolicy(_)
             | Self::ReferenceGrant(_)

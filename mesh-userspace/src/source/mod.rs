@@ -85,6 +85,7 @@ pub enum Input {
 pub struct Source {
     following: Following,
     api: Option<Arc<ApiState>>,
+    sandboxes: watch::Receiver<Sandboxes>,
 }
 
 #[derive(Debug)]
@@ -99,15 +100,23 @@ impl Source {
     /// # Errors
     /// It can never yield anything.
     pub fn begin(input: Input) -> Result<Self, SourceError> {
+        let sandboxes = watch::channel(Sandboxes::default()).1;
         Ok(match input {
             Input::Manifests(paths) => {
-                Self { following: Following::Manifests(Manifests::watch(paths)?), api: None }
+                Self { following: Following::Manifests(Manifests::watch(paths)?), api: None, sandboxes }
             }
             Input::Kubernetes(config, node) => {
                 let (kubernetes, state) = Kubernetes::watch(*config, node)?;
-                Self { following: Following::Kubernetes(kubernetes), api: Some(state) }
+                Self { following: Following::Kubernetes(kubernetes), api: Some(state), sandboxes }
             }
         })
+    }
+
+    /// With what is known of this node's pods: it goes before what their objects say.
+    #[must_use]
+    pub fn with_sandboxes(mut self, sandboxes: watch::Receiver<Sandboxes>) -> Self {
+        self.sandboxes = sandboxes;
+        self
     }
 
     /// How it stands with the API server, where that is the source.
@@ -146,14 +155,13 @@ pub struct Feed {
 pub async fn run(
     mut source: Source,
     mesh: MeshConfig,
-    mut sandboxes: watch::Receiver<Sandboxes>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<Feed, SourceError> {
     let api = source.api();
     let first = source.next().await.ok_or(SourceError::Ended)?;
     let triggers = changes::triggers(&first.changes);
     let mut translator = Translator::new(mesh);
-    translator.set_sandboxes(sandboxes.borrow_and_update().clone());
+    translator.set_sandboxes(source.sandboxes.borrow_and_update().clone());
     let (translator, outcome) = translate(translator, first).await.ok_or(SourceError::Ended)?;
     let (snapshot, reports) = outcome;
     log_new(&Reports::default(), &reports);
@@ -171,7 +179,7 @@ pub async fn run(
     tokio::spawn(async move {
         tokio::select! {
             () = shutdown => {}
-            () = publisher.follow(source, sandboxes, translator) => {}
+            () = publisher.follow(source, translator) => {}
         }
     });
     Ok(Feed { current, snapshot, reports, changes, api })
@@ -210,12 +218,8 @@ struct Publisher {
 }
 
 impl Publisher {
-    async fn follow(
-        self,
-        mut source: Source,
-        mut sandboxes: watch::Receiver<Sandboxes>,
-        mut translator: Translator,
-    ) {
+    async fn follow(self, mut source: Source, mut translator: Translator) {
+        let mut sandboxes = source.sandboxes.clone();
         loop {
             let update = tokio::select! {
                 update = source.next() => match update {
@@ -248,7 +252,7 @@ impl Publisher {
     }
 }
 
-/// Completes when somebody says something else of this node's pods; never where nobody does.
+/// Completes when something else is said of this node's pods; never where nobody says anything.
 async fn changed(sandboxes: &mut watch::Receiver<Sandboxes>) {
     if sandboxes.changed().await.is_err() {
         std::future::pending().await

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use mesh_tests::peer::Summary;
 use mesh_userspace::datapath::{Datapath, DatapathConfig, Lifeline};
-use mesh_userspace::model::{MeshConfig, Sandboxes};
+use mesh_userspace::model::MeshConfig;
 use mesh_userspace::source::{self, Input, Source};
 
 use crate::world::{PORT, UDP_PORT, World, service_ips, split, subsets, v4, v6};
@@ -157,8 +157,7 @@ fn a_new_layout_replaces_the_pinned_state_without_a_failing_connect() -> Result<
     runtime.block_on(async {
         let manifests = Input::Manifests(vec![world.lab.manifests().folder().to_owned()]);
         let source = Source::begin(manifests)?;
-        let nowhere = tokio::sync::watch::channel(Sandboxes::default()).1;
-        let feed = source::run(source, MeshConfig::default(), nowhere, std::future::pending()).await?;
+        let feed = source::run(source, MeshConfig::default(), std::future::pending()).await?;
         let (mut datapath, _events) = Datapath::load(&config, Lifeline::open()?)?;
         let errors = datapath.sync(&feed.current.load());
         anyhow::ensure!(errors.is_empty(), "{errors:?}");

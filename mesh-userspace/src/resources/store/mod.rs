@@ -16,8 +16,6 @@ use std::fmt::Display;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Pod;
-
 use self::index::{Claims, Users};
 use super::lint::lint;
 use super::translate::authorization::authorization_policy;
@@ -27,7 +25,7 @@ use super::translate::route::{Destinations, resolve_host, routed};
 use super::translate::service::{Cluster, Dependency, Label, PlainService, plain_service};
 use super::translate::topology::Here;
 use super::translate::workload::{enrols, peer_policy, workload};
-use super::{Kind, Notice, Object, ObjectRef, Severity, VirtualService};
+use super::{Kind, Notice, Object, ObjectRef, Pod, Severity, VirtualService};
 use crate::model::{
     AuthorizationPolicy, Frontend, LocalNode, MeshConfig, NodeName, PeerPolicy, PolicyName, RouteName,
     Sandbox, Sandboxes, Service, ServiceName, Snapshot, Workload, WorkloadUid,
@@ -335,7 +333,7 @@ impl Translator {
     ) {
         let uid = WorkloadUid::pod(&reference.namespace, &reference.name);
         index::set(&mut self.pods_by_namespace, Arc::clone(&reference.namespace), uid.clone(), add);
-        for (key, value) in pod.metadata.labels.iter().flatten() {
+        for (key, value) in &pod.labels {
             let label = (Arc::clone(&reference.namespace), key.clone(), value.clone());
             index::set(&mut self.pods_by_label, label.clone(), uid.clone(), add);
             // Readiness and named ports are no part of the workload.
@@ -412,7 +410,7 @@ impl Translator {
     fn workload_of(&self, uid: &WorkloadUid) -> Option<Workload> {
         let object = self.pods.get(uid)?;
         let Object::Pod(pod) = &**object else { return None };
-        let reference = object.reference();
+        let reference = &pod.reference;
         let mesh = &self.snapshot.mesh;
         let namespace = ObjectRef::new(Kind::Namespace, "", Arc::clone(&reference.namespace));
         let namespace = match self.objects.get(&namespace).map(|object| &**object) {
@@ -423,7 +421,7 @@ impl Translator {
         let root =
             self.policies.get(&mesh.root_namespace).filter(|_| reference.namespace != mesh.root_namespace);
         let policies = own.into_iter().chain(root).flat_map(BTreeMap::values).map(|policy| &**policy);
-        let mut workload = workload(pod, &reference, namespace, policies, &self.snapshot.policies, mesh)?;
+        let mut workload = workload(pod, namespace, policies, &self.snapshot.policies, mesh)?;
         let placed = workload.pod_uid.as_ref().and_then(|pod_uid| self.sandboxes.get(pod_uid));
         match placed.filter(|placed| placed.workload == *uid).map(|placed| &placed.sandbox) {
             Some(Sandbox::Gone) => return None,

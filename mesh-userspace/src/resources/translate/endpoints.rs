@@ -5,11 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Pod;
-
 use super::service::{Cluster, Dependency};
 use super::topology::Hints;
 use crate::model::{Endpoint, EndpointState, Mode, ServiceName, Workload};
+use crate::resources::Pod;
 use crate::resources::service::{Distribution, Families, Service, ServicePort, Target};
 use crate::resources::slice::{EndpointSlice, SliceEndpoint};
 
@@ -146,7 +145,7 @@ fn from_pods(wanted: Wanted<'_>, cluster: &impl Cluster, uses: &mut BTreeSet<Dep
         let Some(number) = target_port(pod, wanted.port).filter(|_| selected) else {
             continue;
         };
-        let (serving, terminating) = (is_ready(pod), pod.metadata.deletion_timestamp.is_some());
+        let (serving, terminating) = (pod.is_ready, pod.is_terminating);
         let conditions = Conditions { ready: unready_too || (serving && !terminating), serving, terminating };
         let zone = workload.node.as_ref().and_then(|node| {
             uses.insert(Dependency::Zone(node.clone()));
@@ -186,12 +185,6 @@ impl Wanted<'_> {
     }
 }
 
-/// Whether the pod's Ready condition holds; one that has none (no kubelet wrote it) counts as ready.
-fn is_ready(pod: &Pod) -> bool {
-    let mut conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    conditions.find(|condition| condition.type_ == "Ready").is_none_or(|condition| condition.status == "True")
-}
-
 /// `targetPort` as a number: itself, or the container port of that name.
 fn target_port(pod: &Pod, port: &ServicePort) -> Option<u16> {
     let name = match &port.target {
@@ -199,12 +192,6 @@ fn target_port(pod: &Pod, port: &ServicePort) -> Option<u16> {
         Target::Nothing => return None,
         Target::Name(name) => name,
     };
-    let spec = pod.spec.as_ref()?;
-    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    let mut ports = containers.flat_map(|container| container.ports.iter().flatten());
-    let found = ports.find(|candidate| {
-        candidate.name.as_deref() == Some(&**name)
-            && super::service::protocol(candidate.protocol.as_deref()) == port.protocol
-    })?;
-    u16::try_from(found.container_port).ok()
+    let found = pod.ports.iter().find(|own| own.name == *name && own.protocol == port.protocol)?;
+    Some(found.port)
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Pod, ServiceSpec};
+use k8s_openapi::api::core::v1::ServiceSpec;
 
 use super::endpoints::{Member, Wanted, members};
 use super::topology::{Here, serving};
@@ -12,6 +12,7 @@ use crate::model::{
     Endpoint, External, MeshConfig, NodeName, Protocol, ServiceKind, ServiceName, TrafficPolicy, Workload,
     WorkloadUid,
 };
+use crate::resources::Pod;
 use crate::resources::{EndpointSlice, Service};
 
 /// Seconds that a client keeps its endpoint where `sessionAffinityConfig` does not say.

@@ -1,42 +1,32 @@
 //! A Pod as a workload.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Namespace, Pod};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::api::core::v1::Namespace;
 
-use crate::model::{
-    DATAPLANE_MODE, Identity, MeshConfig, Mode, NodeName, PeerPolicy, Policies, Workload, WorkloadUid,
-};
+use crate::model::{DATAPLANE_MODE, Identity, MeshConfig, Mode, PeerPolicy, Policies, Workload, WorkloadUid};
 use crate::policy::peer_authentication::effective_modes;
-use crate::resources::{IstioMode, ObjectRef, PeerAuthentication};
+use crate::resources::{IstioMode, ObjectRef, PeerAuthentication, Pod};
 
 const INJECTION: &str = "istio-injection";
-const NETNS: &str = "mesh.dev/netns";
-/// On the mirror of a static pod: the UID that the kubelet has given the pod itself.
-const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// The workload that a pod is; `None` once it has ended.
 pub(in crate::resources) fn workload<'a>(
     pod: &Pod,
-    reference: &ObjectRef,
     namespace: Option<&Namespace>,
     policies: impl IntoIterator<Item = &'a PeerPolicy>,
     authorization: &Policies,
     mesh: &MeshConfig,
 ) -> Option<Workload> {
-    if has_ended(pod) {
+    if pod.has_ended {
         return None;
     }
-    let spec = pod.spec.as_ref();
-    let account = spec.and_then(|spec| spec.service_account_name.as_deref()).filter(|name| !name.is_empty());
-    let identity =
-        Identity::new(mesh.trust_domain.clone(), &reference.namespace, account.unwrap_or("default")).ok()?;
-    let labels = pod.metadata.labels.clone().unwrap_or_default();
-    let host_network = spec.and_then(|spec| spec.host_network).unwrap_or(false);
-    let workload_name = owner(&pod.metadata).unwrap_or_else(|| Arc::clone(&reference.name));
+    let reference = &pod.reference;
+    let account = pod.account.as_deref().unwrap_or("default");
+    let identity = Identity::new(mesh.trust_domain.clone(), &reference.namespace, account).ok()?;
+    let labels = pod.labels.clone();
+    let workload_name = pod.owner.as_ref().unwrap_or(&reference.name);
     let label =
         |names: &[&str]| names.iter().find_map(|&name| labels.get(name)).map(|value| value.as_str().into());
     let canonical_name: Option<Arc<str>> =
@@ -47,47 +37,20 @@ pub(in crate::resources) fn workload<'a>(
         uid: WorkloadUid::pod(&reference.namespace, &reference.name),
         namespace: Arc::clone(&reference.namespace),
         name: Arc::clone(&reference.name),
-        addresses: addresses(pod),
-        node: spec.and_then(|spec| spec.node_name.as_deref()).map(NodeName::new),
+        addresses: pod.addresses.to_vec(),
+        node: pod.node.clone(),
         identity,
-        canonical_name: canonical_name.unwrap_or_else(|| Arc::clone(&workload_name)),
+        canonical_name: canonical_name.unwrap_or_else(|| Arc::clone(workload_name)),
         canonical_revision: canonical_revision.unwrap_or_else(|| "latest".into()),
-        workload_name,
-        enrolled: !host_network && is_enrolled(&labels, namespace),
-        host_network,
-        pod_uid: pod_uid(&pod.metadata),
-        netns: annotation(&pod.metadata, NETNS).map(Into::into),
+        workload_name: Arc::clone(workload_name),
+        enrolled: !pod.host_network && is_enrolled(&labels, namespace),
+        host_network: pod.host_network,
+        pod_uid: pod.uid.as_ref().map(Arc::clone),
+        netns: pod.netns.as_deref().map(Into::into),
         mtls: effective_modes(policies, &mesh.root_namespace, &reference.namespace, &labels),
         guarded: authorization.may_refuse(&reference.namespace, &mesh.root_namespace, &labels),
         labels,
     })
-}
-
-fn pod_uid(metadata: &ObjectMeta) -> Option<Arc<str>> {
-    let uid = annotation(metadata, MIRROR).or(metadata.uid.as_deref());
-    uid.filter(|uid| !uid.is_empty()).map(Into::into)
-}
-
-fn annotation<'a>(metadata: &'a ObjectMeta, name: &str) -> Option<&'a str> {
-    metadata.annotations.as_ref()?.get(name).map(String::as_str)
-}
-
-/// Whether the pod has run to its end and lost its address.
-fn has_ended(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    matches!(phase, Some("Succeeded" | "Failed"))
-}
-
-/// `status.podIPs`, or `status.podIP` where they are absent.
-fn addresses(pod: &Pod) -> Vec<IpAddr> {
-    let Some(status) = &pod.status else { return Vec::new() };
-    let mut all: Vec<IpAddr> = status.pod_ips.iter().flatten().filter_map(|ip| ip.ip.parse().ok()).collect();
-    if all.is_empty() {
-        all.extend(status.pod_ip.as_deref().and_then(|ip| ip.parse::<IpAddr>().ok()));
-    }
-    let mut seen = std::collections::BTreeSet::new();
-    all.retain(|&address| seen.insert(address));
-    all
 }
 
 fn is_enrolled(labels: &BTreeMap<String, String>, namespace: Option<&Namespace>) -> bool {
@@ -107,21 +70,6 @@ pub(in crate::resources) fn enrols(namespace: &Namespace) -> bool {
         Some("none") => false,
         _ => labels.get(INJECTION).is_some_and(|value| value == "enabled"),
     }
-}
-
-/// What the pod belongs to: a `ReplicaSet` stands for its `Deployment`, whose name it carries before the hash.
-fn owner(metadata: &ObjectMeta) -> Option<Arc<str>> {
-    let owners = metadata.owner_references.as_deref()?;
-    let owner = owners.iter().find(|owner| owner.controller == Some(true)).or_else(|| owners.first())?;
-    if owner.kind != "ReplicaSet" {
-        return Some(owner.name.as_str().into());
-    }
-    let hash = metadata.labels.as_ref().and_then(|labels| labels.get("pod-template-hash"));
-    let stripped = match hash {
-        Some(hash) => owner.name.strip_suffix(hash.as_str()).and_then(|name| name.strip_suffix('-')),
-        None => owner.name.rsplit_once('-').map(|(name, _)| name),
-    };
-    Some(stripped.filter(|name| !name.is_empty()).unwrap_or(&owner.name).into())
 }
 
 /// A `PeerAuthentication` as the policy module reads it.
@@ -153,18 +101,21 @@ const fn mode(mode: IstioMode) -> Option<Mode> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use serde_json::{Value, json};
 
     use super::*;
     use crate::resources::Kind;
 
     fn translate(pod: Value, namespace_labels: Value) -> Option<Workload> {
-        let pod: Pod = serde_json::from_value(pod).unwrap();
+        let pod: k8s_openapi::api::core::v1::Pod = serde_json::from_value(pod).unwrap();
         let namespace =
             serde_json::from_value(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": namespace_labels}}))
                 .unwrap();
         let reference = ObjectRef::new(Kind::Pod, "shop", pod.metadata.name.as_deref().unwrap());
-        workload(&pod, &reference, Some(&namespace), [], &Policies::default(), &MeshConfig::default())
+        let pod = Pod::new(reference, &pod);
+        workload(&pod, Some(&namespace), [], &Policies::default(), &MeshConfig::default())
     }
 
     fn pod(metadata: &Value, spec: Value) -> Value {

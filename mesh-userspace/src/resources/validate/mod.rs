@@ -17,7 +17,8 @@ use super::translate::external::ingress;
 /// A field's path and what is wrong with it.
 pub(super) type Wrong = (String, String);
 
-/// Everything that is wrong with the object; of Services and slices, what [`check_service`] and [`check_slice`] do not tell.
+/// Everything that is wrong with the object; of Pods, Services and slices, what [`check_pod`],
+/// [`check_service`] and [`check_slice`] do not tell.
 pub(super) fn validate(object: &Object) -> Vec<Wrong> {
     let mut wrong = Vec::new();
     let reference = object.reference();
@@ -26,7 +27,6 @@ pub(super) fn validate(object: &Object) -> Vec<Wrong> {
         check_name(&mut wrong, "metadata.namespace", &reference.namespace);
     }
     match object {
-        Object::Pod(pod) => check_pod(&mut wrong, pod),
         Object::VirtualService(rule) => check_virtual_service(&mut wrong, rule),
         Object::DestinationRule(rule) => check_destination_rule(&mut wrong, rule),
         Object::PeerAuthentication(policy) => check_peer_authentication(&mut wrong, policy),
@@ -37,6 +37,7 @@ pub(super) fn validate(object: &Object) -> Vec<Wrong> {
         Object::Namespace(_)
         | Object::ReferenceGrant(_)
         | Object::Node(_)
+        | Object::Pod(_)
         | Object::Service(_)
         | Object::ServiceAccount(_)
         | Object::EndpointSlice(_)
@@ -84,7 +85,8 @@ fn check_protocol(wrong: &mut Vec<Wrong>, field: String, protocol: Option<&str>)
     }
 }
 
-fn check_pod(wrong: &mut Vec<Wrong>, pod: &Pod) {
+/// Everything that is wrong with a Pod, its names aside.
+pub(super) fn check_pod(wrong: &mut Vec<Wrong>, pod: &Pod) {
     let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref());
     if let Some(account) = account.filter(|account| !account.is_empty()) {
         check_name(wrong, "spec.serviceAccountName", account);
