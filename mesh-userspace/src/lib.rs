@@ -29,6 +29,7 @@ pub mod fuzzing;
 pub mod identity;
 pub mod install;
 pub mod kubernetes;
+mod memory;
 pub mod model;
 pub mod node;
 pub mod policy;

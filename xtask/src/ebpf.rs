@@ -33,41 +33,73 @@ use crate::{
 
 /// What the object is built for.
 pub(crate) const TARGET: &str = "bpfel-unknown-none";
-const PACKAGE: &str = "mesh-ebpf";
+/// The crate, and what its object is called among the artifacts of a build.
+pub(crate) const PACKAGE: &str = "mesh-ebpf";
 
 /// Builds the object.
 pub(crate) fn build() -> Result<()> {
     let compiler = compiler::find()?;
     let artifacts = repo::root().join("target/ebpf/artifacts");
-    let mut cargo = cargo("build", &compiler)?;
+    let mut cargo = cargo("build", &compiler, &Place::shared(&compiler)?)?;
     cargo.args(["--bins", "-Z", "unstable-options", "--artifact-dir"]).arg(&artifacts);
     process::aloud(&mut cargo).context("the eBPF object was not built")?;
     publish(&artifacts.join(PACKAGE))
 }
 
+/// The command that builds the object into `artifacts` for the container image: in `target_dir`, which nobody shares, so
+/// that nothing tells this clone from another; `flags` are for every crate.
+pub(crate) fn build_apart(
+    compiler: &Compiler,
+    target_dir: &Path,
+    artifacts: &Path,
+    flags: &[String],
+) -> Result<Command> {
+    let place = Place { target_dir: target_dir.to_owned(), mark: None, flags: flags.to_vec() };
+    let mut cargo = cargo("build", compiler, &place)?;
+    cargo.args(["--locked", "--bins", "-Z", "unstable-options", "--artifact-dir"]).arg(artifacts);
+    Ok(cargo)
+}
+
 /// Runs clippy, every warning an error.
 pub(crate) fn clippy() -> Result<()> {
     let compiler = compiler::find()?;
-    let mut cargo = cargo("clippy", &compiler)?;
+    let mut cargo = cargo("clippy", &compiler, &Place::shared(&compiler)?)?;
     cargo.args(["--", "-D", "warnings"]);
     process::aloud(&mut cargo).context("clippy is not content with the eBPF crate")
 }
 
+/// Where cargo builds, and what keeps that apart from other builds there.
+struct Place {
+    target_dir: PathBuf,
+    mark: Option<String>,
+    flags: Vec<String>,
+}
+
+impl Place {
+    /// The one that clones share.
+    fn shared(compiler: &Compiler) -> Result<Self> {
+        Ok(Self { target_dir: target_dir(compiler), mark: Some(clone_mark()?), flags: Vec::new() })
+    }
+}
+
 /// `cargo SUBCOMMAND` for the eBPF crate, as aya-build would call it.
-fn cargo(subcommand: &str, compiler: &Compiler) -> Result<Command> {
+fn cargo(subcommand: &str, compiler: &Compiler, place: &Place) -> Result<Command> {
     let linker = linker::find(compiler)?;
     let mut cargo = compiler.cargo(subcommand)?;
     cargo
         .args(["--package", PACKAGE, "--profile", "bpf", "--target", TARGET])
         .args(["-Z", "build-std=core", "--target-dir"])
-        .arg(target_dir(compiler))
-        .args(["-Z", "profile-rustflags", "--config", &clone_mark()?])
-        .args(["--config", "profile.bpf.package.\"*\".rustflags=[]"])
+        .arg(&place.target_dir)
         // By name: the path, which differs between clones, would be part of cargo's fingerprint of everything.
         .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", "bpf-linker")
         .env("PATH", path_with(&linker)?)
         // Stands above RUSTFLAGS and every config file: what is meant for the host must not reach this target.
-        .env("CARGO_ENCODED_RUSTFLAGS", rustflags(&compiler.host_arch));
+        .env("CARGO_ENCODED_RUSTFLAGS", rustflags(&compiler.host_arch, &place.flags));
+    if let Some(mark) = &place.mark {
+        cargo
+            .args(["-Z", "profile-rustflags", "--config", mark])
+            .args(["--config", "profile.bpf.package.\"*\".rustflags=[]"]);
+    }
     for host_only in ["CARGO_BUILD_TARGET", "CARGO_INCREMENTAL", "RUSTC_WORKSPACE_WRAPPER", "RUSTC_WRAPPER"] {
         cargo.env_remove(host_only);
     }
@@ -100,9 +132,11 @@ fn clone_mark() -> Result<String> {
 }
 
 /// The same for building and for clippy, or they would not share what they compile.
-fn rustflags(host_arch: &str) -> String {
+fn rustflags(host_arch: &str, more: &[String]) -> String {
     let arch = if host_arch.starts_with("riscv64") { "riscv64" } else { host_arch };
-    [&format!("--cfg=bpf_target_arch=\"{arch}\""), "-Cdebuginfo=2", "-Clink-arg=--btf"].join("\u{1f}")
+    let arch = format!("--cfg=bpf_target_arch=\"{arch}\"");
+    let flags = [arch.as_str(), "-Cdebuginfo=2", "-Clink-arg=--btf"].into_iter();
+    flags.chain(more.iter().map(String::as_str)).collect::<Vec<_>>().join("\u{1f}")
 }
 
 fn target_dir(compiler: &Compiler) -> PathBuf {

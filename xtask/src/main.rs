@@ -12,6 +12,7 @@ mod demo;
 mod ebpf;
 mod fuzz;
 mod host;
+mod image;
 mod process;
 mod repo;
 mod test;
@@ -49,6 +50,8 @@ enum Task {
     },
     /// Measure the paths through the mesh on this machine (as root)
     Bench(bench::Options),
+    /// Build the container image as an OCI layout, with its bill of materials; no Docker daemon, not as root
+    Image(image::Options),
     /// Fuzz what peers and users can send, each target for a while
     Fuzz(fuzz::Options),
     /// Everything that must pass before a change goes in; .ci/run calls it
@@ -73,6 +76,7 @@ fn run(task: Task) -> Result<()> {
         Task::Demo(args) => demo::run(&args),
         Task::Test { args } => test::run(&args, test::Privileges::from_env()),
         Task::Bench(options) => bench::run(&options),
+        Task::Image(options) => image::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Ci => ci::run(),
     }

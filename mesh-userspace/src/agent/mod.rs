@@ -19,6 +19,7 @@ mod outside;
 mod policies;
 mod report;
 mod rotate;
+mod route_status;
 mod service_report;
 mod source_report;
 mod waiting;
@@ -67,6 +68,7 @@ use crate::external::{self, ExternalError};
 use crate::identity::ca::CaClientError;
 use crate::identity::{AuthorityError, CertificateState, CertificateStore, RotateError};
 use crate::kubernetes::{self, KubernetesError};
+use crate::memory;
 use crate::model::{IdentityError, MeshConfig, NodeName, Snapshot};
 use crate::node::{self, EnrolError, Enroller, Namespaces};
 use crate::proxy::{Handles, Shared, Workers};
@@ -298,7 +300,7 @@ async fn serve(
     let namespaces = Namespaces::default();
     let sandboxed = Sandboxed::open(&config.places.state_dir, namespaces.clone())
         .map_err(|source| AgentError::StateDir { path: config.places.state_dir.clone(), source })?;
-    let (source, events) = begin_source(&config).await?;
+    let (source, events, client) = begin_source(&config).await?;
     let source = source.with_sandboxes(sandboxed.sandboxes());
     let waiting = source.api().map(|api| {
         let bpffs = config.places.bpffs.clone();
@@ -326,6 +328,10 @@ async fn serve(
         telemetry.clone(),
     ));
     tokio::spawn(follow_policy(feed.snapshot.clone(), Arc::clone(&shared)));
+    if let Some(client) = client {
+        let (namespace, snapshots) = (route_status::namespace(), feed.snapshot.clone());
+        tokio::spawn(route_status::write(client, namespace, config.node.clone(), snapshots));
+    }
     let (requests, maps) = {
         let found = config.discovery.config(&cgroup);
         // Before the first pods are enrolled: those of an earlier agent must not be taken for gone.
@@ -373,7 +379,7 @@ async fn serve(
                 trims = TRIMS;
             }
             if trims > 0 {
-                give_memory_back();
+                memory::give_back();
                 trims -= 1;
             }
             before = connections;
@@ -418,10 +424,10 @@ async fn on(mut flag: watch::Receiver<bool>) {
 }
 
 /// Where the model comes from, and where pods' owners are told what becomes of them.
-async fn begin_source(config: &AgentConfig) -> Result<(Source, Events), AgentError> {
+async fn begin_source(config: &AgentConfig) -> Result<(Source, Events, Option<kube::Client>), AgentError> {
     if !config.kubernetes {
         let source = Source::begin(Input::Manifests(config.manifests.clone()));
-        return Ok((source.map_err(AgentError::Source)?, Events::default()));
+        return Ok((source.map_err(AgentError::Source)?, Events::default(), None));
     }
     let api = kubernetes::config().await.map_err(AgentError::Kubernetes)?;
     let mut quick = api.clone();
@@ -430,7 +436,7 @@ async fn begin_source(config: &AgentConfig) -> Result<(Source, Events), AgentErr
     let client = kubernetes::client(quick).map_err(AgentError::Kubernetes)?;
     let input = Input::Kubernetes(Box::new(api), NodeName::new(config.node.as_str()));
     let source = Source::begin(input).map_err(AgentError::Source)?;
-    Ok((source, Events::to(client, &config.node)))
+    Ok((source, Events::to(client.clone(), &config.node), Some(client)))
 }
 
 fn mesh_config(config: &AgentConfig) -> MeshConfig {
@@ -591,12 +597,6 @@ async fn controller(
     };
     let controller = Controller::start(parts, snapshot)?;
     Ok((controller, events, counters))
-}
-
-/// The allocator keeps what was freed (`malloc_trim(3)`); an agent that has carried a burst would keep it for ever.
-fn give_memory_back() {
-    // SAFETY: takes an integer and may be called at any time from any thread.
-    unsafe { libc::malloc_trim(0) };
 }
 
 /// Two descriptors a connection: the soft limit of 1,024 is soon reached.

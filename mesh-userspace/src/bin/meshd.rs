@@ -8,6 +8,11 @@ use mesh_userspace::agent::{self, Cli, Command};
 use mesh_userspace::{ca, cni};
 use tracing_subscriber::EnvFilter;
 
+/// musl's own takes one lock for all threads; glibc's does well.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// What fails at the API server is told once, by the source: `kube` would tell each try of each kind.
 const DEFAULT_LOG: &str = "info,access=warn,kube_client=off,kube_runtime=off";
 

@@ -30,7 +30,7 @@ pub struct Permission {
 const FOLLOW: &[&str] = &["list", "watch"];
 
 /// Beside what the agent follows.
-const OTHERS: [Permission; 5] = [
+const OTHERS: [Permission; 6] = [
     // A pod that cannot be enrolled is an Event on it; one that goes on is the same Event, counted.
     Permission { who: Who::Agent, group: "", resource: "events", verbs: &["create", "patch"] },
     // What became of routes.
@@ -45,6 +45,13 @@ const OTHERS: [Permission; 5] = [
         group: "gateway.networking.k8s.io",
         resource: "tlsroutes/status",
         verbs: &["patch"],
+    },
+    // Which agent says so; asked for in the agents' own namespace alone.
+    Permission {
+        who: Who::Agent,
+        group: "coordination.k8s.io",
+        resource: "leases",
+        verbs: &["get", "create", "update"],
     },
     // Whose a caller's token is.
     Permission { who: Who::Ca, group: "authentication.k8s.io", resource: "tokenreviews", verbs: &["create"] },

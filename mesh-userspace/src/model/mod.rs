@@ -6,6 +6,7 @@
 mod alias;
 mod authorization;
 mod fate;
+mod gateway;
 mod identity;
 mod mtls;
 mod name;
@@ -21,6 +22,7 @@ pub use authorization::{
     ServiceAccountName, TextMatch, Values,
 };
 pub use fate::Fate;
+pub use gateway::{CONTROLLER, ParentState, RouteCondition, RouteKind, RouteName, RouteState};
 pub use identity::{Identity, IdentityError, TrustDomain};
 pub use mtls::{Mode, MtlsModes, PeerPolicy};
 pub use name::{NodeName, ServiceName, WorkloadUid};

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use imbl::{HashMap, OrdMap};
 
 use super::{
-    NodeName, PeerPolicy, Policies, PolicyName, Protocol, Service, ServiceName, ServicePort, TrustDomain,
-    Workload, WorkloadUid,
+    NodeName, PeerPolicy, Policies, PolicyName, Protocol, RouteName, RouteState, Service, ServiceName,
+    ServicePort, TrustDomain, Workload, WorkloadUid,
 };
 
 /// What holds for the whole mesh.
@@ -95,6 +95,8 @@ pub struct Snapshot {
     pub other_nodes: OrdMap<NodeName, Arc<[IpAddr]>>,
     /// All `PeerAuthentication`s, for whoever asks where a mode comes from; [`Workload::mtls`] is what they come to.
     pub peer_policies: OrdMap<PolicyName, Arc<PeerPolicy>>,
+    /// What has become of Gateway API routes with a Service for a parent.
+    pub routes: OrdMap<RouteName, Arc<RouteState>>,
 }
 
 impl Snapshot {

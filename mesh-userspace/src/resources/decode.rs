@@ -167,6 +167,13 @@ pub(super) fn object(node: &Node) -> Result<Option<Object>, Vec<Mistake>> {
         Kind::PeerAuthentication | Kind::AuthorizationPolicy => {
             &["security.istio.io/v1", "security.istio.io/v1beta1"]
         }
+        Kind::TcpRoute => &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha2"],
+        Kind::TlsRoute => &[
+            "gateway.networking.k8s.io/v1",
+            "gateway.networking.k8s.io/v1alpha3",
+            "gateway.networking.k8s.io/v1alpha2",
+        ],
+        Kind::ReferenceGrant => &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"],
         Kind::Other(_) if GROUPS.contains(&group) => &[],
         Kind::Other(_) => return Ok(None),
     };
@@ -211,6 +218,9 @@ pub(super) fn object(node: &Node) -> Result<Option<Object>, Vec<Mistake>> {
         Kind::DestinationRule => typed(node).map(Object::DestinationRule),
         Kind::PeerAuthentication => typed(node).map(Object::PeerAuthentication),
         Kind::AuthorizationPolicy => typed(node).map(Object::AuthorizationPolicy),
+        Kind::TcpRoute => typed(node).map(Object::TcpRoute),
+        Kind::TlsRoute => typed(node).map(Object::TlsRoute),
+        Kind::ReferenceGrant => typed(node).map(Object::ReferenceGrant),
         Kind::Other(_) => Ok(Object::Unsupported(Box::new(name))),
     };
     let object = object.map_err(|error| {

@@ -1,4 +1,4 @@
-//! The Kubernetes and Istio objects as they are written, and their translation into the model.
+//! The Kubernetes, Istio and Gateway API objects as they are written, and their translation into the model.
 //!
 //! Text becomes [`Object`]s in [`decode`], which says where a mistake is, and so does JSON of the API server in `json`; objects become a
 //! [`Snapshot`](crate::model::Snapshot) in the [`Translator`], which rebuilds only what a change concerns. Nothing here
@@ -7,6 +7,7 @@
 mod authorization;
 mod decode;
 mod deserialize;
+pub(crate) mod gateway;
 mod istio;
 mod json;
 mod lint;
@@ -24,6 +25,7 @@ mod yaml;
 pub use authorization::AuthorizationPolicy;
 pub use decode::{Decoded, Item, Mistake, decode};
 pub(crate) use decode::{decode_part, parts};
+pub use gateway::{GatewayRoute, ReferenceGrant};
 pub use istio::{
     Destination, DestinationRule, IstioMode, LabelSelector, MutualTls, PeerAuthentication, Subset,
     VirtualService,

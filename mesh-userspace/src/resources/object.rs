@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
 use super::authorization::AuthorizationPolicy;
+use super::gateway::{GatewayRoute, ReferenceGrant};
 use super::istio::{DestinationRule, PeerAuthentication, VirtualService};
 use super::{EndpointSlice, Pod, Service};
 
@@ -35,6 +36,12 @@ pub enum Kind {
     PeerAuthentication,
     /// `security.istio.io` `AuthorizationPolicy`.
     AuthorizationPolicy,
+    /// `gateway.networking.k8s.io` `TCPRoute`.
+    TcpRoute,
+    /// `gateway.networking.k8s.io` `TLSRoute`.
+    TlsRoute,
+    /// `gateway.networking.k8s.io` `ReferenceGrant`.
+    ReferenceGrant,
     /// A kind of a group we speak that is not carried out yet.
     Other(Arc<str>),
 }
@@ -53,6 +60,9 @@ impl Kind {
             Self::DestinationRule => "DestinationRule",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::TcpRoute => "TCPRoute",
+            Self::TlsRoute => "TLSRoute",
+            Self::ReferenceGrant => "ReferenceGrant",
             Self::Other(kind) => kind,
         }
     }
@@ -76,6 +86,9 @@ impl From<String> for Kind {
             "DestinationRule" => Self::DestinationRule,
             "PeerAuthentication" => Self::PeerAuthentication,
             "AuthorizationPolicy" => Self::AuthorizationPolicy,
+            "TCPRoute" => Self::TcpRoute,
+            "TLSRoute" => Self::TlsRoute,
+            "ReferenceGrant" => Self::ReferenceGrant,
             _ => Self::Other(kind.into()),
         }
     }
@@ -138,6 +151,12 @@ pub enum Object {
     PeerAuthentication(Box<PeerAuthentication>),
     /// `security.istio.io` `AuthorizationPolicy`.
     AuthorizationPolicy(Box<AuthorizationPolicy>),
+    /// `gateway.networking.k8s.io` `TCPRoute`.
+    TcpRoute(Box<GatewayRoute>),
+    /// `gateway.networking.k8s.io` `TLSRoute`.
+    TlsRoute(Box<GatewayRoute>),
+    /// `gateway.networking.k8s.io` `ReferenceGrant`.
+    ReferenceGrant(Box<ReferenceGrant>),
     /// A kind of a group we speak that is not carried out yet; kept so that it is reported.
     Unsupported(Box<ObjectRef>),
 }
@@ -165,6 +184,9 @@ impl Object {
             Self::DestinationRule(object) => of(Kind::DestinationRule, &object.metadata),
             Self::PeerAuthentication(object) => of(Kind::PeerAuthentication, &object.metadata),
             Self::AuthorizationPolicy(object) => of(Kind::AuthorizationPolicy, &object.metadata),
+            Self::TcpRoute(object) => of(Kind::TcpRoute, &object.metadata),
+            Self::TlsRoute(object) => of(Kind::TlsRoute, &object.metadata),
+            Self::ReferenceGrant(object) => of(Kind::ReferenceGrant, &object.metadata),
             Self::Unsupported(reference) => ObjectRef::clone(reference),
         }
     }
@@ -178,10 +200,12 @@ impl Object {
             Self::VirtualService(object) => &object.metadata,
             Self::DestinationRule(object) => &object.metadata,
             Self::PeerAuthentication(object) => &object.metadata,
+            Self::TcpRoute(object) | Self::TlsRoute(object) => &object.metadata,
             Self::Pod(_)
             | Self::Service(_)
             | Self::EndpointSlice(_)
             | Self::AuthorizationPolicy(_)
+            | Self::ReferenceGrant(_)
             | Self::Unsupported(_) => return 0,
         };
         metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second())

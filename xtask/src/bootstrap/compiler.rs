@@ -31,7 +31,10 @@ const RUSTUP_LIMIT: Duration = Duration::from_mins(1);
 /// A compiler that can build `core` for the eBPF target.
 pub(crate) struct Compiler {
     origin: Origin,
-    release: String,
+    /// Its version.
+    pub(crate) release: String,
+    /// The folder of its libraries and their sources.
+    pub(crate) sysroot: PathBuf,
     commit: String,
     /// Major version of its LLVM: the linker's must not be older.
     pub(crate) llvm: u32,
@@ -87,12 +90,13 @@ impl Compiler {
     /// Asks a compiler what it is; an error says why it will not do.
     fn probe(origin: Origin, rustc: impl Fn() -> Command) -> Result<Self> {
         let sysroot = process::answer(rustc().args(["--print", "sysroot"]))?;
-        let sources = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core");
+        let sysroot = Path::new(sysroot.trim());
+        let sources = sysroot.join("lib/rustlib/src/rust/library/core");
         if !sources.exists() {
             bail!("it has no standard-library sources ({})", sources.display());
         }
         let version = process::answer(rustc().arg("-vV"))?;
-        let compiler = Self::from_version(origin, &version)
+        let compiler = Self::from_version(origin, sysroot, &version)
             .with_context(|| format!("`rustc -vV` reads unlike any known: {version:?}"))?;
         if minor(&compiler.release).is_some_and(|minor| minor < OLDEST_MINOR) {
             bail!("{} is older than 1.{OLDEST_MINOR}", compiler.release);
@@ -101,10 +105,11 @@ impl Compiler {
         Ok(compiler)
     }
 
-    fn from_version(origin: Origin, version: &str) -> Option<Self> {
+    fn from_version(origin: Origin, sysroot: &Path, version: &str) -> Option<Self> {
         let field = |name: &str| version.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
         Some(Self {
             origin,
+            sysroot: sysroot.to_owned(),
             release: field("release")?.to_owned(),
             commit: field("commit-hash")?.chars().take(9).collect(),
             llvm: field("LLVM version")?.split('.').next()?.parse().ok()?,
@@ -238,11 +243,12 @@ mod tests {
         let version = "rustc 1.97.0-nightly (e50aa6fba 2026-05-19)\nbinary: rustc\n\
                        commit-hash: e50aa6fba4e63ab34c72bf9acfd2c307c1155d1a\ncommit-date: 2026-05-19\n\
                        host: aarch64-unknown-linux-gnu\nrelease: 1.97.0-nightly\nLLVM version: 22.1.4\n";
-        let compiler = Compiler::from_version(Origin::System, version).expect("all fields are there");
+        let compiler =
+            Compiler::from_version(Origin::System, Path::new("/usr"), version).expect("all fields are there");
         assert_eq!(compiler.llvm, 22);
         assert_eq!(compiler.host_arch, "aarch64");
         assert_eq!(compiler.tag(), "1.97.0-nightly-e50aa6fba");
         assert_eq!(minor(&compiler.release), Some(97));
-        assert!(Compiler::from_version(Origin::System, "rustc 1.0").is_none());
+        assert!(Compiler::from_version(Origin::System, Path::new("/usr"), "rustc 1.0").is_none());
     }
 }

@@ -5,6 +5,7 @@ mod service;
 
 use k8s_openapi::api::core::v1 as core;
 
+use super::gateway::GatewayRoute;
 use super::istio::{DestinationRule, PeerAuthentication, Rest, RouteEntry, VirtualService};
 use super::{Notice, Object, ObjectRef, Severity};
 
@@ -60,6 +61,16 @@ pub(super) fn lint(object: &Object, root_namespace: &str) -> Vec<Notice> {
         Object::DestinationRule(rule) => destination_rule(&mut notices, rule),
         Object::PeerAuthentication(policy) => peer_authentication(&mut notices, policy, root_namespace),
         Object::AuthorizationPolicy(policy) => authorization::authorization_policy(&mut notices, policy),
+        Object::TcpRoute(route) => gateway_route(&mut notices, route),
+        Object::TlsRoute(route) => {
+            gateway_route(&mut notices, route);
+            let message = "routes by server name are not carried out yet".to_owned();
+            notices.add(Severity::Warning, "spec.hostnames".to_owned(), message);
+        }
+        Object::ReferenceGrant(grant) => {
+            notices.top_level(&grant.rest);
+            notices.rest("spec", &grant.spec.rest, &[]);
+        }
         Object::Unsupported(reference) => unsupported(&mut notices, reference),
         Object::Service(service) => return service.notices.to_vec(),
         _ => {}
@@ -143,6 +154,38 @@ fn route(notices: &mut Notices, at: &str, entry: &RouteEntry) {
     if entry.route.is_empty() {
         let message = "a route without destinations is skipped at layer 4".to_owned();
         notices.add(Severity::Warning, format!("{at}.route"), message);
+    }
+}
+
+fn gateway_route(notices: &mut Notices, route: &GatewayRoute) {
+    notices.top_level(&route.rest);
+    notices.rest("spec", &route.spec.rest, &["useDefaultGateways"]);
+    for (index, parent) in
+        route.spec.parent_refs.iter().enumerate().filter(|(_, parent)| !parent.is_service())
+    {
+        let kind = parent.kind.as_deref().unwrap_or("Gateway");
+        let message =
+            format!("a {kind} as a parent is not honoured, a Service is (group \"\", kind Service)");
+        notices.add(Severity::Warning, format!("spec.parentRefs[{index}].kind"), message);
+    }
+    for (index, parent) in route.spec.parent_refs.iter().enumerate().filter(|(_, parent)| parent.is_service())
+    {
+        let namespace = parent.namespace.as_deref().unwrap_or(&notices.object.namespace).to_owned();
+        if *namespace != *notices.object.namespace {
+            let message =
+                format!("{namespace} is another namespace: routes hold for the services of their own alone");
+            notices.add(Severity::Warning, format!("spec.parentRefs[{index}].namespace"), message);
+        }
+    }
+    for (index, rule) in route.spec.rules.iter().enumerate() {
+        if index > 0 {
+            let message = "never reached: the first rule holds for every connection".to_owned();
+            notices.add(Severity::Warning, format!("spec.rules[{index}]"), message);
+        }
+        notices.rest(&format!("spec.rules[{index}]"), &rule.rest, &[]);
+        for (at, backend) in rule.backend_refs.iter().enumerate() {
+            notices.rest(&format!("spec.rules[{index}].backendRefs[{at}]"), &backend.rest, &["filters"]);
+        }
     }
 }
 

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use self::index::{Claims, Users};
 use super::lint::lint;
 use super::translate::authorization::authorization_policy;
+use super::translate::gateway::{self, Named};
 use super::translate::node::{local_node, zone};
 use super::translate::route::{Destinations, resolve_host, routed};
 use super::translate::service::{Cluster, Dependency, Label, PlainService, plain_service};
@@ -26,8 +27,8 @@ use super::translate::topology::Here;
 use super::translate::workload::{enrols, peer_policy, workload};
 use super::{Kind, Notice, Object, ObjectRef, Pod, Severity, VirtualService};
 use crate::model::{
-    AuthorizationPolicy, Frontend, LocalNode, MeshConfig, NodeName, PeerPolicy, PolicyName, Sandbox,
-    Sandboxes, Service, ServiceName, Snapshot, Workload, WorkloadUid,
+    AuthorizationPolicy, Frontend, LocalNode, MeshConfig, NodeName, PeerPolicy, PolicyName, RouteName,
+    Sandbox, Sandboxes, Service, ServiceName, Snapshot, Workload, WorkloadUid,
 };
 
 /// One change to the set of objects.
@@ -58,6 +59,10 @@ pub struct Translator {
     policies: HashMap<Arc<str>, BTreeMap<Arc<str>, Arc<PeerPolicy>>>,
     virtual_services: HashMap<ServiceName, ByAge>,
     destination_rules: HashMap<ServiceName, ByAge>,
+    /// `TCPRoute`s and `TLSRoute`s by the services that are their parents.
+    gateway_routes: HashMap<ServiceName, ByAge>,
+    /// By the namespace into which they let routes lead.
+    grants: HashMap<Arc<str>, BTreeSet<ObjectRef>>,
     /// Services whose endpoints are chosen by zone.
     zonal: HashSet<ServiceName>,
     zones: HashMap<NodeName, Arc<str>>,
@@ -85,6 +90,10 @@ struct Dirty {
     destinations: BTreeSet<ServiceName>,
     /// Services that came or went, or that a policy refers to which is different.
     targets: BTreeSet<ServiceName>,
+    /// Gateway API routes that were replaced or taken out, or whose parents or backends are different.
+    routes: BTreeSet<ObjectRef>,
+    /// Namespaces into which other routes may lead now.
+    grants: BTreeSet<Arc<str>>,
     /// Authorization policies that were replaced or taken out, as they were first; `None`: there was none.
     policies: BTreeMap<PolicyName, Option<Arc<AuthorizationPolicy>>>,
 }
@@ -104,6 +113,8 @@ impl Translator {
             policies: HashMap::new(),
             virtual_services: HashMap::new(),
             destination_rules: HashMap::new(),
+            gateway_routes: HashMap::new(),
+            grants: HashMap::new(),
             zonal: HashSet::new(),
             zones: HashMap::new(),
             endpoint_users: Users::default(),
@@ -134,7 +145,9 @@ impl Translator {
         self.rebuild_nodes(&mut dirty);
         self.rebuild_workloads(&mut dirty);
         let targets = std::mem::take(&mut dirty.targets);
-        self.rebuild_services(dirty);
+        self.note_granted(&mut dirty);
+        let routes = self.rebuild_services(dirty);
+        self.rebuild_routes(routes);
         self.rebuild_targets(targets);
         if changed {
             self.snapshot.generation += 1;
@@ -274,6 +287,18 @@ impl Translator {
             }
             Object::Node(_) => {
                 dirty.nodes.insert(NodeName::new(Arc::clone(&reference.name)));
+            }
+            Object::TcpRoute(route) | Object::TlsRoute(route) => {
+                for service in gateway::parents((reference, route)) {
+                    let entry = (object.created(), reference.clone());
+                    index::set(&mut self.gateway_routes, service.clone(), entry, add);
+                    dirty.destinations.insert(service);
+                }
+                dirty.routes.insert(reference.clone());
+            }
+            Object::ReferenceGrant(_) => {
+                index::set(&mut self.grants, Arc::clone(&reference.namespace), reference.clone(), add);
+                dirty.grants.insert(Arc::clone(&reference.namespace));
             }
             Object::VirtualService(_) | Object::ServiceAccount(_) | Object::Unsupported(_) => {}
         }
@@ -423,7 +448,61 @@ impl Translator {
         plain_service(service, name, &slices.collect::<Vec<_>>(), self, &self.snapshot.mesh)
     }
 
-    fn rebuild_services(&mut self, mut dirty: Dirty) {
+    /// Whom grants concern: services whose routes lead into another namespace.
+    fn note_granted(&self, dirty: &mut Dirty) {
+        let grants = std::mem::take(&mut dirty.grants);
+        if grants.is_empty() {
+            return;
+        }
+        for (service, _) in self.gateway_routes.iter() {
+            let crosses = |route: &Named<'_>| {
+                let into = gateway::backends(*route);
+                into.iter()
+                    .any(|name| name.namespace != route.0.namespace && grants.contains(&name.namespace))
+            };
+            if self.routes_for(service).iter().any(crosses) {
+                dirty.destinations.insert(service.clone());
+            }
+        }
+    }
+
+    /// What the status of Gateway API routes is to say.
+    fn rebuild_routes(&mut self, routes: BTreeSet<ObjectRef>) {
+        for reference in routes {
+            let state = self
+                .gateway_route(&reference)
+                .and_then(|route| gateway::state(route, self, |service| self.routes_for(service)));
+            let name = RouteName {
+                kind: gateway::kind(&reference),
+                name: ServiceName::new(Arc::clone(&reference.namespace), Arc::clone(&reference.name)),
+            };
+            match state {
+                Some(state) if self.snapshot.routes.get(&name).is_some_and(|old| **old == state) => {}
+                Some(state) => drop(self.snapshot.routes.insert(name, Arc::new(state))),
+                None => drop(self.snapshot.routes.remove(&name)),
+            }
+        }
+    }
+
+    fn gateway_route(&self, reference: &ObjectRef) -> Option<Named<'_>> {
+        let (reference, object) = self.objects.get_key_value(reference)?;
+        match &**object {
+            Object::TcpRoute(route) | Object::TlsRoute(route) => Some((reference, route)),
+            _ => None,
+        }
+    }
+
+    /// The `TCPRoute`s that have a service for a parent, oldest first.
+    fn routes_for(&self, name: &ServiceName) -> Vec<Named<'_>> {
+        let by_age = self.gateway_routes.get(name).into_iter().flatten();
+        by_age
+            .filter(|(_, reference)| reference.kind == Kind::TcpRoute)
+            .filter_map(|(_, reference)| self.gateway_route(reference))
+            .collect()
+    }
+
+    /// Returns the Gateway API routes that are concerned.
+    fn rebuild_services(&mut self, mut dirty: Dirty) -> BTreeSet<ObjectRef> {
         for dependency in &dirty.dependencies {
             dirty.services.extend(self.endpoint_users.of(dependency).cloned());
         }
@@ -433,6 +512,8 @@ impl Translator {
         let concerned: BTreeSet<ServiceName> = dirty.destinations.iter().chain(users).cloned().collect();
         let mut frontends = BTreeSet::new();
         for name in concerned {
+            let of_gateway = self.gateway_routes.get(&name).into_iter().flatten();
+            dirty.routes.extend(of_gateway.map(|(_, reference)| reference.clone()));
             let (plain, uses) = self.plain_of(&name).unzip();
             self.endpoint_users.set(&name, uses.unwrap_or_default());
             if plain.as_ref().is_some_and(PlainService::minds_the_zone) {
@@ -441,10 +522,16 @@ impl Translator {
                 self.zonal.remove(&name);
             }
             let rules = self.rules_for(&name);
-            let routed = plain.map(|plain| routed(&plain, &rules, self, &self.snapshot.mesh));
+            let routes = self.routes_for(&name);
+            let routed = plain.map(|plain| routed(&plain, &rules, &routes, self, &self.snapshot.mesh));
             let (service, notices, uses) = match routed {
                 Some(routed) => (Some(routed.service), routed.notices, routed.uses),
-                None => (None, rules_without_service(&name, &rules), BTreeSet::new()),
+                None => {
+                    let mut notices = rules_without_service(&name, &rules);
+                    notices.extend(routes.iter().map(|(route, _)| route_without_service(&name, route)));
+                    // What they lead to is in their status all the same.
+                    (None, notices, routes.iter().flat_map(|&route| gateway::backends(route)).collect())
+                }
             };
             self.route_users.set(&name, uses);
             if self.route_notices.get(&name).map_or(&[][..], Vec::as_slice) != notices {
@@ -475,6 +562,7 @@ impl Translator {
                 None => self.snapshot.frontends.remove(&frontend),
             };
         }
+        dirty.routes
     }
 
     /// The rules that name a service's host, oldest first.
@@ -555,6 +643,16 @@ impl Cluster for Translator {
 }
 
 impl Destinations for Translator {
+    fn is_granted(&self, route: &ObjectRef, to: &ServiceName) -> bool {
+        let mut grants = self.grants.get(&to.namespace).into_iter().flatten();
+        grants.any(|grant| match self.objects.get(grant).map(|object| &**object) {
+            Some(Object::ReferenceGrant(grant)) => {
+                grant.allows(route.kind.as_str(), &route.namespace, &to.name)
+            }
+            _ => false,
+        })
+    }
+
     fn here(&self) -> Here<'_> {
         Here { node: self.snapshot.mesh.node.as_ref(), zone: self.snapshot.node.zone.as_deref() }
     }
@@ -581,6 +679,15 @@ impl Destinations for Translator {
 /// Whether the rule concerns clients in the mesh, not those of an ingress gateway alone.
 fn is_for_mesh(rule: &VirtualService) -> bool {
     rule.spec.gateways.is_empty() || rule.spec.gateways.iter().any(|gateway| gateway == "mesh")
+}
+
+fn route_without_service(name: &ServiceName, route: &ObjectRef) -> Notice {
+    Notice {
+        severity: Severity::Warning,
+        object: route.clone(),
+        field: "spec.parentRefs".to_owned(),
+        message: format!("there is no service {name}, the route has no effect on it"),
+    }
 }
 
 fn rules_without_service(name: &ServiceName, rules: &[(&ObjectRef, &VirtualService)]) -> Vec<Notice> {

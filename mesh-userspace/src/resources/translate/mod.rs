@@ -3,6 +3,7 @@
 pub(super) mod authorization;
 pub(super) mod endpoints;
 pub(super) mod external;
+pub(super) mod gateway;
 pub(super) mod node;
 pub(super) mod route;
 pub(super) mod service;

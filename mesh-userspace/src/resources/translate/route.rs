@@ -1,8 +1,9 @@
-//! A service with its routes: which `VirtualService` entry holds at a port, and what its destinations are.
+//! A service with its routes: which `TCPRoute`, else which `VirtualService` entry, holds at a port, and what its destinations are.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::gateway::{self, Named};
 use super::service::{PlainPort, PlainService};
 use super::topology::Here;
 use crate::model::{
@@ -19,6 +20,8 @@ pub(in crate::resources) trait Destinations {
     fn service(&self, name: &ServiceName) -> Option<PlainService>;
     /// The labels of a subset, as the `DestinationRule`s for the service name them.
     fn subset(&self, service: &ServiceName, subset: &str) -> Option<&BTreeMap<String, String>>;
+    /// Whether a `ReferenceGrant` lets a route of another namespace lead to a service.
+    fn is_granted(&self, route: &ObjectRef, to: &ServiceName) -> bool;
     /// The node for whose clients the service is translated.
     fn here(&self) -> Here<'_>;
 }
@@ -30,10 +33,12 @@ pub(in crate::resources) struct Routed {
     pub(in crate::resources) uses: BTreeSet<ServiceName>,
 }
 
-/// Applies the oldest of `rules`, which all name the service's host and come oldest first.
+/// Applies the oldest of `rules`, which all name the service's host and come oldest first; at ports where one of `routes`,
+/// `TCPRoute`s that have the service for a parent, oldest first, holds, that one.
 pub(in crate::resources) fn routed(
     plain: &PlainService,
     rules: &[(&ObjectRef, &VirtualService)],
+    routes: &[Named<'_>],
     destinations: &impl Destinations,
     mesh: &MeshConfig,
 ) -> Routed {
@@ -45,7 +50,15 @@ pub(in crate::resources) fn routed(
         }
         oldest
     });
-    let ports = plain.ports.iter().map(|port| resolver.port(plain, port, rule)).collect();
+    let ports = plain.ports.iter().map(|port| {
+        let above = gateway::holding(routes, plain, port);
+        if let (Some((above, _)), Some((rule, _))) = (above, rule) {
+            let message = format!("ignored at {}:{}: {above} holds there", plain.host, port.port);
+            resolver.notice(Severity::Warning, rule, "spec.hosts", message);
+        }
+        resolver.port(plain, port, above, rule)
+    });
+    let ports = ports.collect();
     let service = Service {
         name: plain.name.clone(),
         host: Arc::clone(&plain.host),
@@ -56,7 +69,8 @@ pub(in crate::resources) fn routed(
         external: plain.external.clone(),
         affinity_seconds: plain.affinity_seconds,
     };
-    let (mut notices, uses) = (resolver.notices, resolver.uses);
+    let (mut notices, mut uses) = (resolver.notices, resolver.uses);
+    uses.extend(routes.iter().flat_map(|&route| gateway::backends(route)));
     notices.sort();
     notices.dedup();
     Routed { service, notices, uses }
@@ -96,6 +110,7 @@ impl<D: Destinations> Resolver<'_, D> {
         &mut self,
         plain: &PlainService,
         port: &PlainPort,
+        above: Option<Named<'_>>,
         rule: Option<(&ObjectRef, &VirtualService)>,
     ) -> ServicePort {
         let serving = |policy| port.serving(&BTreeMap::new(), policy, self.destinations.here());
@@ -104,7 +119,10 @@ impl<D: Destinations> Resolver<'_, D> {
         let endpoints = endpoints.unwrap_or_else(|| Arc::clone(&listed));
         let own_local = port.uses_local.then(|| serving(TrafficPolicy::Local));
         let mut route = |policy, own: &Arc<[Endpoint]>| {
-            let routed = rule.and_then(|(name, rule)| self.route(plain, port, name, &rule.spec, policy));
+            let routed = match above {
+                Some(route) => Some(self.gateway_route(route, policy)),
+                None => rule.and_then(|(name, rule)| self.route(plain, port, name, &rule.spec, policy)),
+            };
             routed.unwrap_or_else(|| {
                 let service = plain.name.clone();
                 let endpoints = Arc::clone(own);
@@ -122,6 +140,12 @@ impl<D: Destinations> Resolver<'_, D> {
             listed,
             endpoints,
         }
+    }
+
+    fn gateway_route(&mut self, route: Named<'_>, policy: TrafficPolicy) -> Route {
+        let (targets, notices) = gateway::targets(route, self.destinations, policy);
+        self.notices.extend(notices);
+        Route::new(Some(format!("{}/{}", route.0.namespace, route.0.name).into()), targets)
     }
 
     fn route(

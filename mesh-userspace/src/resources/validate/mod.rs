@@ -10,6 +10,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use self::authorization::{check_authorization_policy, check_known, check_top_level};
 use super::Object;
+use super::gateway::GatewayRoute;
 use super::istio::{DestinationRule, PeerAuthentication, RouteEntry, VirtualService};
 use super::translate::external::ingress;
 
@@ -32,7 +33,9 @@ pub(super) fn validate(object: &Object) -> Vec<Wrong> {
         Object::AuthorizationPolicy(policy) => {
             check_authorization_policy(&mut wrong, policy, &reference.namespace);
         }
+        Object::TcpRoute(route) | Object::TlsRoute(route) => check_gateway_route(&mut wrong, route),
         Object::Namespace(_)
+        | Object::ReferenceGrant(_)
         | Object::Node(_)
         | Object::Pod(_)
         | Object::Service(_)
@@ -216,6 +219,33 @@ fn check_virtual_service(wrong: &mut Vec<Wrong>, rule: &VirtualService) {
     for (list, entries) in [("http", &spec.http), ("tls", &spec.tls), ("tcp", &spec.tcp)] {
         for (index, entry) in entries.iter().enumerate() {
             check_route(wrong, &format!("spec.{list}[{index}]"), entry);
+        }
+    }
+}
+
+/// As the API's own definition of a route has it.
+fn check_gateway_route(wrong: &mut Vec<Wrong>, route: &GatewayRoute) {
+    for (index, parent) in route.spec.parent_refs.iter().enumerate() {
+        let field = format!("spec.parentRefs[{index}]");
+        check_name(wrong, &format!("{field}.name"), &parent.name);
+        if let Some(port) = parent.port {
+            check_port(wrong, format!("{field}.port"), port);
+        }
+    }
+    for (index, rule) in route.spec.rules.iter().enumerate() {
+        for (at, backend) in rule.backend_refs.iter().enumerate() {
+            let field = format!("spec.rules[{index}].backendRefs[{at}]");
+            check_name(wrong, &format!("{field}.name"), &backend.name);
+            match backend.port {
+                Some(port) => check_port(wrong, format!("{field}.port"), port),
+                None if backend.is_service() => {
+                    wrong.push((format!("{field}.port"), "missing: a Service needs one".to_owned()));
+                }
+                None => {}
+            }
+            if let Some(weight) = backend.weight.filter(|weight| !(0..=1_000_000).contains(weight)) {
+                wrong.push((format!("{field}.weight"), format!("{weight} is none of 0 to 1000000")));
+            }
         }
     }
 }

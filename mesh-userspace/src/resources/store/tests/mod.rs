@@ -1,5 +1,6 @@
 //! The translator against objects as people write them.
 
+mod gateway;
 mod load;
 mod services;
 

@@ -1,0 +1,251 @@
+//! Gateway API routes with a Service for a parent (GAMMA): at which ports of it each holds, where it leads, and what its
+//! status is to say. Pure functions of the objects.
+//!
+//! Of several routes at one port the oldest holds, then the first by namespace and name; it stands above `VirtualService`s.
+//! Only routes of the Service's own namespace hold ("producer" routes): a route of another namespace would be for the clients of
+//! that namespace alone, and routes here are for all.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::route::Destinations;
+use super::service::{PlainPort, PlainService};
+use crate::model::{
+    CONTROLLER, ParentState, Protocol, RouteCondition, RouteKind, RouteState, RouteTarget, ServiceName,
+    TrafficPolicy,
+};
+use crate::resources::gateway::{BackendRef, GatewayRoute, ParentRef};
+use crate::resources::{Notice, ObjectRef, Severity};
+
+/// A route and its name.
+pub(in crate::resources) type Named<'a> = (&'a ObjectRef, &'a GatewayRoute);
+
+/// The services that are parents of a route, those of its own namespace alone.
+pub(in crate::resources) fn parents(route: Named<'_>) -> BTreeSet<ServiceName> {
+    let services = route.1.spec.parent_refs.iter().filter(|parent| parent.is_service());
+    services
+        .map(|parent| service_of(parent, route.0))
+        .filter(|name| name.namespace == route.0.namespace)
+        .collect()
+}
+
+/// The services that a route leads to.
+pub(in crate::resources) fn backends(route: Named<'_>) -> BTreeSet<ServiceName> {
+    let refs = route.1.spec.rules.first().into_iter().flat_map(|rule| &rule.backend_refs);
+    refs.filter(|backend| backend.is_service()).map(|backend| backend_service(backend, route.0)).collect()
+}
+
+fn service_of(parent: &ParentRef, route: &ObjectRef) -> ServiceName {
+    let namespace = parent.namespace.as_deref().unwrap_or(&route.namespace);
+    ServiceName::new(namespace, parent.name.as_str())
+}
+
+fn backend_service(backend: &BackendRef, route: &ObjectRef) -> ServiceName {
+    let namespace = backend.namespace.as_deref().unwrap_or(&route.namespace);
+    ServiceName::new(namespace, backend.name.as_str())
+}
+
+/// The route that holds at a port: of `routes`, which have the service for a parent and come oldest first.
+pub(super) fn holding<'a>(
+    routes: &[Named<'a>],
+    service: &PlainService,
+    port: &PlainPort,
+) -> Option<Named<'a>> {
+    routes.iter().copied().find(|route| {
+        let mut parents = route.1.spec.parent_refs.iter().filter(|parent| parent.is_service());
+        parents.any(|parent| service_of(parent, route.0) == service.name && selects(parent, port))
+    })
+}
+
+/// Whether a reference to a service means this port of it.
+fn selects(parent: &ParentRef, port: &PlainPort) -> bool {
+    port.protocol == Protocol::Tcp
+        && parent.port.is_none_or(|wanted| wanted == i32::from(port.port))
+        && parent.section_name.as_deref().is_none_or(|wanted| *wanted == *port.name)
+}
+
+/// Why a backend gets nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Unresolved {
+    reason: &'static str,
+    field: &'static str,
+    message: String,
+}
+
+/// The service and port that a backend is.
+fn resolve(
+    backend: &BackendRef,
+    route: &ObjectRef,
+    destinations: &impl Destinations,
+) -> Result<(PlainService, usize), Unresolved> {
+    let unresolved = |reason, field, message| Err(Unresolved { reason, field, message });
+    if !backend.is_service() {
+        let group = backend.group.as_deref().unwrap_or_default();
+        let kind = backend.kind.as_deref().unwrap_or("Service");
+        let written = if group.is_empty() { kind.to_owned() } else { format!("{kind}.{group}") };
+        return unresolved(
+            "InvalidKind",
+            "kind",
+            format!("{written} is no kind that connections are sent to, Service is"),
+        );
+    }
+    let name = backend_service(backend, route);
+    if name.namespace != route.namespace && !destinations.is_granted(route, &name) {
+        let message = format!(
+            "no ReferenceGrant in {} lets {} of {} lead to {name}",
+            name.namespace,
+            route.kind.as_str(),
+            route.namespace
+        );
+        return unresolved("RefNotPermitted", "namespace", message);
+    }
+    let Some(service) = destinations.service(&name) else {
+        return unresolved("BackendNotFound", "name", format!("there is no service {name}"));
+    };
+    let number = backend.port.unwrap_or_default();
+    let is_it = |port: &PlainPort| port.protocol == Protocol::Tcp && i32::from(port.port) == number;
+    match service.ports.iter().position(is_it) {
+        Some(index) => Ok((service, index)),
+        None => unresolved("BackendNotFound", "port", format!("{name} has no TCP port {number}")),
+    }
+}
+
+/// Where a route leads under a traffic policy. A backend that cannot be led to keeps its share, which refuses; so does a
+/// route without any.
+pub(super) fn targets(
+    route: Named<'_>,
+    destinations: &impl Destinations,
+    policy: TrafficPolicy,
+) -> (Vec<RouteTarget>, Vec<Notice>) {
+    let mut notices = Vec::new();
+    let backends = route.1.spec.rules.first().into_iter().flat_map(|rule| &rule.backend_refs).enumerate();
+    let targets = backends.map(|(index, backend)| {
+        let mut target = RouteTarget {
+            service: backend_service(backend, route.0),
+            port: backend.port.and_then(|port| u16::try_from(port).ok()).unwrap_or_default(),
+            subset: None,
+            weight: backend.weight.map_or(1, |weight| u32::try_from(weight).unwrap_or_default()),
+            endpoints: Arc::from([]),
+        };
+        match resolve(backend, route.0, destinations) {
+            Ok((service, port)) => {
+                target.endpoints = service.ports[port].serving(&BTreeMap::new(), policy, destinations.here());
+            }
+            // It gets nothing, but connections that it got before may still be open.
+            Err(_) if target.weight == 0 => {}
+            Err(unresolved) => notices.push(Notice {
+                severity: Severity::Error,
+                object: route.0.clone(),
+                field: format!("spec.rules[0].backendRefs[{index}].{}", unresolved.field),
+                message: format!("{}: its share of the connections is refused", unresolved.message),
+            }),
+        }
+        target
+    });
+    let targets = targets.collect();
+    (targets, notices)
+}
+
+/// What the status of a route is to say; `None`: nothing, and it says nothing.
+///
+/// `rivals` are the routes that have a service for a parent, oldest first, the route among them.
+pub(in crate::resources) fn state<'a>(
+    route: Named<'_>,
+    destinations: &impl Destinations,
+    rivals: impl Fn(&ServiceName) -> Vec<Named<'a>>,
+) -> Option<RouteState> {
+    let services: Vec<_> = route.1.spec.parent_refs.iter().filter(|parent| parent.is_service()).collect();
+    let said_before = |entry: &serde_json::Value| entry["controllerName"] == CONTROLLER;
+    if services.is_empty() && !route.1.status.parents.iter().any(said_before) {
+        return None;
+    }
+    let resolved = resolved(route, destinations);
+    let parents = services.into_iter().map(|parent| ParentState {
+        parent: serde_json::to_value(parent).unwrap_or_default(),
+        accepted: accepted(route, parent, destinations, &rivals),
+        resolved: resolved.clone(),
+    });
+    let metadata = &route.1.metadata;
+    Some(RouteState {
+        api_version: route.1.api_version.as_str().into(),
+        generation: metadata.generation.unwrap_or_default(),
+        resource_version: metadata.resource_version.as_deref().map(Arc::from),
+        written: route.1.status.parents.clone(),
+        parents: parents.collect(),
+    })
+}
+
+/// A kind of route by the name of its objects' kind.
+pub(in crate::resources) fn kind(route: &ObjectRef) -> RouteKind {
+    if route.kind.as_str() == RouteKind::Tls.as_str() { RouteKind::Tls } else { RouteKind::Tcp }
+}
+
+fn accepted<'a>(
+    route: Named<'_>,
+    parent: &ParentRef,
+    destinations: &impl Destinations,
+    rivals: &impl Fn(&ServiceName) -> Vec<Named<'a>>,
+) -> RouteCondition {
+    let no = |reason, message| RouteCondition { holds: false, reason, message };
+    if kind(route.0) == RouteKind::Tls {
+        let message = "routes by server name are not carried out yet: connections go where they would without this route";
+        return no("UnsupportedValue", message.to_owned());
+    }
+    let name = service_of(parent, route.0);
+    if name.namespace != route.0.namespace {
+        let message = format!(
+            "routes are carried out for the services of their own namespace alone, {name} is in another: \
+             put the route into {}",
+            name.namespace
+        );
+        return no("UnsupportedValue", message);
+    }
+    let Some(service) = destinations.service(&name) else {
+        return no("NoMatchingParent", format!("there is no service {name}"));
+    };
+    let ports: Vec<&PlainPort> = service.ports.iter().filter(|port| selects(parent, port)).collect();
+    if ports.is_empty() {
+        return no("NoMatchingParent", format!("{name} has no TCP port that is meant"));
+    }
+    let routes = rivals(&name);
+    let (mut own, mut others) = (0, BTreeSet::new());
+    for port in &ports {
+        match holding(&routes, &service, port) {
+            Some((other, _)) if other != route.0 => {
+                others.insert(format!("{other} at port {}", port.port));
+            }
+            _ => own += 1,
+        }
+    }
+    let others = others.into_iter().collect::<Vec<_>>().join(", ");
+    if own == 0 {
+        return no("Conflicted", format!("older routes hold instead: {others}"));
+    }
+    let message = if others.is_empty() {
+        "it is carried out".to_owned()
+    } else {
+        format!("it is carried out, but where older routes hold: {others}")
+    };
+    RouteCondition { holds: true, reason: "Accepted", message }
+}
+
+fn resolved(route: Named<'_>, destinations: &impl Destinations) -> RouteCondition {
+    let backends = route.1.spec.rules.first().into_iter().flat_map(|rule| &rule.backend_refs).enumerate();
+    let failed = backends.filter_map(|(index, backend)| {
+        let unresolved = resolve(backend, route.0, destinations).err()?;
+        Some((unresolved.reason, format!("backendRefs[{index}]: {}", unresolved.message)))
+    });
+    let failed: Vec<_> = failed.collect();
+    match failed.first() {
+        None => RouteCondition {
+            holds: true,
+            reason: "ResolvedRefs",
+            message: "every backend is there".to_owned(),
+        },
+        Some(&(reason, _)) => {
+            let messages: Vec<_> = failed.into_iter().map(|(_, message)| message).collect();
+            let message = format!("{}; their share of the connections is refused", messages.join("; "));
+            RouteCondition { holds: false, reason, message }
+        }
+    }
+}
