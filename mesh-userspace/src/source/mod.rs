@@ -6,23 +6,25 @@
 mod changes;
 mod document;
 mod files;
+mod known;
 mod listing;
 pub mod manifests;
 mod unfinished;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 use serde::Serialize;
 use tokio::sync::watch;
 
 pub use self::changes::{ChangeLog, Published, Totals};
+pub use self::known::Known;
 
 use self::manifests::{Manifests, Update};
 use crate::model::{MeshConfig, Snapshot};
-use crate::resources::{Notice, ObjectRef, Problem, Severity, Translator};
+use crate::resources::{Change, Notice, Problem, Severity, Translator};
 
 /// Why a source cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -58,9 +60,6 @@ pub struct Reports {
     pub ignored: usize,
 }
 
-/// The file of an object, and the line that it begins on, from 1.
-pub type Places = BTreeMap<ObjectRef, (PathBuf, u32)>;
-
 /// The current state of the mesh and of the reports about it.
 #[derive(Clone, Debug)]
 pub struct Feed {
@@ -72,6 +71,8 @@ pub struct Feed {
     pub reports: watch::Receiver<Arc<Reports>>,
     /// What was published and may not be in force yet.
     pub changes: Arc<ChangeLog>,
+    /// The objects that all of it comes from.
+    pub known: Known,
 }
 
 /// Reads manifests from files and folders and follows them until `shutdown` completes. Returns once the first full
@@ -82,10 +83,10 @@ pub async fn run(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<Feed, SourceError> {
     let mut manifests = Manifests::watch(paths)?;
+    let known = Known::new(Translator::new(mesh), manifests.files());
     let first = manifests.next().await.ok_or(SourceError::Ended)?;
     let triggers = changes::triggers(&first.changes);
-    let (translator, outcome) = translate(Translator::new(mesh), first).await.ok_or(SourceError::Ended)?;
-    let (snapshot, reports) = outcome;
+    let (snapshot, reports) = translate(known.clone(), first).await.ok_or(SourceError::Ended)?;
     log_new(&Reports::default(), &reports);
     let changes = Arc::new(ChangeLog::default());
     changes.publish(&Snapshot::default(), &snapshot, triggers);
@@ -97,14 +98,15 @@ pub async fn run(
         snapshot: snapshot_sender,
         reports: reports_sender,
         changes: Arc::clone(&changes),
+        known: known.clone(),
     };
     tokio::spawn(async move {
         tokio::select! {
             () = shutdown => {}
-            () = publisher.follow(manifests, translator) => {}
+            () = publisher.follow(manifests) => {}
         }
     });
-    Ok(Feed { current, snapshot, reports, changes })
+    Ok(Feed { current, snapshot, reports, changes, known })
 }
 
 /// What files and folders come to as they are now, followed no further. Blocks on the disk.
@@ -117,19 +119,20 @@ pub fn read_once(paths: &[PathBuf], mesh: MeshConfig) -> Result<(Snapshot, Repor
     Ok((snapshot, Reports { problems: update.problems, notices, ignored: update.ignored }))
 }
 
-/// The reports alone, with the place of each object that a notice is about. Blocks on the disk.
+/// The same on top of objects from elsewhere, which those of the files replace; with all objects and their places. Blocks on
+/// the disk.
 ///
 /// # Errors
 /// As [`read_once`].
-pub fn reports_once(paths: &[PathBuf], mesh: MeshConfig) -> Result<(Reports, Places), SourceError> {
+pub fn known_once(
+    paths: &[PathBuf],
+    mesh: MeshConfig,
+    below: Vec<Change>,
+) -> Result<(Snapshot, Reports, Known), SourceError> {
     let (update, files) = manifests::read_once(paths)?;
-    let (_, notices) = Translator::new(mesh).apply(update.changes);
-    let place = |notice: &Notice| {
-        let (file, line) = files.place(&notice.object)?;
-        Some((notice.object.clone(), (file.to_path_buf(), line)))
-    };
-    let places = notices.iter().filter_map(place).collect();
-    Ok((Reports { problems: update.problems, notices, ignored: update.ignored }, places))
+    let known = Known::new(Translator::new(mesh), Arc::new(Mutex::new(files)));
+    let (snapshot, notices) = known.apply(below.into_iter().chain(update.changes).collect());
+    Ok((snapshot, Reports { problems: update.problems, notices, ignored: update.ignored }, known))
 }
 
 struct Publisher {
@@ -137,14 +140,14 @@ struct Publisher {
     snapshot: watch::Sender<Arc<Snapshot>>,
     reports: watch::Sender<Arc<Reports>>,
     changes: Arc<ChangeLog>,
+    known: Known,
 }
 
 impl Publisher {
-    async fn follow(self, mut manifests: Manifests, mut translator: Translator) {
+    async fn follow(self, mut manifests: Manifests) {
         while let Some(update) = manifests.next().await {
             let triggers = changes::triggers(&update.changes);
-            let Some((next, (snapshot, reports))) = translate(translator, update).await else { return };
-            translator = next;
+            let Some((snapshot, reports)) = translate(self.known.clone(), update).await else { return };
             let is_new = snapshot.generation != self.current.load().generation;
             if is_new {
                 tracing::info!(generation = snapshot.generation, "snapshot published");
@@ -165,11 +168,11 @@ impl Publisher {
 type Outcome = (Arc<Snapshot>, Arc<Reports>);
 
 /// Off the runtime's threads: the first state of a large cluster takes a while.
-async fn translate(mut translator: Translator, update: Update) -> Option<(Translator, Outcome)> {
+async fn translate(known: Known, update: Update) -> Option<Outcome> {
     let work = move || {
-        let (snapshot, notices) = translator.apply(update.changes);
+        let (snapshot, notices) = known.apply(update.changes);
         let reports = Reports { problems: update.problems, notices, ignored: update.ignored };
-        (translator, (Arc::new(snapshot), Arc::new(reports)))
+        (Arc::new(snapshot), Arc::new(reports))
     };
     let done = tokio::task::spawn_blocking(work).await;
     done.inspect_err(|error| tracing::error!(%error, "translation failed, the last state stays")).ok()
@@ -179,6 +182,7 @@ async fn translate(mut translator: Translator, update: Update) -> Option<(Transl
 fn log_new(old: &Reports, new: &Reports) {
     for problem in new.problems.iter().filter(|new| !old.problems.iter().any(|old| old.is_same(new))) {
         tracing::warn!(
+            code = problem.code.as_str(),
             file = %problem.file.display(),
             line = problem.line,
             object = problem.object.as_ref().map(tracing::field::display),
@@ -193,10 +197,13 @@ fn log_new(old: &Reports, new: &Reports) {
     let known: BTreeSet<&Notice> = old.notices.iter().collect();
     for notice in new.notices.iter().filter(|notice| !known.contains(notice)) {
         let (object, field, reason) = (&notice.object, &notice.field, &notice.message);
-        match notice.severity {
-            Severity::Info => tracing::info!(%object, field, reason, "object is carried out differently"),
-            Severity::Warning => tracing::warn!(%object, field, reason, "object is not fully honoured"),
-            Severity::Error => tracing::error!(%object, field, reason, "object is not honoured"),
+        let code = notice.code.as_str();
+        match notice.severity() {
+            Severity::Info => {
+                tracing::info!(code, %object, field, reason, "object is carried out differently")
+            }
+            Severity::Warning => tracing::warn!(code, %object, field, reason, "object is not fully honoured"),
+            Severity::Error => tracing::error!(code, %object, field, reason, "object is not honoured"),
         }
     }
 }

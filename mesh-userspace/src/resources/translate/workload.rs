@@ -11,8 +11,8 @@ use crate::model::{Identity, MeshConfig, Mode, NodeName, PeerPolicy, Policies, W
 use crate::policy::peer_authentication::effective_modes;
 use crate::resources::{IstioMode, ObjectRef, PeerAuthentication};
 
-const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
-const INJECTION: &str = "istio-injection";
+pub(in crate::resources) const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
+pub(in crate::resources) const INJECTION: &str = "istio-injection";
 const NETNS: &str = "mesh.dev/netns";
 
 /// The workload that a pod is; `None` once it has ended.
