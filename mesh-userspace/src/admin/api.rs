@@ -32,6 +32,8 @@ pub struct StatusReport {
     pub enrolled: usize,
     /// Connections that the agent carries now.
     pub connections: u64,
+    /// Where the objects come from.
+    pub source: SourceReport,
     /// The eBPF programs.
     pub kernel: KernelReport,
     /// Enrolled pods.
@@ -40,6 +42,46 @@ pub struct StatusReport {
     pub problems: Vec<String>,
     /// What is worth knowing.
     pub notices: Vec<String>,
+}
+
+/// Where the objects come from, and how it stands with that.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SourceReport {
+    /// `manifests` or `kubernetes`; empty: not told.
+    pub kind: String,
+    /// Address of the API server.
+    pub api_server: Option<String>,
+    /// Whether every kind that the API server has is followed.
+    pub connected: bool,
+    /// Since when that is so, or not so.
+    pub since: u64,
+    /// Why it is not.
+    pub error: Option<String>,
+    /// What is known is of this time at least; `None`: not everything is known yet.
+    pub as_of: Option<u64>,
+    /// Kind by kind.
+    pub kinds: Vec<SourceKindReport>,
+}
+
+/// A kind that is followed at the API server.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SourceKindReport {
+    /// Its name.
+    pub kind: String,
+    /// `synced`, `absent` (not installed), `waiting` (for its first listing), `failing`.
+    pub state: String,
+    /// Objects that are known.
+    pub objects: usize,
+    /// When it was last listed in full.
+    pub listed: Option<u64>,
+    /// What is known of it is of this time at least.
+    pub as_of: Option<u64>,
+    /// Since when it fails.
+    pub failing_since: Option<u64>,
+    /// Why.
+    pub error: Option<String>,
 }
 
 /// State of the kernel plane.
@@ -89,7 +131,7 @@ pub enum Canary {
 pub struct PodStatus {
     /// `NAMESPACE/POD`.
     pub uid: String,
-    /// `enrolled`, `enrolling`, `leaving`, `failed`.
+    /// `enrolled`, `leaving`, `waiting` (for what should come by itself), `failed`.
     pub state: String,
     /// Since when.
     pub since: u64,
@@ -105,6 +147,10 @@ pub struct PodStatus {
     pub canary: Canary,
     /// Connections that the agent carries for it.
     pub connections: u64,
+    /// When something of it was mended last.
+    pub mended: Option<u64>,
+    /// What that was.
+    pub mend: Option<String>,
 }
 
 /// `GET /v1/check`.

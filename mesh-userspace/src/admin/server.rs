@@ -1,5 +1,6 @@
 //! The HTTP server of the node's API. Bounded in every way: connections, followers, headers, time.
 
+use std::borrow::Borrow;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
@@ -49,6 +50,9 @@ const MAX_ROWS: usize = 100_000;
 /// Wait after a failed `accept`, which mostly means that there are no more file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
+/// What an agent can tell that waits for its first state.
+const ALWAYS_KNOWN: [&str; 4] = ["/v1/status", "/v1/check", "/metrics", "/healthz"];
+
 /// Where the documents come from. The agent implements it; none of it may block.
 pub trait AdminData: Send + Sync + 'static {
     /// `GET /v1/status`.
@@ -97,6 +101,10 @@ pub trait AdminData: Send + Sync + 'static {
     fn health(&self) -> Result<(), String>;
     /// Whether load balancers should send nothing to this node any more.
     fn node_is_leaving(&self) -> bool;
+    /// Why only status, check, metrics and health can be told yet.
+    fn waits_for(&self) -> Option<String> {
+        None
+    }
 }
 
 pub(super) struct Shared<D> {
@@ -112,10 +120,11 @@ impl<D> Clone for Shared<D> {
 
 /// Serves the whole API until `shutdown` completes.
 pub async fn serve_socket<D: AdminData>(
-    socket: AdminSocket,
+    socket: impl Borrow<AdminSocket>,
     data: Arc<D>,
     shutdown: impl Future<Output = ()>,
 ) {
+    let socket = socket.borrow();
     let router = Router::new()
         .route("/v1/status", get(async |State(on): State<Shared<D>>| Json(on.data.status().await)))
         .route("/v1/check", get(async |State(on): State<Shared<D>>| Json(on.data.check().await)))
@@ -134,19 +143,32 @@ pub async fn serve_socket<D: AdminData>(
 
 /// Serves `/metrics` and `/healthz` alone until `shutdown` completes.
 pub async fn serve_metrics<D: AdminData>(
-    listener: TcpListener,
+    listener: impl Borrow<TcpListener>,
     data: Arc<D>,
     shutdown: impl Future<Output = ()>,
 ) {
+    let listener = listener.borrow();
     let router = Router::new().route("/metrics", get(metrics)).route("/healthz", get(health));
     accept(async || Ok(listener.accept().await?.0), finish(router, data), shutdown).await;
 }
 
 pub(super) fn finish<D: AdminData>(router: Router<Shared<D>>, data: Arc<D>) -> Router {
+    let shared = Shared { data, followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)) };
     router
         .fallback(async || error(StatusCode::NOT_FOUND, "no such document"))
+        .layer(middleware::from_fn_with_state(shared.clone(), once_known))
         .layer(middleware::from_fn(in_time))
-        .with_state(Shared { data, followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)) })
+        .with_state(shared)
+}
+
+/// An agent that waits for its first state has none to tell of.
+async fn once_known<D: AdminData>(State(on): State<Shared<D>>, request: Request, next: Next) -> Response {
+    match on.data.waits_for() {
+        Some(reason) if !ALWAYS_KNOWN.contains(&request.uri().path()) => {
+            error(StatusCode::SERVICE_UNAVAILABLE, &reason)
+        }
+        _ => next.run(request).await,
+    }
 }
 
 async fn in_time(request: Request, next: Next) -> Response {

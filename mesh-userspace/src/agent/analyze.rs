@@ -29,7 +29,7 @@ pub async fn analyze(scope: Scope, mesh: MeshConfig) -> Result<AnalysisReport, Q
 
 /// Blocks on the disk.
 fn on_top(scope: &Scope, mesh: MeshConfig, listed: Listed) -> Result<AnalysisReport, QueryError> {
-    let Listed { changes, mistakes, unlisted, ignored } = listed;
+    let Listed { changes, mistakes, unlisted } = listed;
     let (_, reports, known) =
         source::known_once(&scope.files, mesh, changes).map_err(|error| QueryError::Failed(chain(&error)))?;
     let mut findings = findings(&reports, &known);
@@ -43,7 +43,7 @@ fn on_top(scope: &Scope, mesh: MeshConfig, listed: Listed) -> Result<AnalysisRep
         let object = ObjectRef::new(Kind::from(kind), "", "*");
         of_notice(&Notice::new(Code::Unlisted, &object, "", reason), None)
     }));
-    Ok(finish(findings, reports.ignored + ignored))
+    Ok(finish(findings, reports.ignored))
 }
 
 /// Of what an agent has read.
@@ -63,7 +63,7 @@ fn findings(reports: &Reports, known: &Known) -> Vec<Finding> {
 fn rejected(problem: &Problem) -> Finding {
     Finding {
         rejected: true,
-        file: Some(problem.file.clone()),
+        file: problem.origin.file().map(Path::to_owned),
         line: problem.line,
         object: problem.object.clone(),
         ..finding(problem.code, &problem.field, &problem.reason)

@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand};
 
-use super::{KubeProxyConfig, OutsideConfig, RemoteAuthority, RotateConfig};
+use super::{DiscoveryFlags, KubeProxyConfig, OutsideConfig, RemoteAuthority, RotateConfig};
 use crate::ca::CaConfig;
 use crate::model::TrustDomain;
 
@@ -45,10 +45,14 @@ pub struct Places {
 
 /// Flags of `meshd run`.
 #[derive(Clone, Debug, Args)]
+#[command(group(ArgGroup::new("source").required(true).args(["manifests", "kubernetes"])))]
 pub struct AgentConfig {
     /// Kubernetes manifests: a file or a folder, re-read when it changes. May be given more than once.
-    #[arg(long, required = true, value_name = "PATH", num_args = 1..)]
+    #[arg(long, value_name = "PATH", num_args = 1..)]
     pub manifests: Vec<PathBuf>,
+    /// Follow the Kubernetes API server that KUBECONFIG names, else that of the cluster that this runs in.
+    #[arg(long)]
+    pub kubernetes: bool,
     /// Name of this node, as in a Pod's `spec.nodeName`.
     #[arg(long, env = "NODE_NAME", value_name = "NAME", default_value_t = hostname())]
     pub node: String,
@@ -100,6 +104,9 @@ pub struct AgentConfig {
     /// Clients from outside.
     #[command(flatten)]
     pub outside: OutsideConfig,
+    /// Pods of Kubernetes.
+    #[command(flatten)]
+    pub discovery: DiscoveryFlags,
 }
 
 impl AgentConfig {

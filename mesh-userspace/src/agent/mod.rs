@@ -9,6 +9,8 @@ mod claims;
 mod config;
 mod controller;
 mod direct;
+mod discovery;
+mod events;
 mod explain;
 mod fill;
 mod kube_proxy;
@@ -17,6 +19,8 @@ mod policies;
 mod report;
 mod rotate;
 mod service_report;
+mod source_report;
+mod waiting;
 
 use std::fs::{self, File};
 use std::io;
@@ -33,6 +37,7 @@ pub use self::analyze::analyze;
 pub use self::authority::RemoteAuthority;
 pub use self::claims::ClaimError;
 pub use self::config::{AgentConfig, Cli, Command, Places};
+pub use self::discovery::DiscoveryFlags;
 pub use self::explain::explain_manifests;
 pub use self::kube_proxy::{Bind, KubeProxyConfig, Replacement};
 pub use self::outside::OutsideConfig;
@@ -46,8 +51,10 @@ pub(crate) use self::config::lifetime;
 
 use self::claims::Claims;
 use self::controller::{Controller, Parts, Request};
+use self::events::Events;
 use self::kube_proxy::ProxyPorts;
 use self::report::AgentData;
+use self::waiting::Waiting;
 use crate::admin::{AdminSocket, SocketError, serve_metrics, serve_socket};
 use crate::datapath::maps::MapReader;
 use crate::datapath::{
@@ -56,11 +63,12 @@ use crate::datapath::{
 use crate::external::{self, ExternalError};
 use crate::identity::ca::CaClientError;
 use crate::identity::{AuthorityError, CertificateState, CertificateStore, RotateError};
+use crate::kubernetes::{self, KubernetesError};
 use crate::model::{IdentityError, MeshConfig, NodeName, Snapshot};
-use crate::node::{self, EnrolError, Enroller};
+use crate::node::{self, EnrolError, Enroller, Namespaces};
 use crate::proxy::{Handles, Shared, Workers};
 use crate::sockets::{Ended, Reaper};
-use crate::source::{self, Feed, SourceError};
+use crate::source::{self, Feed, Input, Source, SourceError};
 use crate::telemetry::{FlowLog, Metrics, Telemetry};
 
 /// How often long connections' bytes reach the metrics.
@@ -112,8 +120,11 @@ pub enum AgentError {
         source: io::Error,
     },
     /// The source.
-    #[error("cannot read the manifests")]
+    #[error("cannot begin to read what is to be in force")]
     Source(#[source] SourceError),
+    /// The API server's address or credentials.
+    #[error("cannot use --kubernetes")]
+    Kubernetes(#[source] KubernetesError),
     /// The kernel.
     #[error("cannot set up the kernel plane")]
     Datapath(#[source] DatapathError),
@@ -246,9 +257,24 @@ async fn serve(
     let aliases = config.trust_domain_aliases.clone().into();
     let certificates = CertificateStore::accepting(signer, config.cert_ttl, aliases);
     let (stop, stopped) = watch::channel(false);
-    let feed = source::run(config.manifests.clone(), mesh_config(&config), on(stopped.clone()))
-        .await
-        .map_err(AgentError::Source)?;
+    let namespaces = Namespaces::default();
+    let source = begin_source(&config).await?;
+    let waiting = source.api().map(|api| {
+        let bpffs = config.places.bpffs.clone();
+        Arc::new(Waiting::new(config.node.clone(), bpffs, cgroup.clone(), api))
+    });
+    let waits = async {
+        let Some(waiting) = waiting else { return std::future::pending().await };
+        let api = serve_socket(&socket, Arc::clone(&waiting), on(stopped.clone()));
+        tokio::join!(api, serve_metrics(&metrics_listener, waiting, on(stopped.clone())));
+    };
+    let feed = tokio::select! {
+        feed = source::run(source, mesh_config(&config), on(stopped.clone())) => feed.map_err(AgentError::Source)?,
+        () = waits => return Ok(()),
+        // Nothing was begun yet that has to be ended.
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
     let telemetry = telemetry(&config.cluster, &certificates, &feed, replaces);
     let shared = Arc::new(Shared::new(
         NodeName::new(config.node.as_str()),
@@ -258,7 +284,13 @@ async fn serve(
         telemetry.clone(),
     ));
     tokio::spawn(follow_policy(feed.snapshot.clone(), Arc::clone(&shared)));
-    let (requests, maps) = start_controller(&config, &cgroup, replaces, lifeline, &shared, &feed).await?;
+    let (requests, maps) = {
+        let found = config.discovery.config(&cgroup);
+        // Before the first pods are enrolled: those of an earlier agent must not be taken for gone.
+        node::discovery::start(found, namespaces.clone()).map_err(starting("the discovery of pods"))?;
+        let pods = (namespaces.clone(), Events::default());
+        start_controller(&config, &cgroup, replaces, lifeline, &shared, &feed, pods).await?
+    };
     let data = Arc::new(AgentData {
         node: config.node.clone(),
         started: SystemTime::now(),
@@ -330,6 +362,16 @@ async fn on(mut flag: watch::Receiver<bool>) {
     let _ = flag.wait_for(|set| *set).await;
 }
 
+async fn begin_source(config: &AgentConfig) -> Result<Source, AgentError> {
+    let input = if config.kubernetes {
+        let api = kubernetes::config().await.map_err(AgentError::Kubernetes)?;
+        Input::Kubernetes(Box::new(api), NodeName::new(config.node.as_str()))
+    } else {
+        Input::Manifests(config.manifests.clone())
+    };
+    Source::begin(input).map_err(AgentError::Source)
+}
+
 fn mesh_config(config: &AgentConfig) -> MeshConfig {
     MeshConfig {
         trust_domain: config.trust_domain.clone(),
@@ -350,7 +392,11 @@ fn telemetry(cluster: &str, certificates: &CertificateStore, feed: &Feed, replac
     });
     let (certificates, reports, current) =
         (certificates.clone(), feed.reports.clone(), Arc::clone(&feed.current));
+    let api = feed.api.clone();
     metrics.on_scrape(move |metrics| {
+        if let Some(api) = &api {
+            metrics.set_source(&api.status());
+        }
         let certificates = certificates.certificates();
         let ends: Vec<(String, u64, bool)> = certificates
             .iter()
@@ -380,6 +426,7 @@ async fn start_controller(
     lifeline: Lifeline,
     shared: &Arc<Shared>,
     feed: &Feed,
+    pods: (Namespaces, Events),
 ) -> Result<(mpsc::Sender<Request>, MapReader), AgentError> {
     let (requests, queue) = mpsc::channel(16);
     let (ready, started) = oneshot::channel();
@@ -399,8 +446,15 @@ async fn start_controller(
         runtime.block_on(async {
             let snapshot = Arc::clone(&snapshots.borrow());
             let ended = Arc::default();
-            let controller =
-                controller(&config, &datapath, lifeline, &shared, &ended, &snapshot, snapshots.clone());
+            let controller = controller(
+                &config,
+                &datapath,
+                lifeline,
+                (&shared, &ended),
+                &snapshot,
+                snapshots.clone(),
+                pods,
+            );
             match Box::pin(controller).await {
                 Err(error) => drop(ready.send(Err(error))),
                 Ok((controller, events, counters)) => {
@@ -427,10 +481,10 @@ async fn controller(
     config: &AgentConfig,
     datapath: &DatapathConfig,
     lifeline: Lifeline,
-    shared: &Arc<Shared>,
-    ended: &Arc<Ended>,
+    (shared, ended): (&Arc<Shared>, &Arc<Ended>),
     snapshot: &Snapshot,
     snapshots: watch::Receiver<Arc<Snapshot>>,
+    (namespaces, pod_events): (Namespaces, Events),
 ) -> Result<(Controller, FlowEvents, CounterReader), AgentError> {
     let translates = datapath.translates;
     let (datapath, events) = Datapath::load(datapath, lifeline).map_err(AgentError::Datapath)?;
@@ -471,6 +525,8 @@ async fn controller(
         shared: Arc::clone(shared),
         external,
         reaper,
+        namespaces,
+        events: pod_events,
     };
     let controller = Controller::start(parts, snapshot)?;
     Ok((controller, events, counters))

@@ -8,6 +8,7 @@ use mesh_common::abi::LAYOUT_VERSION;
 use tokio::sync::{mpsc, oneshot};
 
 use super::controller::{NodeStatus, PodState, ROLES, Request};
+use super::source_report::{source_problem, source_report};
 use super::{analyze, chain, explain, fill, policies, service_report};
 use crate::admin::AdminData;
 use crate::admin::analysis::AnalysisReport;
@@ -90,12 +91,12 @@ impl AgentData {
             let line = problem.line.map(|line| format!(":{line}")).unwrap_or_default();
             let object = problem.object.as_ref().map(|object| format!(" {object}")).unwrap_or_default();
             let field = if problem.field.is_empty() { String::new() } else { format!(" {}", problem.field) };
-            format!("{}{line}:{object}{field}: {}", problem.file.display(), problem.reason)
+            format!("{}{line}:{object}{field}: {}", problem.origin, problem.reason)
         });
         let detached = status.attachments.iter().filter_map(|attachment| {
             attachment.detail.as_ref().map(|detail| format!("{}: {detail}", attachment.program))
         });
-        let pods = status.pods.iter().filter_map(|pod| {
+        let pods = status.pods.iter().filter(|pod| pod.state != "waiting").filter_map(|pod| {
             let detail = pod.detail.clone().or_else(|| pod.canary.clone()?.err())?;
             Some(format!("pod {}: {detail}", pod.uid))
         });
@@ -108,7 +109,16 @@ impl AgentData {
         });
         let errors = status.sync_errors.iter().cloned().chain(self.authority_problem());
         let certificates = self.certificate_problems();
-        rejected.chain(errors).chain(certificates).chain(detached).chain(elsewhere).chain(pods).collect()
+        let source = self.feed.api.as_deref().and_then(source_problem);
+        source
+            .into_iter()
+            .chain(rejected)
+            .chain(errors)
+            .chain(certificates)
+            .chain(detached)
+            .chain(elsewhere)
+            .chain(pods)
+            .collect()
     }
 }
 
@@ -139,6 +149,7 @@ impl AdminData for AgentData {
             workloads: snapshot.workloads.len(),
             enrolled: status.pods.iter().filter(|pod| pod.state == "enrolled").count(),
             connections: self.shared.telemetry.metrics().connections(),
+            source: source_report(self.feed.api.as_deref()),
             kernel: self.kernel(&status),
             problems: self.problems(&status),
             pods: status.pods.into_iter().map(pod_status).collect(),
@@ -275,8 +286,9 @@ fn pod_check(pod: &PodState) -> CheckItem {
     CheckItem {
         name: format!("pod {}", pod.uid),
         purpose: "a connection from inside the pod reaches the agent".to_owned(),
-        ok: problem.is_none() && pod.state != "failed",
-        required: true,
+        ok: problem.is_none(),
+        // One that waits is not there yet.
+        required: pod.state != "waiting",
         detail: problem.unwrap_or_else(|| match pod.canary {
             Some(Ok(())) => "the test connection arrived".to_owned(),
             _ => pod.state.to_owned(),
@@ -305,6 +317,8 @@ fn pod_status(pod: PodState) -> PodStatus {
             Some(Err(reason)) => Canary::Failed(reason),
         },
         connections: pod.connections as u64,
+        mended: pod.mended.as_ref().map(|mend| seconds(mend.when)),
+        mend: pod.mended.map(|mend| mend.what),
     }
 }
 
@@ -349,6 +363,6 @@ fn cert_report(status: CertificateStatus) -> CertReport {
     }
 }
 
-fn seconds(time: SystemTime) -> u64 {
+pub(super) fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

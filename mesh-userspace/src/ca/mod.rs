@@ -29,7 +29,7 @@ use crate::identity::ca::{
 use crate::identity::{Authority, AuthorityError};
 use crate::kubernetes::{self, KubernetesError};
 use crate::model::MeshConfig;
-use crate::source::{self, SourceError};
+use crate::source::{self, Input, Source, SourceError};
 use crate::telemetry::CONTENT_TYPE;
 
 /// Most threads that answer requests.
@@ -211,7 +211,8 @@ async fn authoriser(
     if !config.pods.manifests.is_empty() {
         config.pods.manifests.iter().try_for_each(|path| check(path))?;
         let mesh = MeshConfig { trust_domain: config.trust_domain.clone(), ..MeshConfig::default() };
-        let feed = source::run(config.pods.manifests.clone(), mesh, on(stopped)).await;
+        let manifests = Source::begin(Input::Manifests(config.pods.manifests.clone()));
+        let feed = source::run(manifests.map_err(CaError::Source)?, mesh, on(stopped)).await;
         let feed = feed.map_err(CaError::Source)?;
         placements.push(Arc::new(SnapshotPlacement::new(feed.current)));
     }

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use super::table::{Rows, Tone, list, plain, span, yes};
-use crate::admin::api::{Canary, CertReport, CheckReport, StatusReport, WorkloadReport};
+use crate::admin::api::{
+    Canary, CertReport, CheckReport, PodStatus, SourceReport, StatusReport, WorkloadReport,
+};
 
 /// How much, in which colours, and when it is.
 #[derive(Clone, Copy, Debug)]
@@ -49,11 +51,17 @@ pub(super) fn status(report: &StatusReport, view: View) -> String {
         ("Mesh", format!("{} pods enrolled, {} connections", report.enrolled, report.connections)),
         ("Kernel", format!("layout {}, heartbeat {heartbeat}", report.kernel.layout)),
     ];
-    for (name, value) in lines {
+    let source = source(&report.source, view).map(|source| ("Source", source));
+    for (name, value) in lines.into_iter().chain(source) {
         let _ = writeln!(text, "{name:<10}{value}");
     }
     text.push('\n');
     text.push_str(&programs(report, view));
+    let is_well = report.source.kinds.iter().all(|kind| kind.state == "synced" || kind.state == "absent");
+    if (view.wide || !is_well) && !report.source.kinds.is_empty() {
+        text.push('\n');
+        text.push_str(&source_kinds(&report.source, view));
+    }
     if !report.pods.is_empty() {
         text.push('\n');
         text.push_str(&pods(report, view));
@@ -67,6 +75,44 @@ pub(super) fn status(report: &StatusReport, view: View) -> String {
         }
     }
     text
+}
+
+/// Where the objects come from, in a line; `None` where that is not told.
+fn source(report: &SourceReport, view: View) -> Option<String> {
+    let Some(url) = &report.api_server else {
+        return (!report.kind.is_empty()).then(|| report.kind.clone());
+    };
+    let since = view.ago(report.since);
+    if report.connected {
+        return Some(format!("API server {url}, connected for {since}"));
+    }
+    let age = match report.as_of {
+        Some(as_of) => format!("state is {} old", view.ago(as_of)),
+        None => "not everything is known yet".to_owned(),
+    };
+    let error = report.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+    Some(format!("API server {url}, NOT followed for {since}, {age}{error}"))
+}
+
+fn source_kinds(report: &SourceReport, view: View) -> String {
+    let mut rows = Rows::new(&["KIND", "STATE", "OBJECTS", "LISTED", "HEARD", "ERROR"], view.colour);
+    let ago = |time: Option<u64>| plain(time.map(|time| view.ago(time)).unwrap_or_default());
+    for kind in &report.kinds {
+        let tone = match kind.state.as_str() {
+            "synced" => Tone::Good,
+            "failing" => Tone::Bad,
+            _ => Tone::Warn,
+        };
+        rows.add([
+            plain(&kind.kind),
+            (kind.state.clone(), tone),
+            plain(kind.objects.to_string()),
+            ago(kind.listed),
+            ago(kind.as_of),
+            plain(kind.error.as_deref().unwrap_or_default()),
+        ]);
+    }
+    rows.render()
 }
 
 fn programs(report: &StatusReport, view: View) -> String {
@@ -86,8 +132,9 @@ fn programs(report: &StatusReport, view: View) -> String {
 }
 
 fn pods(report: &StatusReport, view: View) -> String {
-    let header = ["POD", "STATE", "SINCE", "CANARY", "CONNECTIONS", "ADDRESSES", "NETNS", "LISTENERS"];
-    let mut rows = Rows::new(if view.wide { &header } else { &header[..6] }, view.colour);
+    let header =
+        ["POD", "STATE", "SINCE", "CANARY", "CONNECTIONS", "MENDED", "ADDRESSES", "NETNS", "LISTENERS"];
+    let mut rows = Rows::new(if view.wide { &header } else { &header[..7] }, view.colour);
     for pod in &report.pods {
         let state = match &pod.detail {
             Some(detail) => format!("{} ({detail})", pod.state),
@@ -109,12 +156,23 @@ fn pods(report: &StatusReport, view: View) -> String {
             plain(view.ago(pod.since)),
             canary,
             plain(pod.connections),
+            mended(pod, view),
             list(&pod.addresses),
             plain(&pod.netns),
             list(&pod.listeners),
         ]);
     }
     rows.render()
+}
+
+/// The last mend: when, and what where there is room for it.
+fn mended(pod: &PodStatus, view: View) -> (String, Tone) {
+    let Some(when) = pod.mended else { return plain("") };
+    let ago = format!("{} ago", view.ago(when));
+    match &pod.mend {
+        Some(what) if view.wide => (format!("{ago}: {what}"), Tone::Warn),
+        _ => (ago, Tone::Warn),
+    }
 }
 
 pub(super) fn check(report: &CheckReport, view: View) -> String {

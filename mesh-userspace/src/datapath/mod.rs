@@ -28,7 +28,7 @@ mod unwritten;
 mod wanted;
 mod workloads;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
@@ -36,7 +36,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aya::maps::{Array, HashMap as KernelMap, MapData, PerCpuArray, RingBuf, SockHash};
+use aya::maps::{Array, HashMap as KernelMap, MapData, MapError, PerCpuArray, RingBuf, SockHash};
 use imbl::ordmap::DiffItem;
 use mesh_common::abi::{Address, Counter, InboundMode, LAYOUT_VERSION, Pod, PodKey, ServiceKey, mapped};
 use mesh_common::names::{map, program};
@@ -120,6 +120,8 @@ pub struct Datapath {
     pods: KernelMap<MapData, u64, Pod>,
     inbound_modes: KernelMap<MapData, PodKey, InboundMode>,
     listeners: SockHash<MapData, PodKey>,
+    /// The keys of `inbound_modes`, by their addresses.
+    inbound_keys: HashMap<Address, Vec<PodKey>>,
     applied: Option<Snapshot>,
     outside_affinity: Arc<OutsideShare>,
 }
@@ -139,6 +141,11 @@ impl Datapath {
             source: Box::new(source.into()),
         })?;
         Deliveries::new(object.take(map::ADMITTED)?).clear()?;
+        let inbound_modes: KernelMap<_, PodKey, InboundMode> = object.take(map::INBOUND_MODES)?;
+        let mut inbound_keys: HashMap<Address, Vec<PodKey>> = HashMap::new();
+        for key in inbound_modes.keys().filter_map(Result::ok) {
+            inbound_keys.entry(key.address).or_default().push(key);
+        }
         let datapath = Self {
             liveness: Liveness::announce(state, lifeline, config.translates)?,
             services: service_table(&mut object, &pins, config.translates)?,
@@ -146,7 +153,8 @@ impl Datapath {
             translates: config.translates,
             destinations: DestinationTable::open(object.take(map::DESTINATIONS)?)?,
             pods: object.take(map::PODS)?,
-            inbound_modes: object.take(map::INBOUND_MODES)?,
+            inbound_modes,
+            inbound_keys,
             listeners: object.take(map::LISTENERS)?,
             object,
             pins,
@@ -190,7 +198,10 @@ impl Datapath {
     ) -> Result<(), DatapathError> {
         let error = |source| DatapathError::Attach { program: name, target: pin.to_owned(), source };
         let program = self.object.program(name)?;
+        let inode = File::from(netns.try_clone_to_owned().map_err(error)?).metadata().map_err(error)?.ino();
+        // A link that somebody pinned here for another namespace is none of this one's.
         if let Ok(link) = bpf::pinned(pin)
+            && bpf::link_info(&link).is_ok_and(|info| u64::from(info.netns_inode()) == inode)
             && bpf::link_update(link.as_fd(), program).is_ok()
         {
             return Ok(());
@@ -227,6 +238,21 @@ impl Datapath {
         };
         self.destinations_failed = failed.into_iter().map(Reason::from).collect();
         self.problems()
+    }
+
+    /// Writes again what the destinations' map should hold of these addresses and does not; whether there was any.
+    pub fn mend_destinations(&mut self, addresses: &[IpAddr]) -> Result<bool, DatapathError> {
+        let mut mended = false;
+        for address in addresses {
+            mended |= self.destinations.mend(address_of(*address))?;
+        }
+        Ok(mended)
+    }
+
+    /// Puts the programs in force again, those whose links somebody took off.
+    pub fn reattach(&self) -> Result<(), DatapathError> {
+        self.cgroup.attach(&self.object, &self.pins)?;
+        self.attach_node()
     }
 
     /// What is not in the kernel as it should be.
@@ -319,14 +345,32 @@ impl Datapath {
         self.retain_inbound(address, &HashMap::new())
     }
 
+    /// Whether the kernel holds just these modes at these addresses, as far as the agent wrote them.
+    pub fn has_inbound_modes(&self, addresses: &[IpAddr], modes: &MtlsModes) -> bool {
+        addresses.iter().all(|address| {
+            let wanted = workloads::inbound_modes(address_of(*address), modes);
+            wanted.iter().all(|(key, mode)| self.inbound_modes.get(key, 0).is_ok_and(|held| held == *mode))
+        })
+    }
+
     fn retain_inbound(
         &mut self,
         address: Address,
         wanted: &HashMap<PodKey, InboundMode>,
     ) -> Result<(), DatapathError> {
-        let held: Vec<PodKey> = self.inbound_modes.keys().filter_map(Result::ok).collect();
-        for key in held.into_iter().filter(|key| key.address == address && !wanted.contains_key(key)) {
-            self.inbound_modes.remove(&key).map_err(DatapathError::map("delete from", map::INBOUND_MODES))?;
+        let held = self.inbound_keys.get(&address).cloned().unwrap_or_default();
+        for key in held.into_iter().filter(|key| !wanted.contains_key(key)) {
+            match self.inbound_modes.remove(&key) {
+                Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => {
+                }
+                Ok(()) => {}
+                Err(error) => return Err(DatapathError::map("delete from", map::INBOUND_MODES)(error)),
+            }
+        }
+        if wanted.is_empty() {
+            self.inbound_keys.remove(&address);
+        } else {
+            self.inbound_keys.insert(address, wanted.keys().copied().collect());
         }
         Ok(())
     }
@@ -344,11 +388,10 @@ impl Datapath {
             .map_err(DatapathError::map("write to", map::LISTENERS))
     }
 
-    /// Whether a role at a pod's address has a listener.
-    pub fn has_listener(&self, address: IpAddr, role: Role) -> bool {
+    /// Which roles at which addresses have a listener.
+    pub fn listening(&self) -> HashSet<PodKey> {
         // Values of a SockHash cannot be read but as socket cookies; the keys tell who is there.
-        let key = PodKey { address: address_of(address), selector: role as u32 };
-        self.listeners.keys().filter_map(Result::ok).any(|held| held == key)
+        self.listeners.keys().filter_map(Result::ok).collect()
     }
 
     /// Begins to capture the connections of a namespace.

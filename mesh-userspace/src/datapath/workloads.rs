@@ -52,6 +52,25 @@ impl DestinationTable {
         errors
     }
 
+    /// Writes an entry again that is not there as it was written; whether it was not.
+    pub(super) fn mend(&mut self, address: Address) -> Result<bool, DatapathError> {
+        let held = self.map.get(&address, 0).ok();
+        if held.as_ref() == self.installed.get(&address) {
+            return Ok(false);
+        }
+        match self.installed.get(&address).copied() {
+            Some(value) => {
+                self.map
+                    .insert(address, value, 0)
+                    .map_err(DatapathError::map("write to", map::DESTINATIONS))?;
+            }
+            None => {
+                self.map.remove(&address).map_err(DatapathError::map("delete from", map::DESTINATIONS))?;
+            }
+        }
+        Ok(true)
+    }
+
     fn write(&mut self, address: Address, value: Destination) -> Result<(), DatapathError> {
         if self.installed.get(&address) == Some(&value) {
             return Ok(());

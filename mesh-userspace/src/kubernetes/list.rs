@@ -9,12 +9,11 @@ use std::time::Duration;
 use http::{Request, StatusCode};
 use kube::Client;
 use serde::Deserialize;
-use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::time::timeout;
 
 use super::{KubernetesError, client, user_config};
-use crate::resources::{Change, GROUPS, Mistake, decode};
+use crate::resources::{Change, GROUPS, Kind, Mistake, decode_json};
 
 /// Objects in an answer.
 const PAGE: u32 = 500;
@@ -100,8 +99,6 @@ pub struct Listed {
     pub mistakes: Vec<Mistake>,
     /// Kinds that could not be listed, and why.
     pub unlisted: BTreeMap<String, String>,
-    /// Objects of kinds that are no concern of a mesh.
-    pub ignored: usize,
 }
 
 /// A kind as the API server serves it.
@@ -279,18 +276,15 @@ struct PageMetadata {
 }
 
 impl Served {
-    /// Reads an item, which need not say its own kind and version.
+    /// Reads an item as an agent does.
     fn add(&self, item: &str, listed: &mut Listed) {
-        let Ok(Value::Object(mut fields)) = serde_json::from_str(item) else { return };
-        fields.insert("apiVersion".to_owned(), self.api_version.as_str().into());
-        fields.insert("kind".to_owned(), self.kind.as_str().into());
-        if let Some(Value::Object(metadata)) = fields.get_mut("metadata") {
-            metadata.remove("managedFields");
+        match decode_json(&self.api_version, &Kind::from(self.kind.clone()), item) {
+            Ok(object) => listed.changes.push(Change::Upsert(object)),
+            Err(rejected) => {
+                listed.mistakes.extend(rejected.mistakes);
+                listed.changes.extend(rejected.stand_in.map(Change::Upsert));
+            }
         }
-        let decoded = decode(&Value::Object(fields).to_string());
-        listed.changes.extend(decoded.objects.into_iter().map(|item| Change::Upsert(item.object)));
-        listed.mistakes.extend(decoded.mistakes);
-        listed.ignored += decoded.ignored;
     }
 }
 

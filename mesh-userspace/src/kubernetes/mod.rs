@@ -1,6 +1,7 @@
 //! How this program reaches the Kubernetes API server: one place that knows where its address and credentials are.
 
 mod list;
+pub mod permissions;
 
 use std::time::Duration;
 

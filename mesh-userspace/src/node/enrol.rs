@@ -1,27 +1,42 @@
 //! Enrolment: everything that makes a pod's traffic the agent's, in an order in which no step is visible before the ones
 //! that it needs, and its undoing in the reverse order.
+//!
+//! Many pods are enrolled at a time: what is done inside a namespace is done in several at once, what all of them share (the
+//! maps, the state folder) one pod after the other. No address is served for two pods: it is its first holder's until that one
+//! has lost it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::listeners::{self, Listener};
+use super::monitor::Monitor;
+use super::namespaces::Place;
 use super::netns::NetNs;
+use super::parallel::each;
 use super::plumbing::{self, Before};
 use super::state::{Remembered, StateDir};
-use crate::datapath::{Datapath, DatapathError, Role};
+use crate::datapath::{Datapath, DatapathError};
 use crate::model::{MtlsModes, Workload, WorkloadUid};
 use crate::socket::own_netns_cookie;
 
 /// Why a pod could not be enrolled or released.
 #[derive(Debug, thiserror::Error)]
 pub enum EnrolError {
-    /// The pod's namespace is not known.
+    /// The pod's namespace is not known, and a manifest should have said it.
     #[error("pod {0} has no network namespace: annotate it with mesh.dev/netns")]
     NoNetns(WorkloadUid),
+    /// Neither the CNI plugin nor discovery has said where it is.
+    #[error(
+        "the network namespace of pod {0} is not known: the mesh's CNI plugin has not told it, and no process of it is in a \
+         cgroup that the agent sees (it needs the node's process ids and cgroups: hostPID, --proc, --pods-cgroup)"
+    )]
+    NotFound(WorkloadUid),
     /// The pod has no address yet.
     #[error("pod {0} has no address yet")]
     NoAddress(WorkloadUid),
@@ -48,6 +63,14 @@ pub enum EnrolError {
         /// The address.
         address: IpAddr,
     },
+    /// An address is served for another pod.
+    #[error("address {address} is that of pod {by}, which is enrolled and still has it")]
+    AddressTaken {
+        /// The address.
+        address: IpAddr,
+        /// Who has it.
+        by: WorkloadUid,
+    },
     /// Rules, routes or sockets.
     #[error("cannot {operation} in {}", path.display())]
     Plumbing {
@@ -67,6 +90,28 @@ pub enum EnrolError {
     Datapath(#[from] DatapathError),
 }
 
+/// A pod that is to be enrolled.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// The pod.
+    pub workload: Arc<Workload>,
+    /// Its namespace.
+    pub place: Place,
+    /// What holds where the agent has no listener.
+    pub modes: MtlsModes,
+}
+
+/// What an enrolment has brought, to be served.
+#[derive(Debug)]
+pub struct Laid {
+    /// The pod as the node holds it.
+    pub enrolment: Enrolment,
+    /// Its namespace.
+    pub netns: NetNs,
+    /// What is to be accepted from.
+    pub listeners: Vec<Listener>,
+}
+
 /// An enrolled pod, as the node holds it.
 #[derive(Debug)]
 pub struct Enrolment {
@@ -76,18 +121,40 @@ pub struct Enrolment {
     pub cookie: u64,
     /// Where its namespace was opened.
     pub netns: PathBuf,
-    /// Its addresses, as the workload has them.
+    /// Its addresses: those of the workload or, before it has any, of the namespace.
     pub addresses: Vec<IpAddr>,
-    /// All addresses of its namespace: what is steered to the agent.
-    steered: Vec<IpAddr>,
+    /// All addresses of its namespace that are no other pod's: what is steered to the agent.
+    pub(super) steered: Vec<IpAddr>,
+    /// Inode of its namespace, which is held open.
+    pub(super) inode: u64,
+    pub(super) before: Before,
+    pub(super) held: Held,
+    pub(super) id: u32,
+}
+
+/// What is held open of an enrolled pod's namespace.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) netns: NetNs,
+    pub(super) monitor: Monitor,
+    /// Second handles on what is accepted from, for the maps.
+    pub(super) listeners: Vec<Listener>,
+}
+
+/// A namespace that was looked at.
+struct Looked {
+    netns: NetNs,
     inode: u64,
     before: Before,
+    present: Vec<IpAddr>,
 }
 
 /// Enrols and releases the pods of a node.
 pub struct Enroller {
     state: StateDir,
     remembered: BTreeMap<u64, Remembered>,
+    /// Which namespace an address is served for.
+    pub(super) owners: HashMap<IpAddr, u64>,
     own_cookie: u64,
     next_id: u32,
 }
@@ -97,75 +164,144 @@ impl Enroller {
     pub fn open(state_dir: &Path) -> io::Result<Self> {
         let state = StateDir::open(state_dir)?;
         let remembered = state.load();
-        Ok(Self { state, remembered, own_cookie: own_netns_cookie()?, next_id: 1 })
+        let own_cookie = own_netns_cookie()?;
+        Ok(Self { state, remembered, owners: HashMap::new(), own_cookie, next_id: 1 })
     }
 
-    /// Enrols a pod up to the point where it only remains to [`Self::begin_capture`]. Its listeners are handed out, to be
-    /// accepted from. Idempotent: what an earlier agent left is taken over. `modes` hold where the agent has no listener, `held` are the namespaces of other pods.
+    /// Enrols pods up to the point where it only remains to [`Self::begin_capture`]; one result each, in their order. Their
+    /// listeners are handed out, to be accepted from. Idempotent: what an earlier agent left is taken over. `held` are the
+    /// namespaces of other pods.
     pub fn enrol(
         &mut self,
         datapath: &mut Datapath,
-        workload: &Workload,
-        modes: &MtlsModes,
+        wanted: &[Wanted],
         held: &[u64],
-    ) -> Result<(Enrolment, NetNs, Vec<Listener>), EnrolError> {
-        let path = workload.netns.clone().ok_or_else(|| EnrolError::NoNetns(workload.uid.clone()))?;
-        let addresses = workload.addresses.clone();
+    ) -> Vec<Result<Laid, EnrolError>> {
+        let mut held = held.to_vec();
+        let looked = each(wanted.iter().collect(), |wanted| look(&wanted.place));
+        let remembered: Vec<Result<_, EnrolError>> = wanted
+            .iter()
+            .zip(looked)
+            .map(|(wanted, looked)| self.accept(wanted, looked?, &mut held))
+            .collect();
+        // Inside the namespaces, several at a time.
+        let prepared = each(remembered, |remembered| {
+            let remembered = remembered?;
+            Ok((prepare(&remembered), remembered))
+        });
+        wanted
+            .iter()
+            .zip(prepared)
+            .map(|(wanted, prepared): (_, Result<_, EnrolError>)| {
+                let (prepared, (looked, remembered)) = prepared?;
+                let steered = remembered.steered.clone();
+                let done = prepared.and_then(|(monitor, listeners)| {
+                    self.steer(datapath, wanted, (looked, remembered), monitor, listeners)
+                });
+                done.map_err(|(error, remembered)| {
+                    if let Err(undo) = self.take_back(datapath, &remembered, None) {
+                        tracing::warn!(error = %undo, pod = %remembered.uid, "a failed enrolment could not be undone");
+                    }
+                    self.disown(remembered.cookie, &steered);
+                    error
+                })
+            })
+            .collect()
+    }
+
+    /// Whether a namespace can be this pod's; if so it is remembered, before anything in it changes.
+    fn accept(
+        &mut self,
+        wanted: &Wanted,
+        looked: Looked,
+        held: &mut Vec<u64>,
+    ) -> Result<(Looked, Remembered), EnrolError> {
+        let Wanted { workload, place, .. } = wanted;
+        let cookie = looked.netns.cookie();
+        if cookie == self.own_cookie {
+            return Err(EnrolError::HostNetwork(place.path.clone()));
+        }
+        if held.contains(&cookie) {
+            return Err(EnrolError::Taken(place.path.clone()));
+        }
+        let addresses = if workload.addresses.is_empty() {
+            // It is being made: the API is told of its addresses once the CNI plugins are done.
+            looked.present.iter().copied().filter(is_a_pods).collect()
+        } else {
+            workload.addresses.clone()
+        };
         if addresses.is_empty() {
             return Err(EnrolError::NoAddress(workload.uid.clone()));
         }
-        let netns = NetNs::open(&path).map_err(|source| EnrolError::Netns { path: path.clone(), source })?;
-        if netns.cookie() == self.own_cookie {
-            return Err(EnrolError::HostNetwork(path));
+        if let Some(&address) = addresses.iter().find(|address| !looked.present.contains(address)) {
+            return Err(EnrolError::Address { path: place.path.clone(), address });
         }
-        if held.contains(&netns.cookie()) {
-            return Err(EnrolError::Taken(path));
+        let other = |address: &IpAddr| self.owners.get(address).is_some_and(|owner| *owner != cookie);
+        if let Some(&address) = addresses.iter().find(|address| other(address)) {
+            let by = self.owners.get(&address).and_then(|owner| self.remembered.get(owner));
+            let by = by.map_or_else(|| workload.uid.clone(), |pod| pod.uid.clone());
+            return Err(EnrolError::AddressTaken { address, by });
         }
-        let at = |operation| {
-            let path = path.clone();
-            move |source| EnrolError::Plumbing { operation, path, source }
-        };
-        let before = match self.remembered.get(&netns.cookie()) {
-            Some(known) => known.before,
-            None => netns.run(plumbing::before).map_err(at("read the sysctls"))?,
-        };
-        let present = present(&netns).map_err(at("look at the addresses"))?;
-        if let Some(address) = addresses.iter().find(|address| !present.contains(address)) {
-            return Err(EnrolError::Address { path, address: *address });
-        }
-        let enrolment = Enrolment {
-            steered: present,
-            inode: netns.inode().map_err(at("look at the namespace"))?,
+        let before = self.remembered.get(&cookie).map_or(looked.before, |known| known.before);
+        let steered: Vec<IpAddr> = looked.present.iter().copied().filter(|address| !other(address)).collect();
+        let remembered = Remembered {
             uid: workload.uid.clone(),
-            cookie: netns.cookie(),
-            netns: path.clone(),
-            addresses: addresses.clone(),
+            netns: place.path.clone(),
+            cookie,
+            addresses,
+            steered,
             before,
+            inode: looked.inode,
         };
-        self.remember(&enrolment)?;
-        let laid = lay(datapath, modes, &netns, &enrolment, &at);
-        match laid {
-            Ok(listeners) => Ok((enrolment, netns, listeners)),
-            Err(error) => {
-                if let Err(undo) = self.release(datapath, &enrolment) {
-                    tracing::warn!(error = %undo, pod = %workload.uid, "a failed enrolment could not be undone");
-                }
-                Err(error)
-            }
-        }
+        self.remember(&remembered)?;
+        self.owners.extend(remembered.steered.iter().map(|address| (*address, cookie)));
+        held.push(cookie);
+        Ok((looked, remembered))
     }
 
-    fn remember(&mut self, enrolment: &Enrolment) -> Result<(), EnrolError> {
-        let remembered = Remembered {
-            uid: enrolment.uid.clone(),
-            netns: enrolment.netns.clone(),
-            cookie: enrolment.cookie,
-            addresses: enrolment.addresses.clone(),
-            steered: enrolment.steered.clone(),
-            before: enrolment.before,
+    /// Writes the maps for a prepared namespace, what steers to the agent last.
+    fn steer(
+        &mut self,
+        datapath: &mut Datapath,
+        wanted: &Wanted,
+        (looked, remembered): (Looked, Remembered),
+        monitor: Monitor,
+        listeners: Vec<Listener>,
+    ) -> Result<Laid, (EnrolError, Remembered)> {
+        let held = || -> io::Result<Held> {
+            let listeners = listeners.iter().map(Listener::try_clone).collect::<io::Result<_>>()?;
+            Ok(Held { netns: looked.netns.try_clone()?, monitor, listeners })
         };
-        self.state.save(&remembered).map_err(EnrolError::State)?;
-        self.remembered.insert(enrolment.cookie, remembered);
+        let mut written = || -> Result<(), DatapathError> {
+            datapath.set_inbound_modes(&remembered.steered, &wanted.modes)?;
+            set_listeners(datapath, &remembered.steered, &listeners)?;
+            datapath.attach_pod(remembered.cookie, looked.netns.file().as_fd())
+        };
+        let at = |source| EnrolError::Plumbing {
+            operation: "hold the namespace",
+            path: remembered.netns.clone(),
+            source,
+        };
+        let done = match held() {
+            Ok(held) => written().map(|()| held).map_err(EnrolError::from),
+            Err(error) => Err(at(error)),
+        };
+        let held = match done {
+            Ok(held) => held,
+            Err(error) => return Err((error, remembered)),
+        };
+        let id = self.next_id;
+        self.next_id = self.next_id.wrapping_add(1);
+        let Remembered { uid, netns, cookie, addresses, steered, before, inode } = remembered;
+        let enrolment = Enrolment { uid, cookie, netns, addresses, steered, inode, before, held, id };
+        Ok(Laid { enrolment, netns: looked.netns, listeners })
+    }
+
+    pub(super) fn remember(&mut self, pod: &Remembered) -> Result<(), EnrolError> {
+        if self.remembered.get(&pod.cookie) != Some(pod) {
+            self.state.save(pod).map_err(EnrolError::State)?;
+            self.remembered.insert(pod.cookie, pod.clone());
+        }
         Ok(())
     }
 
@@ -175,54 +311,85 @@ impl Enroller {
         datapath: &mut Datapath,
         enrolment: &Enrolment,
     ) -> Result<(), EnrolError> {
-        datapath.add_pod(enrolment.cookie, self.next_id)?;
-        self.next_id = self.next_id.wrapping_add(1);
-        Ok(())
+        Ok(datapath.add_pod(enrolment.cookie, enrolment.id)?)
     }
 
     /// Nothing new is captured or steered; what the agent carries goes on for as long as the rules stay.
-    pub fn end_capture(&mut self, datapath: &mut Datapath, enrolment: &Enrolment) -> Result<(), EnrolError> {
+    pub fn end_capture(
+        &mut self,
+        datapath: &mut Datapath,
+        enrolment: &mut Enrolment,
+    ) -> Result<(), EnrolError> {
+        // Nobody will accept from them: only the workers may hold them from here on.
+        enrolment.close_listeners();
         datapath.remove_pod(enrolment.cookie)?;
         Ok(datapath.detach_pod(enrolment.cookie)?)
     }
 
     /// Takes everything out of the pod and the maps.
     pub fn release(&mut self, datapath: &mut Datapath, enrolment: &Enrolment) -> Result<(), EnrolError> {
-        self.end_capture(datapath, enrolment)?;
-        for address in &enrolment.steered {
-            datapath.clear_address(*address)?;
+        let released = self.take_back(datapath, &enrolment.remembered(), Some(&enrolment.held.netns));
+        self.disown(enrolment.cookie, &enrolment.steered);
+        released
+    }
+
+    fn take_back(
+        &mut self,
+        datapath: &mut Datapath,
+        pod: &Remembered,
+        netns: Option<&NetNs>,
+    ) -> Result<(), EnrolError> {
+        datapath.remove_pod(pod.cookie)?;
+        datapath.detach_pod(pod.cookie)?;
+        for address in &pod.steered {
+            // Its next holder's entries are none of ours.
+            if self.owners.get(address).is_none_or(|owner| *owner == pod.cookie) {
+                datapath.clear_address(*address)?;
+            }
         }
-        take_up(&enrolment.netns, enrolment.cookie, enrolment.before)?;
-        self.state.forget(enrolment.cookie);
-        self.remembered.remove(&enrolment.cookie);
+        match netns {
+            Some(netns) => take_up(netns, pod.before)?,
+            None => find_and_take_up(pod)?,
+        }
+        self.state.forget(pod.cookie);
+        self.remembered.remove(&pod.cookie);
         Ok(())
     }
 
-    /// Releases the pods that an earlier agent enrolled and that are not among `enrolled`.
+    pub(super) fn disown(&mut self, cookie: u64, addresses: &[IpAddr]) {
+        for address in addresses {
+            if self.owners.get(address) == Some(&cookie) {
+                self.owners.remove(address);
+            }
+        }
+    }
+
+    /// Releases the pods that an earlier agent enrolled and that are not among `enrolled`; those that are `awaited` will be
+    /// taken over once their namespaces are known.
     pub fn release_strays(
         &mut self,
         datapath: &mut Datapath,
         enrolled: impl Fn(u64) -> bool,
+        awaited: impl Fn(&WorkloadUid) -> bool,
     ) -> Vec<EnrolError> {
-        let strays: Vec<Remembered> =
-            self.remembered.values().filter(|pod| !enrolled(pod.cookie)).cloned().collect();
+        let stays = |pod: &Remembered| enrolled(pod.cookie) || awaited(&pod.uid);
+        let strays: Vec<Remembered> = self.remembered.values().filter(|pod| !stays(pod)).cloned().collect();
         let mut errors = Vec::new();
         for pod in strays {
             tracing::info!(pod = %pod.uid, "released: enrolled by an earlier agent and no longer wanted");
-            let Remembered { uid, netns, cookie, addresses, steered, before } = pod;
-            errors.extend(
-                self.release(
-                    datapath,
-                    &Enrolment { uid, cookie, netns, addresses, steered, inode: 0, before },
-                )
-                .err(),
-            );
+            errors.extend(self.take_back(datapath, &pod, None).err());
         }
-        for cookie in datapath.known_pods().into_iter().filter(|cookie| !enrolled(*cookie)) {
+        let unknown = |cookie: &u64| !enrolled(*cookie) && !self.remembered.contains_key(cookie);
+        for cookie in datapath.known_pods().into_iter().filter(unknown) {
             let forgotten = datapath.remove_pod(cookie).and_then(|()| datapath.detach_pod(cookie));
             errors.extend(forgotten.err().map(EnrolError::Datapath));
         }
         errors
+    }
+
+    /// Whether there are pods of an earlier agent that have been neither taken over nor released.
+    pub fn has_strays(&self, enrolled: impl Fn(u64) -> bool) -> bool {
+        self.remembered.keys().any(|cookie| !enrolled(*cookie))
     }
 
     /// What `sk_lookup` does without a listener of the agent has changed.
@@ -235,70 +402,97 @@ impl Enroller {
         Ok(datapath.set_inbound_modes(&enrolment.steered, modes)?)
     }
 
-    /// What is missing of an enrolment: links, listeners, rules, routes, map entries.
-    pub fn missing(&self, datapath: &Datapath, enrolment: &Enrolment) -> Vec<String> {
-        let mut missing = Vec::new();
-        if !datapath.has_pod(enrolment.cookie) {
-            missing.push("the pod is not in PODS".to_owned());
+    /// The workload has these addresses now. If the namespace has them the enrolment goes on with them; otherwise it is another
+    /// pod's, and nothing changes.
+    pub fn readdress(&mut self, enrolment: &mut Enrolment, addresses: &[IpAddr]) -> Result<bool, EnrolError> {
+        if addresses.is_empty() || enrolment.addresses == addresses {
+            return Ok(true);
         }
-        match (datapath.pod_link(enrolment.cookie), datapath.pod_program_id()) {
-            (Err(error), _) => missing.push(format!("the sk_lookup link cannot be read: {error}")),
-            (Ok(link), _) if link.netns_inode() == 0 => {
-                missing.push("the sk_lookup link has lost its namespace".to_owned());
-            }
-            (Ok(link), Ok(own)) if link.program_id != own => {
-                missing.push(format!("the sk_lookup link runs program {} instead of {own}", link.program_id));
-            }
-            _ => {}
+        if !addresses.iter().all(|address| enrolment.steered.contains(address)) {
+            return Ok(false);
         }
-        for address in &enrolment.addresses {
-            for role in [Role::Outbound, Role::Inbound, Role::Hbone] {
-                if !datapath.has_listener(*address, role) {
-                    missing.push(format!("{address} has no {role:?} listener"));
-                }
-            }
-        }
-        match NetNs::open(&enrolment.netns) {
-            Ok(netns) if netns.cookie() == enrolment.cookie => {
-                let addresses = enrolment.steered.clone();
-                match netns.run(move || plumbing::missing(&addresses)) {
-                    Ok(more) => missing.extend(more),
-                    Err(error) => missing.push(format!("rules and routes cannot be read: {error}")),
-                }
-            }
-            Ok(_) => missing.push(format!("{} is another namespace now", enrolment.netns.display())),
-            Err(error) => missing.push(format!("{}: {error}", enrolment.netns.display())),
-        }
-        missing
-    }
-
-    /// Whether the namespace at the pod's path is another one than was enrolled, or none.
-    pub fn is_replaced(enrolment: &Enrolment) -> bool {
-        !std::fs::metadata(&enrolment.netns).is_ok_and(|found| found.ino() == enrolment.inode)
+        addresses.clone_into(&mut enrolment.addresses);
+        self.remember(&enrolment.remembered())?;
+        let (all, own) = (enrolment.steered.clone(), addresses.to_vec());
+        enrolment.held.netns.run(move || plumbing::lay(&all, &own)).map_err(|source| {
+            EnrolError::Plumbing { operation: "lay rules and routes", path: enrolment.netns.clone(), source }
+        })?;
+        Ok(true)
     }
 }
 
-/// Lays everything that a pod needs, what steers to the agent last.
-fn lay<E: FnOnce(io::Error) -> EnrolError>(
+impl Enrolment {
+    /// Inode of its namespace, which nobody else has for as long as this is held.
+    pub const fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    /// Its namespace is found at another path now.
+    pub fn moved_to(&mut self, path: &Path) {
+        path.clone_into(&mut self.netns);
+    }
+
+    /// Nobody will accept from its listeners any more: only who does may hold them.
+    pub fn close_listeners(&mut self) {
+        self.held.listeners.clear();
+    }
+
+    pub(super) fn remembered(&self) -> Remembered {
+        Remembered {
+            uid: self.uid.clone(),
+            netns: self.netns.clone(),
+            cookie: self.cookie,
+            addresses: self.addresses.clone(),
+            steered: self.steered.clone(),
+            before: self.before,
+            inode: self.inode,
+        }
+    }
+}
+
+/// What a namespace is and has.
+fn look(place: &Place) -> Result<Looked, EnrolError> {
+    let path = || place.path.clone();
+    let netns = place.open().map_err(|source| EnrolError::Netns { path: path(), source })?;
+    let at = |operation| move |source| EnrolError::Plumbing { operation, path: path(), source };
+    let inode = netns.inode().map_err(at("look at the namespace"))?;
+    let (before, present) = netns
+        .run(|| Ok((plumbing::before()?, present()?)))
+        .map_err(at("read the sysctls and the addresses"))?;
+    Ok(Looked { netns, inode, before, present })
+}
+
+/// Lays what a pod needs inside its namespace.
+#[expect(clippy::type_complexity, reason = "what was prepared, or why not and for whom it is to be undone")]
+fn prepare(
+    (looked, remembered): &(Looked, Remembered),
+) -> Result<(Monitor, Vec<Listener>), (EnrolError, Remembered)> {
+    let (steered, own) = (remembered.steered.clone(), remembered.addresses.clone());
+    let laid = looked.netns.run(move || {
+        let listeners = listeners::open(&steered)?;
+        plumbing::lay(&steered, &own)?;
+        // After what it would hear of.
+        Ok((Monitor::open()?, listeners))
+    });
+    laid.map_err(|source| {
+        let path = remembered.netns.clone();
+        let error = EnrolError::Plumbing { operation: "lay listeners, rules and routes", path, source };
+        (error, remembered.clone())
+    })
+}
+
+/// Makes these sockets the listeners of these addresses.
+pub(super) fn set_listeners(
     datapath: &mut Datapath,
-    modes: &MtlsModes,
-    netns: &NetNs,
-    enrolment: &Enrolment,
-    at: &impl Fn(&'static str) -> E,
-) -> Result<Vec<Listener>, EnrolError> {
-    let Enrolment { steered, addresses, .. } = enrolment;
-    datapath.set_inbound_modes(steered, modes)?;
-    let owned = steered.clone();
-    let listeners = netns.run(move || listeners::open(&owned)).map_err(at("listen"))?;
-    let (all, own) = (steered.clone(), addresses.clone());
-    netns.run(move || plumbing::lay(&all, &own)).map_err(at("lay rules and routes"))?;
-    for listener in &listeners {
-        for address in steered.iter().filter(|address| address.is_ipv4() == listener.v4) {
+    addresses: &[IpAddr],
+    listeners: &[Listener],
+) -> Result<(), DatapathError> {
+    for listener in listeners {
+        for address in addresses.iter().filter(|address| address.is_ipv4() == listener.v4) {
             datapath.set_listener(*address, listener.role, listener.socket.as_fd())?;
         }
     }
-    datapath.attach_pod(netns.cookie(), netns.file().as_fd())?;
-    Ok(listeners)
+    Ok(())
 }
 
 /// Leaves no trace of any agent on this machine's pods: for `meshd uninstall`. The pins are removed elsewhere.
@@ -306,39 +500,63 @@ pub fn uninstall(state_dir: &Path) -> Result<Vec<WorkloadUid>, EnrolError> {
     let state = StateDir::open(state_dir).map_err(EnrolError::State)?;
     let mut released = Vec::new();
     for (cookie, pod) in state.load() {
-        take_up(&pod.netns, cookie, pod.before)?;
+        find_and_take_up(&pod)?;
         state.forget(cookie);
         released.push(pod.uid);
     }
     Ok(released)
 }
 
-/// Takes rules, routes and sysctl out of a namespace; one that is gone has taken them with it.
-fn take_up(path: &Path, cookie: u64, before: Before) -> Result<(), EnrolError> {
-    let Ok(netns) = NetNs::open(path) else { return Ok(()) };
-    if netns.cookie() != cookie {
-        return Ok(());
-    }
+/// Takes rules, routes and sysctls out of a namespace.
+fn take_up(netns: &NetNs, before: Before) -> Result<(), EnrolError> {
     netns.run(move || plumbing::take_up(before)).map_err(|source| EnrolError::Plumbing {
         operation: "take up rules and routes",
-        path: path.to_owned(),
+        path: netns.path().to_owned(),
         source,
     })
 }
 
-/// The addresses of the namespace, but for loopback.
-fn present(netns: &NetNs) -> io::Result<Vec<IpAddr>> {
-    netns.run(move || {
-        let mut present: Vec<IpAddr> = nix::ifaddrs::getifaddrs()?
-            .filter_map(|interface| {
-                let address = interface.address?;
-                let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
-                v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
-            })
-            .filter(|address| !address.is_loopback())
-            .collect();
-        present.sort_unstable();
-        present.dedup();
-        Ok(present)
-    })
+/// The same for a namespace that is not held; one that is gone has taken them with it.
+fn find_and_take_up(pod: &Remembered) -> Result<(), EnrolError> {
+    match find(pod) {
+        Some(netns) => take_up(&netns, pod.before),
+        None => Ok(()),
+    }
+}
+
+/// The namespace of a pod that an earlier agent enrolled: where that one opened it, or at any process that is in it (the one
+/// that it was opened at may have ended).
+fn find(pod: &Remembered) -> Option<NetNs> {
+    let is_it = |netns: &NetNs| netns.cookie() == pod.cookie;
+    if let Some(netns) = NetNs::open(&pod.netns).ok().filter(is_it) {
+        return Some(netns);
+    }
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let namespaces = processes.map(|process| process.path().join("ns/net"));
+    namespaces
+        .filter(|path| fs::metadata(path).is_ok_and(|found| found.ino() == pod.inode))
+        .find_map(|path| NetNs::open(&path).ok().filter(is_it))
+}
+
+/// Whether an address may be a pod's own: those of its links alone are not.
+fn is_a_pods(address: &IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => !address.is_link_local(),
+        IpAddr::V6(address) => !address.is_unicast_link_local() && !address.is_multicast(),
+    }
+}
+
+/// The addresses of the calling thread's namespace, but for loopback.
+pub(super) fn present() -> io::Result<Vec<IpAddr>> {
+    let mut present: Vec<IpAddr> = nix::ifaddrs::getifaddrs()?
+        .filter_map(|interface| {
+            let address = interface.address?;
+            let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+        })
+        .filter(|address| !address.is_loopback())
+        .collect();
+    present.sort_unstable();
+    present.dedup();
+    Ok(present)
 }

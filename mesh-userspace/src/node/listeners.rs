@@ -6,7 +6,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::datapath::Role;
 use crate::socket::set_transparent;
@@ -15,6 +15,7 @@ use crate::socket::set_transparent;
 const BACKLOG: i32 = 4096;
 
 /// A listening socket for one role and one family.
+#[derive(Debug)]
 pub struct Listener {
     /// What it takes.
     pub role: Role,
@@ -22,6 +23,18 @@ pub struct Listener {
     pub v4: bool,
     /// The socket, non-blocking.
     pub socket: TcpListener,
+}
+
+impl Listener {
+    /// A second handle on the same socket. Both must be closed for the socket to end.
+    pub(super) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { role: self.role, v4: self.v4, socket: self.socket.try_clone()? })
+    }
+
+    /// Whether the socket still listens (`ss -K` and the like end it).
+    pub(super) fn listens(&self) -> bool {
+        SockRef::from(&self.socket).is_listener().unwrap_or(false)
+    }
 }
 
 /// Opens the listeners for a pod with these addresses. Call on a thread inside the namespace.

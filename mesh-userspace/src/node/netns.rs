@@ -32,6 +32,11 @@ impl NetNs {
     pub fn open(path: &Path) -> io::Result<Self> {
         // Whatever the path names, opening it does not wait (a FIFO would).
         let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+        Self::of(file, path)
+    }
+
+    /// The namespace of an open file, which was opened at `path`.
+    pub fn of(file: File, path: &Path) -> io::Result<Self> {
         if !fstatfs(&file).is_ok_and(|stat| stat.filesystem_type() == NSFS_MAGIC) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "this is no network namespace"));
         }
@@ -41,6 +46,11 @@ impl NetNs {
             own_netns_cookie()
         })?;
         Ok(Self { file, path: path.to_owned(), cookie })
+    }
+
+    /// A second handle on it.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { file: self.file.try_clone()?, path: self.path.clone(), cookie: self.cookie })
     }
 
     /// Cookie, as the kernel's hooks see it.

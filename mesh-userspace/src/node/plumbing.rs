@@ -33,7 +33,7 @@ const TABLE_LOCAL: u32 = 255;
 /// `LOOPBACK_IFINDEX`.
 const LOOPBACK: u32 = 1;
 /// The sysctls that are switched on. The last is not there where the kernel has no IPv6.
-const SYSCTLS: [&str; 3] = [
+pub(super) const SYSCTLS: [&str; 3] = [
     "/proc/sys/net/ipv4/tcp_fwmark_accept",
     "/proc/sys/net/ipv4/fwmark_reflect",
     "/proc/sys/net/ipv6/fwmark_reflect",
@@ -45,6 +45,9 @@ pub(super) struct Before {
     /// Which of [`SYSCTLS`] were on.
     sysctls: [bool; SYSCTLS.len()],
 }
+
+/// Something that is missing: its kind, as the metrics name it, and what to say of it.
+pub(super) type Lack = (&'static str, String);
 
 /// Reads what will be changed. Call inside the namespace.
 pub(super) fn before() -> io::Result<Before> {
@@ -74,8 +77,8 @@ pub(super) fn lay(addresses: &[IpAddr], own: &[IpAddr]) -> io::Result<()> {
     }
     with_netlink(async |netlink| {
         for version in versions(addresses) {
-            let source = own.iter().find(|address| address.is_ipv4() == matches!(version, IpVersion::V4));
-            netlink.replace_route(local_default(&version, TABLE_CAPTURE, source.copied())).await?;
+            let source = own_source(&version, own);
+            netlink.replace_route(local_default(&version, TABLE_CAPTURE, source)).await?;
             netlink.replace_route(local_default(&version, TABLE_DELIVER, None)).await?;
             netlink.add_rule(&version, PREF_LOCAL, None, TABLE_LOCAL).await?;
             netlink.add_rule(&version, PREF_CAPTURE, Some(MARK_CAPTURE), TABLE_CAPTURE).await?;
@@ -110,12 +113,12 @@ pub(super) fn take_up(before: Before) -> io::Result<()> {
     Ok(())
 }
 
-/// What is missing of what [`lay`] laid. Call on a thread inside the namespace.
-pub(super) fn missing(addresses: &[IpAddr]) -> io::Result<Vec<String>> {
+/// What is missing of what [`lay`] laid, each with the kind of thing that it is. Call on a thread inside the namespace.
+pub(super) fn missing(addresses: &[IpAddr], own: &[IpAddr]) -> io::Result<Vec<Lack>> {
     let mut missing = Vec::new();
     for path in SYSCTLS {
         if !is_on(path)? {
-            missing.push(format!("{path} is off"));
+            missing.push(("sysctl", format!("{path} is off")));
         }
     }
     let more = with_netlink(async |netlink| {
@@ -125,13 +128,17 @@ pub(super) fn missing(addresses: &[IpAddr]) -> io::Result<Vec<String>> {
             let rules = netlink.rules(&version).await?;
             for pref in [PREF_DELIVER, PREF_CAPTURE, PREF_LOCAL] {
                 if !rules.iter().any(|rule| priority(rule) == pref && is_ours(rule)) {
-                    missing.push(format!("{family} rule {pref} is gone"));
+                    missing.push(("rules", format!("{family} rule {pref} is gone")));
                 }
             }
+            if rules.iter().any(|rule| priority(rule) == 0 && table(rule) == TABLE_LOCAL) {
+                missing.push(("rules", format!("{family} rule 0 is back, ahead of the mesh's")));
+            }
+            let source = own_source(&version, own);
             let routes = netlink.routes(&version).await?;
-            for table in [TABLE_CAPTURE, TABLE_DELIVER] {
-                if !routes.iter().any(|route| route_table(route) == table) {
-                    missing.push(format!("{family} route in table {table} is gone"));
+            for (table, source) in [(TABLE_CAPTURE, source), (TABLE_DELIVER, None)] {
+                if !routes.iter().any(|route| is_local_default(route, table, source)) {
+                    missing.push(("routes", format!("{family} route in table {table} is gone or another")));
                 }
             }
         }
@@ -139,6 +146,19 @@ pub(super) fn missing(addresses: &[IpAddr]) -> io::Result<Vec<String>> {
     })?;
     missing.extend(more);
     Ok(missing)
+}
+
+/// The address of a family that unbound sockets take.
+fn own_source(version: &IpVersion, own: &[IpAddr]) -> Option<IpAddr> {
+    own.iter().find(|address| address.is_ipv4() == matches!(version, IpVersion::V4)).copied()
+}
+
+fn is_local_default(route: &RouteMessage, table: u32, source: Option<IpAddr>) -> bool {
+    let has_source = route.attributes.iter().any(
+        |attribute| matches!(attribute, RouteAttribute::PrefSource(held) if source.map(Into::into).as_ref() == Some(held)),
+    );
+    let is_default = route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Local;
+    route_table(route) == table && is_default && (source.is_none() || has_source)
 }
 
 fn versions(addresses: &[IpAddr]) -> Vec<IpVersion> {

@@ -23,6 +23,9 @@ pub(super) struct Remembered {
     pub(super) addresses: Vec<IpAddr>,
     pub(super) steered: Vec<IpAddr>,
     pub(super) before: Before,
+    /// Inode of the namespace; 0 where an agent that did not know wrote the file.
+    #[serde(default)]
+    pub(super) inode: u64,
 }
 
 /// The folder of these files.

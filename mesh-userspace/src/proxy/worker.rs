@@ -213,6 +213,8 @@ impl Worker {
             match accepted {
                 Ok((socket, _)) => self.place(Arc::clone(&pod), role, socket),
                 Err(error) if is_of_the_connection(&error) => {}
+                // The socket was shut down from outside; the controller opens another.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return,
                 Err(error) => {
                     tracing::warn!(%error, pod = %pod.uid(), "cannot accept");
                     tokio::time::sleep(ACCEPT_PAUSE).await;

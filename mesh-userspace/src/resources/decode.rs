@@ -151,7 +151,7 @@ impl Decoded {
 }
 
 /// The object that a document is; `None` for a kind that is no concern of ours.
-fn object(node: &Node) -> Result<Option<Object>, Vec<Mistake>> {
+pub(super) fn object(node: &Node) -> Result<Option<Object>, Vec<Mistake>> {
     let mistake = |field: &str, reason: String| {
         let (code, line) = (Code::NotYaml, line_of(node, field));
         vec![Mistake { code, line, object: None, field: field.to_owned(), reason }]

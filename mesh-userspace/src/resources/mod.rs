@@ -1,6 +1,6 @@
 //! The Kubernetes and Istio objects as they are written, and their translation into the model.
 //!
-//! Text becomes [`Object`]s in [`decode`], which says where a mistake is; objects become a
+//! Text becomes [`Object`]s in [`decode`], which says where a mistake is, and so does JSON of the API server in `json`; objects become a
 //! [`Snapshot`](crate::model::Snapshot) in the [`Translator`], which rebuilds only what a change concerns. Nothing here
 //! reads files or the network: that is `source`.
 
@@ -9,6 +9,7 @@ mod authorization;
 mod decode;
 mod deserialize;
 mod istio;
+mod json;
 mod lint;
 mod object;
 mod report;
@@ -28,8 +29,9 @@ pub use istio::{
     Destination, DestinationRule, IstioMode, LabelSelector, MutualTls, PeerAuthentication, Subset,
     VirtualService,
 };
+pub(crate) use json::{Rejected, decode_json};
 pub use object::{Kind, Object, ObjectRef};
-pub use report::{Code, Notice, Problem, Severity};
+pub use report::{Code, Notice, Origin, Problem, Severity};
 pub use service::Service;
 pub use slice::EndpointSlice;
 pub(crate) use stand_in::guards;

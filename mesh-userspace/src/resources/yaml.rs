@@ -373,7 +373,7 @@ impl<'a> Builder<'a> {
 }
 
 impl Node {
-    fn new(line: u32, content: Content) -> Self {
+    pub(super) fn new(line: u32, content: Content) -> Self {
         let children: Box<dyn Iterator<Item = &Rc<Self>>> = match &content {
             Content::Scalar(_) => Box::new(std::iter::empty()),
             Content::Sequence(items) => Box::new(items.iter()),

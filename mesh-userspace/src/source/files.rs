@@ -17,9 +17,9 @@ use std::time::SystemTime;
 
 use super::document::{Documents, Stamp, changed};
 use super::listing::{FileKey, Listing};
-use super::manifests::Update;
 use super::unfinished::Unfinished;
-use crate::resources::{Change, Code, Kind, Mistake, Object, ObjectRef, Problem, guards};
+use super::update::{Update, instead};
+use crate::resources::{Change, Code, Mistake, Object, ObjectRef, Origin, Problem};
 
 /// Most threads that read files at a time.
 const MAX_READERS: usize = 8;
@@ -257,15 +257,7 @@ impl FileSet {
 
     /// What becomes of an object that cannot be read, where that is not its last good state.
     fn instead(&self, object: &ObjectRef) -> &'static str {
-        let is_peer = object.kind == Kind::PeerAuthentication;
-        match (self.stand_ins.contains(object), is_peer) {
-            _ if !guards(&object.kind) => "",
-            (true, true) => "; until it is mended STRICT is in force where it applies",
-            (true, false) => "; until it is mended nothing is allowed where it applies",
-            (false, _) if self.definitions.contains_key(object) => "; its last good state is in force",
-            (false, true) => "; it is NOT in force, and an agent that starts with it takes it for STRICT",
-            (false, false) => "; it is NOT in force, and an agent that starts with it allows nothing",
-        }
+        instead(object, self.stand_ins.contains(object), self.definitions.contains_key(object))
     }
 
     /// False where the file has defined the object in this round already.
@@ -333,8 +325,8 @@ impl FileSet {
     fn collect_problems(&self, now: SystemTime) -> Vec<Problem> {
         // A mistake that only moved to another line is the same.
         let identity = |problem: &Problem| {
-            let Problem { file, object, field, reason, .. } = problem.clone();
-            (file, object, field, reason)
+            let Problem { origin, object, field, reason, .. } = problem.clone();
+            (origin, object, field, reason)
         };
         let mut known = HashMap::new();
         for old in &self.problems {
@@ -342,8 +334,8 @@ impl FileSet {
         }
         let mut problems = Vec::new();
         let mut add = |code, file: &Path, line, object: Option<ObjectRef>, field: &str, reason: String| {
-            let (file, field) = (file.to_path_buf(), field.to_owned());
-            let problem = Problem { code, file, line, object, field, reason, since: now };
+            let (origin, field) = (Origin::File(file.to_path_buf()), field.to_owned());
+            let problem = Problem { code, origin, line, object, field, reason, since: now };
             let since = known.get(&identity(&problem)).copied().unwrap_or(now);
             problems.push(Problem { since, ..problem });
         };
@@ -366,7 +358,7 @@ impl FileSet {
                 add(Code::DefinedTwice, place, line, Some(reference.clone()), "", reason);
             }
         }
-        problems.sort_by(|a, b| (&a.file, a.line, &a.field).cmp(&(&b.file, b.line, &b.field)));
+        problems.sort_by(|a, b| (&a.origin, a.line, &a.field).cmp(&(&b.origin, b.line, &b.field)));
         problems
     }
 }

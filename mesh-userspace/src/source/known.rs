@@ -14,11 +14,11 @@ use crate::resources::{Change, Notice, Object, ObjectRef, Translator};
 #[derive(Clone, Debug)]
 pub struct Known {
     translator: Arc<Mutex<Translator>>,
-    files: Arc<Mutex<FileSet>>,
+    files: Option<Arc<Mutex<FileSet>>>,
 }
 
 impl Known {
-    pub(super) fn new(translator: Translator, files: Arc<Mutex<FileSet>>) -> Self {
+    pub(super) fn new(translator: Translator, files: Option<Arc<Mutex<FileSet>>>) -> Self {
         Self { translator: Arc::new(Mutex::new(translator)), files }
     }
 
@@ -36,7 +36,7 @@ impl Known {
 
     /// The file of an object that is read from one, and the line that it begins on, from 1. Blocks while files are read.
     pub fn place(&self, object: &ObjectRef) -> Option<(PathBuf, u32)> {
-        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let files = self.files.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
         files.place(object).map(|(file, line)| (file.to_path_buf(), line))
     }
 }

@@ -21,7 +21,7 @@ use super::SourceError;
 use super::files::FileSet;
 use super::listing::Listing;
 use super::unfinished::Unfinished;
-use crate::resources::{Change, Problem};
+use super::update::Update;
 
 /// What happens within this time of each other is looked at together.
 const BURST: Duration = Duration::from_millis(1);
@@ -34,20 +34,9 @@ const RESCAN_UNWATCHED: Duration = Duration::from_secs(1);
 /// Updates that wait for their reader.
 const QUEUE: usize = 4;
 
-/// What became different since the update before.
-#[derive(Clone, Debug, Default)]
-pub struct Update {
-    /// Changes to objects; in the first update, all of them.
-    pub changes: Vec<Change>,
-    /// All problems there are now.
-    pub problems: Vec<Problem>,
-    /// Objects of kinds that are no concern of a mesh, now.
-    pub ignored: usize,
-}
-
 /// Manifests that are being followed, until this is dropped.
 #[derive(Debug)]
-pub struct Manifests {
+pub(super) struct Manifests {
     updates: mpsc::Receiver<Update>,
     signals: Sender<Signal>,
     files: Arc<Mutex<FileSet>>,
@@ -61,7 +50,7 @@ enum Signal {
 
 impl Manifests {
     /// Begins to follow these files and folders.
-    pub fn watch(paths: Vec<PathBuf>) -> Result<Self, SourceError> {
+    pub(super) fn watch(paths: Vec<PathBuf>) -> Result<Self, SourceError> {
         let (signals, received) = channel();
         let (sender, updates) = mpsc::channel(QUEUE);
         let on_event = {
@@ -90,7 +79,7 @@ impl Manifests {
     }
 
     /// The next update; the first comes at once, with the full state. Cancel safe.
-    pub async fn next(&mut self) -> Option<Update> {
+    pub(super) async fn next(&mut self) -> Option<Update> {
         self.updates.recv().await
     }
 }

@@ -7,9 +7,11 @@ mod changes;
 mod document;
 mod files;
 mod known;
+pub(crate) mod kubernetes;
 mod listing;
-pub mod manifests;
+mod manifests;
 mod unfinished;
+mod update;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -22,8 +24,14 @@ use tokio::sync::watch;
 pub use self::changes::{ChangeLog, Published, Totals};
 pub use self::known::Known;
 
-use self::manifests::{Manifests, Update};
-use crate::model::{MeshConfig, Snapshot};
+pub use self::kubernetes::{ApiState, ApiStatus, KindStatus, Phase};
+
+use self::files::FileSet;
+use self::kubernetes::Kubernetes;
+use self::manifests::Manifests;
+use self::update::Update;
+use crate::kubernetes::KubernetesError;
+use crate::model::{MeshConfig, NodeName, Snapshot};
 use crate::resources::{Change, Notice, Problem, Severity, Translator};
 
 /// Why a source cannot begin.
@@ -33,10 +41,13 @@ pub enum SourceError {
     #[error("cannot watch files")]
     Watch(#[source] notify::Error),
     /// No thread for it.
-    #[error("cannot start the thread that reads manifests")]
+    #[error("cannot start the thread of the source")]
     Thread(#[source] std::io::Error),
+    /// The API server's address or credentials make no sense.
+    #[error(transparent)]
+    Kubernetes(KubernetesError),
     /// It ended before it yielded anything.
-    #[error("the source of manifests ended")]
+    #[error("the source ended before it yielded anything")]
     Ended,
     /// A path that is to be read is not there, or not for us.
     #[error("cannot read {}", path.display())]
@@ -60,6 +71,66 @@ pub struct Reports {
     pub ignored: usize,
 }
 
+/// Where the objects are.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// In these files and folders; one that does not exist yet is a problem in the reports, not an error.
+    Manifests(Vec<PathBuf>),
+    /// At this API server, as this node needs them.
+    Kubernetes(Box<kube::Config>, NodeName),
+}
+
+/// A source that has begun and may have nothing to tell yet.
+#[derive(Debug)]
+pub struct Source {
+    following: Following,
+    api: Option<Arc<ApiState>>,
+}
+
+#[derive(Debug)]
+enum Following {
+    Manifests(Manifests),
+    Kubernetes(Kubernetes),
+}
+
+impl Source {
+    /// Begins. Within a tokio runtime.
+    ///
+    /// # Errors
+    /// It can never yield anything.
+    pub fn begin(input: Input) -> Result<Self, SourceError> {
+        Ok(match input {
+            Input::Manifests(paths) => {
+                Self { following: Following::Manifests(Manifests::watch(paths)?), api: None }
+            }
+            Input::Kubernetes(config, node) => {
+                let (kubernetes, state) = Kubernetes::watch(*config, node)?;
+                Self { following: Following::Kubernetes(kubernetes), api: Some(state) }
+            }
+        })
+    }
+
+    /// How it stands with the API server, where that is the source.
+    pub fn api(&self) -> Option<Arc<ApiState>> {
+        self.api.as_ref().map(Arc::clone)
+    }
+
+    /// The files as they were read last, where they are the source.
+    fn files(&self) -> Option<Arc<Mutex<FileSet>>> {
+        match &self.following {
+            Following::Manifests(manifests) => Some(manifests.files()),
+            Following::Kubernetes(_) => None,
+        }
+    }
+
+    async fn next(&mut self) -> Option<Update> {
+        match &mut self.following {
+            Following::Manifests(manifests) => manifests.next().await,
+            Following::Kubernetes(kubernetes) => kubernetes.next().await,
+        }
+    }
+}
+
 /// The current state of the mesh and of the reports about it.
 #[derive(Clone, Debug)]
 pub struct Feed {
@@ -73,18 +144,22 @@ pub struct Feed {
     pub changes: Arc<ChangeLog>,
     /// The objects that all of it comes from.
     pub known: Known,
+    /// How it stands with the API server, where that is the source.
+    pub api: Option<Arc<ApiState>>,
 }
 
-/// Reads manifests from files and folders and follows them until `shutdown` completes. Returns once the first full
-/// state is there; a path that does not exist yet is a problem in the reports, not an error.
+/// Follows a source until `shutdown` completes. Returns once the first full state is there, however long that takes.
+///
+/// # Errors
+/// It can never yield anything.
 pub async fn run(
-    paths: Vec<PathBuf>,
+    mut source: Source,
     mesh: MeshConfig,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<Feed, SourceError> {
-    let mut manifests = Manifests::watch(paths)?;
-    let known = Known::new(Translator::new(mesh), manifests.files());
-    let first = manifests.next().await.ok_or(SourceError::Ended)?;
+    let api = source.api();
+    let known = Known::new(Translator::new(mesh), source.files());
+    let first = source.next().await.ok_or(SourceError::Ended)?;
     let triggers = changes::triggers(&first.changes);
     let (snapshot, reports) = translate(known.clone(), first).await.ok_or(SourceError::Ended)?;
     log_new(&Reports::default(), &reports);
@@ -103,10 +178,10 @@ pub async fn run(
     tokio::spawn(async move {
         tokio::select! {
             () = shutdown => {}
-            () = publisher.follow(manifests) => {}
+            () = publisher.follow(source) => {}
         }
     });
-    Ok(Feed { current, snapshot, reports, changes, known })
+    Ok(Feed { current, snapshot, reports, changes, known, api })
 }
 
 /// What files and folders come to as they are now, followed no further. Blocks on the disk.
@@ -130,7 +205,7 @@ pub fn known_once(
     below: Vec<Change>,
 ) -> Result<(Snapshot, Reports, Known), SourceError> {
     let (update, files) = manifests::read_once(paths)?;
-    let known = Known::new(Translator::new(mesh), Arc::new(Mutex::new(files)));
+    let known = Known::new(Translator::new(mesh), Some(Arc::new(Mutex::new(files))));
     let (snapshot, notices) = known.apply(below.into_iter().chain(update.changes).collect());
     Ok((snapshot, Reports { problems: update.problems, notices, ignored: update.ignored }, known))
 }
@@ -144,8 +219,8 @@ struct Publisher {
 }
 
 impl Publisher {
-    async fn follow(self, mut manifests: Manifests) {
-        while let Some(update) = manifests.next().await {
+    async fn follow(self, mut source: Source) {
+        while let Some(update) = source.next().await {
             let triggers = changes::triggers(&update.changes);
             let Some((snapshot, reports)) = translate(self.known.clone(), update).await else { return };
             let is_new = snapshot.generation != self.current.load().generation;
@@ -183,7 +258,7 @@ fn log_new(old: &Reports, new: &Reports) {
     for problem in new.problems.iter().filter(|new| !old.problems.iter().any(|old| old.is_same(new))) {
         tracing::warn!(
             code = problem.code.as_str(),
-            file = %problem.file.display(),
+            origin = %problem.origin,
             line = problem.line,
             object = problem.object.as_ref().map(tracing::field::display),
             field = problem.field,

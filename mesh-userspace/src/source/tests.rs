@@ -19,6 +19,10 @@ fn pod(name: &str, address: &str) -> String {
     )
 }
 
+fn begin(paths: Vec<PathBuf>) -> Source {
+    Source::begin(Input::Manifests(paths)).unwrap()
+}
+
 struct Watched {
     feed: Feed,
     folder: TempDir,
@@ -29,7 +33,7 @@ impl Watched {
         let folder = TempDir::new().unwrap();
         prepare(folder.path());
         let paths = vec![folder.path().join(path)];
-        let feed = run(paths, MeshConfig::default(), std::future::pending()).await.unwrap();
+        let feed = run(begin(paths), MeshConfig::default(), std::future::pending()).await.unwrap();
         Self { feed, folder }
     }
 
@@ -216,7 +220,7 @@ async fn the_feed_ends_with_its_shutdown() {
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let shutdown = async { drop(stopped.await) };
     let paths = vec![folder.path().to_path_buf()];
-    let mut feed = run(paths, MeshConfig::default(), shutdown).await.unwrap();
+    let mut feed = run(begin(paths), MeshConfig::default(), shutdown).await.unwrap();
     drop(stop);
     assert!(feed.snapshot.changed().await.is_err());
 }
@@ -232,7 +236,7 @@ async fn the_demo_has_no_problems_but_its_variants() {
         "strict.yaml",
     ];
     let paths = files.iter().map(|file| demo.join(file)).collect();
-    let feed = run(paths, MeshConfig::default(), std::future::pending()).await.unwrap();
+    let feed = run(begin(paths), MeshConfig::default(), std::future::pending()).await.unwrap();
     assert_eq!(**feed.reports.borrow(), Reports::default());
     assert_eq!(feed.current.load().services.len(), 4);
 }

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::UNIX_EPOCH;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -14,7 +15,7 @@ use prometheus_client::registry::Registry;
 
 use super::declare::metrics;
 use super::{Direction, Outcome, Reporter, SyncRecorder, TrafficMetrics};
-use crate::source::ChangeLog;
+use crate::source::{ApiStatus, ChangeLog};
 
 /// Content type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -75,9 +76,27 @@ metrics! {
     "mesh_config_generation"
     /// Generation of the snapshot that is in force
     generation: Gauge;
+    "mesh_source_connected"
+    /// Whether every kind that the API server has is followed (1) or not (0)
+    source_connected: Family<Labels<1>, Gauge>;
+    "mesh_source_objects"
+    /// Objects of a kind that are known, read or not
+    source_objects: Family<Labels<1>, Gauge>;
+    "mesh_source_last_sync_timestamp_seconds"
+    /// When the API server was last heard of a kind, in seconds since the Unix epoch: what is known is of that time at least
+    source_last_sync: Family<Labels<1>, Gauge>;
+    "mesh_source_errors"
+    /// Listings and watches that failed, by kind and reason
+    source_errors: Family<Labels<2>, Counter>;
     "mesh_enrolled_pods"
     /// Pods of this node whose traffic the mesh carries
     enrolled_pods: Gauge;
+    "mesh_pods"
+    /// Pods of this node that the mesh should carry, by how far that has come
+    pods: Family<Labels<1>, Gauge>;
+    "mesh_pod_mends"
+    /// Times that something was not as it should be and was mended, by what
+    pod_mends: Family<Labels<1>, Counter>;
     "mesh_map_entries"
     /// Entries of a kernel map, counted every few seconds
     map_entries: Family<Labels<1>, Gauge>;
@@ -272,9 +291,42 @@ impl Metrics {
         }
     }
 
+    /// How it stands with the API server, where that is the source.
+    pub fn set_source(&self, status: &ApiStatus) {
+        let families = &self.families;
+        let labels = [("api_server", status.url.clone())];
+        families.source_connected.get_or_create_owned(&labels).set(status.connected.into());
+        for kind in &status.kinds {
+            let labels = [("kind", kind.label.to_owned())];
+            families.source_objects.get_or_create_owned(&labels).set(gauge_value(kind.objects));
+            let heard = kind.listed.and(kind.heard).and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+            if let Some(heard) = heard {
+                let gauge = families.source_last_sync.get_or_create_owned(&labels);
+                gauge.set(i64::try_from(heard.as_secs()).unwrap_or(i64::MAX));
+            }
+            for (reason, count) in &kind.errors {
+                let labels = [("kind", kind.label.to_owned()), ("reason", (*reason).to_owned())];
+                families.source_errors.get_or_create_owned(&labels).inner().store(*count, Ordering::Relaxed);
+            }
+        }
+    }
+
     /// Pods enrolled on this node.
     pub fn set_enrolled(&self, pods: usize) {
         self.families.enrolled_pods.set(gauge_value(pods));
+    }
+
+    /// Pods that should be enrolled, by state.
+    pub fn set_pods<const N: usize>(&self, states: [(&'static str, usize); N]) {
+        for (state, pods) in states {
+            let labels = [("state", state.to_owned())];
+            self.families.pods.get_or_create_owned(&labels).set(gauge_value(pods));
+        }
+    }
+
+    /// Something of a pod, or a program, was mended; `what` is from a closed set.
+    pub fn pod_mended(&self, what: &'static str) {
+        self.families.pod_mends.get_or_create_owned(&[("what", what.to_owned())]).inc();
     }
 
     /// How full a kernel map is.

@@ -4,7 +4,7 @@ use anyhow::Result;
 use mesh_tests::peer::Summary;
 use mesh_userspace::datapath::{Datapath, DatapathConfig, Lifeline};
 use mesh_userspace::model::MeshConfig;
-use mesh_userspace::source;
+use mesh_userspace::source::{self, Input, Source};
 
 use crate::world::{PORT, UDP_PORT, World, service_ips, split, subsets, v4, v6};
 
@@ -155,12 +155,9 @@ fn a_new_layout_replaces_the_pinned_state_without_a_failing_connect() -> Result<
     assert!(pins(old) > 0 && pins(old + 1) == 0, "old {} new {}", pins(old), pins(old + 1));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let feed = source::run(
-            vec![world.lab.manifests().folder().to_owned()],
-            MeshConfig::default(),
-            std::future::pending(),
-        )
-        .await?;
+        let manifests = Input::Manifests(vec![world.lab.manifests().folder().to_owned()]);
+        let source = Source::begin(manifests)?;
+        let feed = source::run(source, MeshConfig::default(), std::future::pending()).await?;
         let (mut datapath, _events) = Datapath::load(&config, Lifeline::open()?)?;
         let errors = datapath.sync(&feed.current.load());
         anyhow::ensure!(errors.is_empty(), "{errors:?}");

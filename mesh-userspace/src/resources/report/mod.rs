@@ -3,7 +3,8 @@
 mod code;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
@@ -12,13 +13,43 @@ pub use self::code::Code;
 
 use super::ObjectRef;
 
+/// Where objects are read.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// This file.
+    File(PathBuf),
+    /// The API server of this address.
+    ApiServer(Arc<str>),
+}
+
+impl Origin {
+    /// The file, where it is one.
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            Self::File(path) => Some(path),
+            Self::ApiServer(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::ApiServer(_) => f.write_str("API server"),
+        }
+    }
+}
+
 /// Something that could not be read: the last good state of the object stays in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// What kind of problem it is.
     pub code: Code,
-    /// The file.
-    pub file: PathBuf,
+    /// Where it was read.
+    #[serde(flatten)]
+    pub origin: Origin,
     /// The line in it, from 1.
     pub line: Option<u32>,
     /// The object, where its name could still be read.
@@ -34,14 +65,14 @@ pub struct Problem {
 impl Problem {
     /// Whether it is the same problem, whenever it was first seen.
     pub fn is_same(&self, other: &Self) -> bool {
-        (&self.file, self.line, &self.object, &self.field, &self.reason)
-            == (&other.file, other.line, &other.object, &other.field, &other.reason)
+        (&self.origin, self.line, &self.object, &self.field, &self.reason)
+            == (&other.origin, other.line, &other.object, &other.field, &other.reason)
     }
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.file.display())?;
+        write!(f, "{}", self.origin)?;
         if let Some(line) = self.line {
             write!(f, ":{line}")?;
         }

@@ -1,0 +1,149 @@
+//! The Kubernetes API server as the source: every kind that matters listed and watched, for as long as the agent runs.
+//!
+//! A thread of its own carries the watches, one a kind. What they tell is collected ([`collect`]) and passed on a few
+//! milliseconds at a time. Whatever goes wrong between here and the API server changes nothing of what is in force: it is
+//! tried again for ever, and told ([`state`]).
+
+mod collect;
+mod item;
+pub(crate) mod kinds;
+mod observe;
+mod state;
+mod trouble;
+mod watch;
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use kube::Config;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, interval_at, timeout_at};
+
+pub use self::state::{ApiState, ApiStatus, KindStatus, Phase};
+
+use self::collect::Collector;
+use self::kinds::WATCHED;
+use self::watch::{Message, Watch};
+use super::SourceError;
+use super::update::Update;
+use crate::kubernetes;
+use crate::model::NodeName;
+use crate::resources::Origin;
+
+/// What comes within this time of each other is passed on together.
+const BURST: Duration = Duration::from_millis(20);
+/// Most changes that are waited for together.
+const MAX_BURST: usize = 10_000;
+/// Messages that wait for their reader.
+const MESSAGES: usize = 256;
+/// Updates that wait for theirs.
+const UPDATES: usize = 4;
+/// How often what is waited for at the start is told.
+const REMIND: Duration = Duration::from_secs(10);
+
+/// An API server that is being followed, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Kubernetes {
+    updates: mpsc::Receiver<Update>,
+    _stop: oneshot::Sender<()>,
+}
+
+impl Kubernetes {
+    /// Begins to follow it. Within a tokio runtime.
+    pub(super) fn watch(mut config: Config, node: NodeName) -> Result<(Self, Arc<ApiState>), SourceError> {
+        // What fails is told and counted here, and tried again later than a library would.
+        config.default_retry = false;
+        // Whether it makes sense is known before there is a thread.
+        kubernetes::client(config.clone()).map_err(SourceError::Kubernetes)?;
+        let state = ApiState::new(config.cluster_url.to_string().trim_end_matches('/').to_owned());
+        let (sender, updates) = mpsc::channel(UPDATES);
+        let (stop, stopped) = oneshot::channel();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(SourceError::Thread)?;
+        let of_thread = Arc::clone(&state);
+        let main = move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    _dropped = stopped => {}
+                    () = follow(config, node, of_thread, sender) => {}
+                }
+            });
+        };
+        thread::Builder::new().name("kubernetes".to_owned()).spawn(main).map_err(SourceError::Thread)?;
+        Ok((Self { updates, _stop: stop }, state))
+    }
+
+    /// The next update; the first comes with the full state, once there is one. Cancel safe.
+    pub(super) async fn next(&mut self) -> Option<Update> {
+        self.updates.recv().await
+    }
+}
+
+async fn follow(config: Config, node: NodeName, state: Arc<ApiState>, updates: mpsc::Sender<Update>) {
+    let (sender, mut messages) = mpsc::channel(MESSAGES);
+    let mut watches = JoinSet::new();
+    for (number, watched) in WATCHED.iter().enumerate() {
+        let (node, state, messages) = (node.clone(), Arc::clone(&state), sender.clone());
+        watches.spawn(Watch { number, watched, node, state, messages }.run(config.clone()));
+    }
+    drop(sender);
+    let url: Arc<str> = config.cluster_url.to_string().trim_end_matches('/').into();
+    let mut collector = Collector::new(Origin::ApiServer(url), Arc::clone(&state));
+    if !first(&mut collector, &mut messages, &state).await {
+        return;
+    }
+    loop {
+        let update = collector.take(SystemTime::now());
+        if updates.send(update).await.is_err() {
+            return;
+        }
+        if !burst(&mut collector, &mut messages).await {
+            return;
+        }
+    }
+}
+
+/// Waits until every kind is known; false if the watches ended.
+async fn first(collector: &mut Collector, messages: &mut mpsc::Receiver<Message>, state: &ApiState) -> bool {
+    let begun = Instant::now();
+    let mut remind = interval_at(begun + REMIND, REMIND);
+    while !collector.is_settled() {
+        tokio::select! {
+            message = messages.recv() => match message {
+                Some(message) => collector.note(message),
+                None => return false,
+            },
+            _ = remind.tick() => {
+                let waits_for = state.waits_for().join(", ");
+                tracing::warn!(
+                    waits_for,
+                    seconds = begun.elapsed().as_secs(),
+                    "waiting for the API server: what is in the kernel stays in force until then"
+                );
+            }
+        }
+    }
+    tracing::info!(seconds = begun.elapsed().as_secs_f32(), "the API server's objects are known");
+    true
+}
+
+/// Waits for something to tell, and for what comes right after it; false if the watches ended.
+async fn burst(collector: &mut Collector, messages: &mut mpsc::Receiver<Message>) -> bool {
+    while !collector.waiting().1 {
+        match messages.recv().await {
+            Some(message) => collector.note(message),
+            None => return false,
+        }
+    }
+    let end = Instant::now() + BURST;
+    while collector.waiting().0 < MAX_BURST {
+        match timeout_at(end, messages.recv()).await {
+            Ok(Some(message)) => collector.note(message),
+            Ok(None) => return false,
+            Err(_elapsed) => break,
+        }
+    }
+    true
+}
