@@ -19,8 +19,8 @@ use crate::resources::{Change, GROUPS, Kind, Mistake, decode_json};
 const PAGE: u32 = 500;
 /// Objects that are held at most, of all kinds.
 const MAX_OBJECTS: usize = 1_000_000;
-/// How often a list is begun again because its continuation expired.
-const MAX_RESTARTS: u32 = 3;
+/// How often a list is begun: its continuation may expire.
+const MAX_ATTEMPTS: u32 = 3;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -83,7 +83,7 @@ pub enum ListError {
     #[error("the cluster has more than {MAX_OBJECTS} objects that a mesh knows: analyze manifests instead")]
     TooMany,
     /// The lists change faster than they can be read.
-    #[error("the list of {kind} expired {MAX_RESTARTS} times while it was read")]
+    #[error("the list of {kind} expired {MAX_ATTEMPTS} times while it was read")]
     Expired {
         /// Of what.
         kind: String,
@@ -175,7 +175,7 @@ impl Lister {
     }
 
     async fn list(&self, kind: &Served, listed: &mut Listed) -> Result<(), ListError> {
-        for _ in 0..=MAX_RESTARTS {
+        for _ in 0..MAX_ATTEMPTS {
             match self.pages(kind).await? {
                 Pages::All(items) => {
                     for item in items {
@@ -294,4 +294,146 @@ fn escaped(text: &str) -> String {
     text.bytes()
         .map(|byte| if is_plain(&byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{Ready, ready};
+    use std::sync::{Arc, Mutex};
+    use std::task::{Context, Poll};
+
+    use http::Response;
+    use kube::client::Body;
+    use serde_json::{Value, json};
+    use tower::Service;
+
+    use super::*;
+
+    /// An API server by its answers: status and document for a path with its query.
+    #[derive(Clone)]
+    struct Fake(Arc<Mutex<dyn FnMut(&str) -> (u16, Value) + Send>>);
+
+    impl Service<Request<Body>> for Fake {
+        type Response = Response<Body>;
+        type Error = std::io::Error;
+        type Future = Ready<Result<Response<Body>, std::io::Error>>;
+
+        fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), std::io::Error>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, request: Request<Body>) -> Self::Future {
+            let asked = request.uri().path_and_query().unwrap().to_string();
+            let (status, answer) = (self.0.lock().unwrap())(&asked);
+            let body = Body::from(answer.to_string().into_bytes());
+            ready(Ok(Response::builder().status(status).body(body).unwrap()))
+        }
+    }
+
+    fn status(code: u16, message: &str) -> (u16, Value) {
+        let answer = json!({"apiVersion": "v1", "kind": "Status", "status": "Failure", "code": code, "message": message, "reason": "Whatever"});
+        (code, answer)
+    }
+
+    async fn listed(answer: impl FnMut(&str) -> (u16, Value) + Send + 'static) -> Result<Listed, ListError> {
+        let client = Client::new(Fake(Arc::new(Mutex::new(answer))), "default");
+        Lister { client, server: "https://cluster".to_owned() }.all().await
+    }
+
+    fn groups(names: &[&str]) -> (u16, Value) {
+        let group = |name: &&str| {
+            let version = json!({"groupVersion": format!("{name}/v1"), "version": "v1"});
+            json!({"name": name, "versions": [version], "preferredVersion": version})
+        };
+        (
+            200,
+            json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": names.iter().map(group).collect::<Vec<_>>()}),
+        )
+    }
+
+    #[tokio::test]
+    async fn everything_is_listed_page_by_page() {
+        let mut expired = false;
+        let answer = move |asked: &str| match asked {
+            "/apis" => groups(&["apps", "security.istio.io"]),
+            "/apis/security.istio.io/v1" => {
+                let one = |name: &str, kind: &str, verbs: &[&str]| json!({"name": name, "kind": kind, "namespaced": true, "singularName": "", "verbs": verbs});
+                let resources = [
+                    one("peerauthentications", "PeerAuthentication", &["list"]),
+                    one("peerauthentications/status", "PeerAuthentication", &["get"]),
+                    one("requestauthentications", "RequestAuthentication", &["list"]),
+                ];
+                (
+                    200,
+                    json!({"kind": "APIResourceList", "groupVersion": "security.istio.io/v1", "resources": resources}),
+                )
+            }
+            "/apis/security.istio.io/v1/peerauthentications?limit=500" => {
+                let bad = json!({"metadata": {"name": "a", "namespace": "shop"}, "spec": {"mtls": {"mode": "STRCT"}}});
+                (200, json!({"metadata": {}, "items": [bad]}))
+            }
+            "/apis/security.istio.io/v1/requestauthentications?limit=500" => {
+                (200, json!({"metadata": {}, "items": [{"metadata": {"name": "jwt", "namespace": "shop"}}]}))
+            }
+            "/api/v1/namespaces?limit=500" => {
+                (200, json!({"metadata": {"continue": "a/b="}, "items": [{"metadata": {"name": "shop"}}]}))
+            }
+            "/api/v1/namespaces?limit=500&continue=a%2Fb%3D" => {
+                if !std::mem::replace(&mut expired, true) {
+                    return status(410, "the continuation expired");
+                }
+                (200, json!({"metadata": {}, "items": [{"metadata": {"name": "other"}}]}))
+            }
+            "/api/v1/nodes?limit=500" => status(403, "nodes is forbidden"),
+            "/apis/discovery.k8s.io/v1/endpointslices?limit=500" => status(404, "not here"),
+            _ => (200, json!({"metadata": {}, "items": []})),
+        };
+        let listed = listed(answer).await.unwrap();
+        let names: Vec<String> = listed
+            .changes
+            .iter()
+            .map(|change| match change {
+                Change::Upsert(object) => object.reference().to_string(),
+                Change::Delete(reference) => panic!("{reference} is deleted"),
+            })
+            .collect();
+        // The policy that cannot be read is stood in for, as at an agent that starts.
+        let expected = [
+            "Namespace shop",
+            "Namespace other",
+            "PeerAuthentication shop/a",
+            "RequestAuthentication shop/jwt",
+        ];
+        assert_eq!(names, expected);
+        assert_eq!(listed.mistakes.len(), 1, "{:?}", listed.mistakes);
+        assert_eq!(listed.mistakes[0].field, "spec.mtls.mode");
+        assert_eq!(
+            listed.unlisted.into_iter().collect::<Vec<_>>(),
+            [("Node".to_owned(), "nodes is forbidden".to_owned())]
+        );
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_had_is_said() {
+        let failure = listed(|_asked| status(401, "Unauthorized")).await.unwrap_err();
+        assert_eq!(
+            failure.to_string(),
+            "cannot ask the Kubernetes API server at https://cluster which kinds it has"
+        );
+        let answer = |asked: &str| if asked == "/apis" { groups(&[]) } else { status(500, "etcd is away") };
+        let failure = listed(answer).await.unwrap_err();
+        assert_eq!(
+            failure.to_string(),
+            "cannot list Namespace of the Kubernetes API server at https://cluster"
+        );
+        let answer = |asked: &str| if asked == "/apis" { groups(&[]) } else { (200, json!([])) };
+        assert!(matches!(listed(answer).await.unwrap_err(), ListError::Answer { .. }));
+        let answer = |asked: &str| match asked {
+            "/apis" => groups(&[]),
+            asked if asked.contains("continue") => status(410, "expired"),
+            _ => (200, json!({"metadata": {"continue": "x"}, "items": []})),
+        };
+        let failure = listed(answer).await.unwrap_err();
+        assert_eq!(failure.to_string(), "the list of Namespace expired 3 times while it was read");
+    }
 }
