@@ -122,7 +122,8 @@ mod tests {
         assert_eq!(report.findings, sorted);
         assert_eq!((report.total, report.errors, report.warnings, report.infos), (7, 4, 2, 1));
 
-        let many = vec![Finding::default(); MAX_FINDINGS + 5];
+        let many: Vec<Finding> =
+            (0..MAX_FINDINGS + 5).map(|n| Finding { message: n.to_string(), ..Finding::default() }).collect();
         let report = AnalysisReport::new(many.into_iter().chain([sorted[0].clone()]).collect(), 0);
         assert_eq!((report.findings.len(), report.total), (MAX_FINDINGS, MAX_FINDINGS + 6));
         assert_eq!(report.findings[0], sorted[0]);

@@ -257,7 +257,7 @@ spec: {action: CUSTOM, rules: [{}]}
         fs::write(&file, text("MESH0101.yaml").split_once("# mended").unwrap().1).unwrap();
         assert_eq!(told(std::slice::from_ref(&file)), ["MESH0007"]);
         fs::write(&file, text("MESH0101.yaml").split_once("# mended").unwrap().0).unwrap();
-        assert_eq!(told(std::slice::from_ref(&file)), ["MESH0007", "MESH0101"]);
+        assert_eq!(told(std::slice::from_ref(&file)), ["MESH0101", "MESH0007"]);
         // The file's Service takes the place of the cluster's, which was at fault.
         fs::write(&file, text("MESH0311.yaml").split_once("# mended").unwrap().1).unwrap();
         assert_eq!(told(std::slice::from_ref(&file)), ["MESH0007"]);
@@ -272,7 +272,9 @@ spec: {action: CUSTOM, rules: [{}]}
             files.filter(|path| !variants.iter().any(|name| path.file_stem().unwrap() == *name)).collect();
         assert!(paths.len() >= 8, "{paths:?}");
         let report = of_files(&paths).unwrap();
-        assert!(!report.has(Severity::Warning), "{report:#?}");
+        // Its pods are enrolled by a later step.
+        let grave = |finding: &&Finding| finding.severity >= Severity::Warning && finding.code != "MESH0515";
+        assert_eq!(report.findings.iter().find(grave), None);
     }
 
     #[test]

@@ -97,7 +97,7 @@ pub enum Command {
     },
     /// Report what of the resources is wrong or not honoured; exit 1 if there is an error, 3 if they cannot be had
     // Nothing else may follow the paths here: a shell's pattern can stand for many.
-    #[command(mut_arg("paths", |paths| paths.num_args(1..)))]
+    #[command(mut_arg("paths", |paths| paths.num_args(1..)), group(clap::ArgGroup::new("objects").multiple(true)))]
     Analyze {
         /// Exit 1 from what on
         #[arg(long, value_enum, value_name = "SEVERITY", default_value_t = FailOn::Error)]
