@@ -28,36 +28,55 @@ pub struct AnalysisReport {
     pub ignored: usize,
 }
 
+/// What is analysed without an agent.
+#[derive(Clone, Debug, Default)]
+pub struct Scope {
+    /// Files and folders of manifests.
+    pub files: Vec<PathBuf>,
+    /// The objects of the cluster that the kubeconfig names; with files these go on top, and only they are reported about.
+    pub cluster: bool,
+}
+
 /// One thing to be said about an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Finding {
+    /// What kind of finding it is, such as `MESH0101`: docs/analysis.md lists them. It never changes its meaning.
+    pub code: String,
     /// How much it matters.
     pub severity: Severity,
     /// Whether it could not be read as it is written: it is not in force, or its last good state is.
     pub rejected: bool,
-    /// Its file, where that is known: an agent knows it of what is rejected alone.
+    /// Its file, where it is read from one.
     pub file: Option<PathBuf>,
-    /// The line in it, from 1: of the mistake where it is rejected, else the object's first.
+    /// The line in it, from 1: of the field, or of what is nearest around it.
     pub line: Option<u32>,
     /// The object, where its name could be read.
     pub object: Option<ObjectRef>,
     /// The field's path, such as `spec.ports[0].port`; empty for the object as a whole.
     pub field: String,
-    /// What about it.
+    /// What about it, and why.
     pub message: String,
+    /// What to do about it.
+    pub remedy: String,
 }
 
 impl AnalysisReport {
     /// Puts the findings in order and counts them.
     pub fn new(mut findings: Vec<Finding>, ignored: usize) -> Self {
         findings.sort_by(|one, other| one.order().cmp(&other.order()));
+        findings.dedup();
         let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
         let (errors, warnings, infos) =
             (count(Severity::Error), count(Severity::Warning), count(Severity::Info));
         let total = findings.len();
         findings.truncate(MAX_FINDINGS);
         Self { findings, total, errors, warnings, infos, ignored }
+    }
+
+    /// Puts the findings that are listed in order, once their lines are known.
+    pub(crate) fn sort(&mut self) {
+        self.findings.sort_by(|one, other| one.order().cmp(&other.order()));
     }
 
     /// Whether one of them is as grave as that, or graver.
@@ -73,7 +92,7 @@ impl AnalysisReport {
 impl Finding {
     fn order(&self) -> impl Ord {
         let place = (self.file.is_none(), &self.file, self.line);
-        (Reverse(self.severity), place, &self.object, &self.field, &self.message)
+        (Reverse(self.severity), place, &self.object, &self.field, &self.code, &self.message)
     }
 }
 
@@ -103,7 +122,8 @@ mod tests {
         assert_eq!(report.findings, sorted);
         assert_eq!((report.total, report.errors, report.warnings, report.infos), (7, 4, 2, 1));
 
-        let many = vec![Finding::default(); MAX_FINDINGS + 5];
+        let many: Vec<Finding> =
+            (0..MAX_FINDINGS + 5).map(|n| Finding { message: n.to_string(), ..Finding::default() }).collect();
         let report = AnalysisReport::new(many.into_iter().chain([sorted[0].clone()]).collect(), 0);
         assert_eq!((report.findings.len(), report.total), (MAX_FINDINGS, MAX_FINDINGS + 6));
         assert_eq!(report.findings[0], sorted[0]);

@@ -451,6 +451,7 @@ pub(crate) mod testing {
 
         async fn analysis(&self) -> Result<AnalysisReport, QueryError> {
             let finding = Finding {
+                code: "MESH0109".to_owned(),
                 severity: Severity::Warning,
                 object: Some(ObjectRef::new(Kind::VirtualService, "shop", "web")),
                 message: "not honoured at layer 4".to_owned(),

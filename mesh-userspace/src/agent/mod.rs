@@ -35,7 +35,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use self::analyze::analyze_manifests;
+pub use self::analyze::analyze;
 pub use self::authority::RemoteAuthority;
 pub use self::claims::ClaimError;
 pub use self::config::{AgentConfig, Cli, CniFlags, Command, Places, UninstallConfig};

@@ -63,8 +63,8 @@ fn reference(policy: &PolicyReport) -> ObjectRef {
 /// The notices about these, and how many more there are.
 pub(super) fn notices(reports: &Reports, about: &BTreeSet<ObjectRef>) -> (Vec<String>, usize) {
     let mut found: Vec<_> = reports.notices.iter().filter(|notice| about.contains(&notice.object)).collect();
-    found.sort_by_key(|notice| Reverse(notice.severity));
-    let told = found.iter().take(MAX_NOTICES).map(|notice| format!("{}: {notice}", notice.severity));
+    found.sort_by_key(|notice| Reverse(notice.severity()));
+    let told = found.iter().take(MAX_NOTICES).map(|notice| format!("{}: {notice}", notice.severity()));
     (told.collect(), found.len().saturating_sub(MAX_NOTICES))
 }
 

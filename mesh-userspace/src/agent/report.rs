@@ -27,7 +27,7 @@ use crate::datapath::maps::MapReader;
 use crate::identity::{Authority, CertificateState, CertificateStatus};
 use crate::model::{NodeName, Workload};
 use crate::proxy::Shared;
-use crate::source::{Feed, Places};
+use crate::source::Feed;
 use crate::telemetry::{FlowLog, Metrics};
 
 /// Where the reports come from.
@@ -142,7 +142,7 @@ impl AdminData for AgentData {
             .map(|notice| {
                 let field =
                     if notice.field.is_empty() { String::new() } else { format!(" {}", notice.field) };
-                format!("{:?}: {}{field}: {}", notice.severity, notice.object, notice.message)
+                format!("{:?}: {}{field}: {}", notice.severity(), notice.object, notice.message)
                     .to_lowercase_first()
             })
             .collect();
@@ -233,8 +233,8 @@ impl AdminData for AgentData {
     }
 
     async fn analysis(&self) -> Result<AnalysisReport, QueryError> {
-        let reports = Arc::clone(&self.feed.reports.borrow());
-        blocking(move || Ok(analyze::report(&reports, &Places::new()))).await
+        let (reports, known) = (Arc::clone(&self.feed.reports.borrow()), self.feed.known.clone());
+        blocking(move || Ok(analyze::report(&reports, &known))).await
     }
 
     async fn cni(&self, request: CniRequest) -> CniAnswer {
@@ -259,7 +259,7 @@ impl AdminData for AgentData {
 }
 
 /// Many system calls, off the runtime's thread.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, QueryError> + Send + 'static,
 ) -> Result<T, QueryError> {
     let done = tokio::task::spawn_blocking(work).await;

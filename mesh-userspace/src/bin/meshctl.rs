@@ -14,6 +14,6 @@ fn main() -> ExitCode {
         check,
         explain: agent::explain_manifests,
         policies: agent::policies_of_manifests,
-        analyze: agent::analyze_manifests,
+        analyze: |scope, mesh| Box::pin(agent::analyze(scope, mesh)),
     })
 }

@@ -96,13 +96,20 @@ pub enum Command {
         #[command(flatten)]
         output: Output,
     },
-    /// Report what of the resources is wrong or not honoured; exit 1 if there is an error
+    /// Report what of the resources is wrong or not honoured; exit 1 if there is an error, 3 if they cannot be had
     // Nothing else may follow the paths here: a shell's pattern can stand for many.
-    #[command(mut_arg("paths", |paths| paths.num_args(1..)))]
+    #[command(mut_arg("paths", |paths| paths.num_args(1..)), group(clap::ArgGroup::new("objects").multiple(true)))]
     Analyze {
         /// Exit 1 from what on
         #[arg(long, value_enum, value_name = "SEVERITY", default_value_t = FailOn::Error)]
         fail_on: FailOn,
+        /// Ask the objects of the cluster that the kubeconfig names; manifests go on top of them, and are then reported about
+        /// alone
+        #[arg(long, group = "objects")]
+        cluster: bool,
+        /// List all codes, with what to do about each
+        #[arg(long, conflicts_with_all = ["objects", "fail_on"])]
+        codes: bool,
         /// Instead of an agent.
         #[command(flatten)]
         manifests: Manifests,
@@ -134,22 +141,22 @@ pub enum Command {
 #[derive(Clone, Debug, Args)]
 pub struct Manifests {
     /// Ask these Kubernetes manifests, without agent and kernel: a file or a folder; may be given more than once
-    #[arg(long = "manifests", short = 'f', value_name = "PATH")]
+    #[arg(long = "manifests", short = 'f', value_name = "PATH", group = "objects")]
     pub paths: Vec<PathBuf>,
     /// The node that they are read for [default: the pod's own]
-    #[arg(long, value_name = "NAME", requires = "paths")]
+    #[arg(long, value_name = "NAME", requires = "objects")]
     pub node: Option<String>,
     /// Trust domain of every identity
-    #[arg(long, value_name = "DOMAIN", default_value = "cluster.local", requires = "paths")]
+    #[arg(long, value_name = "DOMAIN", default_value = "cluster.local", requires = "objects")]
     pub trust_domain: TrustDomain,
     /// Trust domains whose identities are taken for those of the own one
-    #[arg(long, value_name = "DOMAIN", value_delimiter = ',', requires = "paths")]
+    #[arg(long, value_name = "DOMAIN", value_delimiter = ',', requires = "objects")]
     pub trust_domain_aliases: Vec<TrustDomain>,
     /// Domain that every service's host ends in
-    #[arg(long, value_name = "DOMAIN", default_value = "cluster.local", requires = "paths")]
+    #[arg(long, value_name = "DOMAIN", default_value = "cluster.local", requires = "objects")]
     pub cluster_domain: String,
     /// Namespace whose policies without a selector hold for the whole mesh
-    #[arg(long, value_name = "NAMESPACE", default_value = "istio-system", requires = "paths")]
+    #[arg(long, value_name = "NAMESPACE", default_value = "istio-system", requires = "objects")]
     pub root_namespace: String,
 }
 
@@ -174,17 +181,24 @@ impl Manifests {
 /// From what on findings are a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum FailOn {
+    /// Nothing.
+    Never,
+    /// All findings.
+    Info,
     /// Warnings and errors.
     Warning,
     /// Errors.
     Error,
 }
 
-impl From<FailOn> for Severity {
-    fn from(fail_on: FailOn) -> Self {
-        match fail_on {
-            FailOn::Warning => Self::Warning,
-            FailOn::Error => Self::Error,
+impl FailOn {
+    /// The least severity that is a failure.
+    pub const fn severity(self) -> Option<Severity> {
+        match self {
+            Self::Never => None,
+            Self::Info => Some(Severity::Info),
+            Self::Warning => Some(Severity::Warning),
+            Self::Error => Some(Severity::Error),
         }
     }
 }
@@ -245,7 +259,14 @@ mod tests {
             ("analyze", true),
             ("analyze -f a.yaml b.yaml --manifests c -o json", true),
             ("analyze --fail-on warning -f a.yaml --root-namespace mesh", true),
-            ("analyze --fail-on info", false),
+            ("analyze --fail-on info", true),
+            ("analyze --fail-on all", false),
+            ("analyze --cluster", true),
+            ("analyze --cluster -f a.yaml b.yaml", true),
+            ("analyze --cluster --root-namespace mesh", true),
+            ("analyze --root-namespace mesh", false),
+            ("analyze --codes", true),
+            ("analyze --codes --cluster", false),
             ("analyze -f", false),
             ("analyze a.yaml", false),
             ("policies -f /a shop/web", true),

@@ -17,4 +17,4 @@ mod services;
 mod table;
 
 pub use args::Cli;
-pub use run::{Local, main};
+pub use run::{Analysed, Local, main};

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write};
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -14,7 +15,7 @@ use super::client::{Client, ClientError};
 use super::flows;
 use super::print::{self, View};
 use super::{analyze, explain, install as print_install, plane, policies, services};
-use crate::admin::analysis::AnalysisReport;
+use crate::admin::analysis::{AnalysisReport, Scope};
 use crate::admin::api::{
     CertReport, CheckItem, CheckReport, FlowLine, ServiceReport, StatusReport, WorkloadReport,
 };
@@ -38,9 +39,12 @@ pub struct Local {
     pub explain: fn(&[PathBuf], MeshConfig, &ExplainQuery) -> Result<ExplainReport, QueryError>,
     /// `meshctl policies --manifests`.
     pub policies: fn(&[PathBuf], MeshConfig, &PolicyQuery) -> Result<PoliciesReport, QueryError>,
-    /// `meshctl analyze --manifests`.
-    pub analyze: fn(&[PathBuf], MeshConfig) -> Result<AnalysisReport, QueryError>,
+    /// `meshctl analyze --manifests` and `--cluster`.
+    pub analyze: fn(Scope, MeshConfig) -> Analysed,
 }
+
+/// The outcome of an analysis.
+pub type Analysed = Pin<Box<dyn Future<Output = Result<AnalysisReport, QueryError>>>>;
 
 #[derive(Debug, thiserror::Error)]
 enum Failure {
@@ -227,14 +231,24 @@ async fn run(cli: &Cli, local: Local, colour: bool, out: &mut dyn Write) -> Resu
             write(out, *output, &report, || explain::explain(&report, view(*output)))?;
             Ok(report.differences.is_empty())
         }
-        Command::Analyze { fail_on, manifests, output } => {
-            let report = if manifests.given() {
-                (local.analyze)(&manifests.paths, manifests.mesh()).map_err(|error| Failure::local(&error))?
+        Command::Analyze { codes: true, output, .. } => {
+            let codes = analyze::codes();
+            write(out, *output, &codes, || analyze::code_table(&codes, view(*output)))?;
+            Ok(true)
+        }
+        Command::Analyze { fail_on, cluster, manifests, output, .. } => {
+            let report = if manifests.given() || *cluster {
+                let scope = Scope { files: manifests.paths.clone(), cluster: *cluster };
+                let analysed = (local.analyze)(scope, manifests.mesh()).await;
+                // There is nothing to ask, which is another thing than something being wrong.
+                let failed =
+                    |error: QueryError| Failure::Question { message: error.to_string(), code: NO_AGENT };
+                analysed.map_err(failed)?
             } else {
                 client.document("/v1/analysis").await.map_err(Failure::question)?
             };
             write(out, *output, &report, || analyze::analyze(&report, view(*output)))?;
-            Ok(!report.has((*fail_on).into()))
+            Ok(fail_on.severity().is_none_or(|severity| !report.has(severity)))
         }
         Command::Install(args) => Ok(Box::pin(install::install(args, out)).await?),
         Command::VerifyInstall { verify, output } => {
@@ -386,13 +400,14 @@ mod tests {
                 let policy = PolicyReport { name, ..PolicyReport::default() };
                 Ok(PoliciesReport { policies: vec![policy], total: query.limit, ..PoliciesReport::default() })
             },
-            analyze: |paths, mesh| {
-                let message = format!("{} of {}", paths.len(), mesh.root_namespace);
+            analyze: |scope, mesh| {
+                let Scope { files, cluster } = scope;
+                let message = format!("{} of {} {cluster}", files.len(), mesh.root_namespace);
                 let finding = Finding { severity: Severity::Error, message, ..Finding::default() };
-                if paths[0] == Path::new("/none") {
-                    return Err(QueryError::Failed("cannot read /none: not there".to_owned()));
-                }
-                Ok(AnalysisReport::new(vec![finding], 0))
+                let is_there = files.first().is_none_or(|file| file != Path::new("/none"));
+                let failed = || QueryError::Failed("cannot read /none: not there".to_owned());
+                let report = is_there.then(|| AnalysisReport::new(vec![finding], 0)).ok_or_else(failed);
+                Box::pin(std::future::ready(report))
             },
         }
     }
@@ -448,7 +463,10 @@ mod tests {
             ("policies shop/web -n 0 -o json", "\"policies\": []"),
             ("policies --manifests /a --manifests /b -n 3 x/y", "AuthorizationPolicy   /2x/y"),
             ("policies --manifests /a -n 3", "(2 more: raise --limit)"),
-            ("analyze", "warning    -       VirtualService shop/web   -       not honoured at layer 4"),
+            ("analyze", "warning MESH0109: A layer-7 field"),
+            ("analyze --codes", "MESH0101"),
+            ("analyze --codes -o json", "\"code\": \"MESH0101\""),
+            ("analyze --cluster --fail-on never", "0 of istio-system true"),
             ("analyze -o json", "\"severity\": \"warning\""),
         ];
         for (line, part) in cases {
@@ -458,7 +476,8 @@ mod tests {
         }
         for (line, part) in [
             ("analyze --fail-on warning", "warning"),
-            ("analyze -f /a /b --manifests /c --root-namespace mesh", "3 of mesh"),
+            ("analyze -f /a /b --manifests /c --root-namespace mesh", "3 of mesh false"),
+            ("analyze --cluster -f /a", "1 of istio-system true"),
         ] {
             let (result, text) = meshctl(&path, line, nothing()).await;
             assert!(!result.unwrap() && text.contains(part), "{line}: {text}");
@@ -471,7 +490,7 @@ mod tests {
             ("explain --manifests /a x web.shop:80", "`x` is nobody who connects", USAGE),
             ("maps NOTHING", "there is no such map", UNHEALTHY),
             ("policies shop/none", "no pod shop/none is known", UNHEALTHY),
-            ("analyze -f /none", "cannot read /none: not there", UNHEALTHY),
+            ("analyze -f /none", "cannot read /none: not there", NO_AGENT),
         ] {
             let failure = meshctl(&path, line, nothing()).await.0.unwrap_err();
             assert_eq!((failure.to_string().as_str(), failure.code()), (message, code), "{line}");

@@ -1,8 +1,11 @@
 //! How this program reaches the Kubernetes API server: one place that knows where its address and credentials are.
 
+mod list;
 pub mod permissions;
 
 use std::time::Duration;
+
+pub use self::list::{ListError, Listed, list_all};
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
@@ -15,6 +18,9 @@ pub enum KubernetesError {
     /// The file that KUBECONFIG names.
     #[error("cannot use the kubeconfig that KUBECONFIG names")]
     Kubeconfig(#[source] kube::config::KubeconfigError),
+    /// The file of the user.
+    #[error("no API server to ask: KUBECONFIG is not set, and ~/.kube/config cannot be used")]
+    UserConfig(#[source] kube::config::KubeconfigError),
     /// The account of the pod.
     #[error("cannot use the pod's service account")]
     InCluster(#[source] kube::config::InClusterError),
@@ -41,6 +47,21 @@ pub async fn config() -> Result<Config, KubernetesError> {
     } else {
         Config::incluster().map_err(KubernetesError::InCluster)?
     };
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    Ok(config)
+}
+
+/// The API server that a user's `kubectl` asks: as [`config`], or the one of `~/.kube/config`.
+///
+/// # Errors
+/// There is none, or what is known of it makes no sense.
+pub async fn user_config() -> Result<Config, KubernetesError> {
+    if is_near() {
+        return config().await;
+    }
+    let files = Kubeconfig::read().map_err(KubernetesError::UserConfig)?;
+    let config = Config::from_custom_kubeconfig(files, &KubeConfigOptions::default()).await;
+    let mut config = config.map_err(KubernetesError::UserConfig)?;
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     Ok(config)
 }

@@ -1,5 +1,7 @@
 //! Manifest text to objects, with file position, field and reason of whatever is wrong.
 
+use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
@@ -9,9 +11,9 @@ use serde_path_to_error::Segment;
 
 use super::deserialize::Unfit;
 use super::stand_in;
-use super::validate::{check_pod, check_service, check_slice, validate};
+use super::validate::{Mistaken, Wrong, check_pod, check_service, check_slice, validate};
 use super::yaml::{self, Node, Step};
-use super::{EndpointSlice, Kind, Object, ObjectRef, Pod, Service};
+use super::{Code, EndpointSlice, Kind, Object, ObjectRef, Pod, Service};
 
 /// Largest text that is read, in bytes.
 pub(crate) const MAX_TEXT: usize = 64 << 20;
@@ -19,7 +21,7 @@ pub(crate) const MAX_TEXT: usize = 64 << 20;
 const MAX_LISTS: usize = 4;
 
 /// Groups whose kinds are never skipped in silence.
-const GROUPS: [&str; 5] = [
+pub(crate) const GROUPS: [&str; 5] = [
     "networking.istio.io",
     "security.istio.io",
     "telemetry.istio.io",
@@ -53,6 +55,8 @@ pub struct Item {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {field}: {reason}")]
 pub struct Mistake {
+    /// What kind of mistake it is.
+    pub code: Code,
     /// The line, from 1.
     pub line: u32,
     /// The object, where its name can be read.
@@ -68,7 +72,8 @@ pub fn decode(text: &str) -> Decoded {
     let mut decoded = Decoded::default();
     if text.len() > MAX_TEXT {
         let reason = format!("larger than {} MiB", MAX_TEXT >> 20);
-        decoded.mistakes.push(Mistake { line: 1, object: None, field: String::new(), reason });
+        let (code, field) = (Code::Unreadable, String::new());
+        decoded.mistakes.push(Mistake { code, line: 1, object: None, field, reason });
         return decoded;
     }
     for (before, part) in parts(text) {
@@ -100,6 +105,7 @@ pub(crate) fn decode_part(part: &str) -> Decoded {
                 let stand_in = stand_in::of_text(part);
                 decoded.stand_ins.extend(stand_in.map(|object| Item { line: error.line, object }));
                 decoded.mistakes.push(Mistake {
+                    code: Code::NotYaml,
                     line: error.line,
                     object: None,
                     field: String::new(),
@@ -147,7 +153,8 @@ impl Decoded {
 /// The object that a document is; `None` for a kind that is no concern of ours.
 pub(super) fn object(node: &Node) -> Result<Option<Object>, Vec<Mistake>> {
     let mistake = |field: &str, reason: String| {
-        vec![Mistake { line: line_of(node, field), object: None, field: field.to_owned(), reason }]
+        let (code, line) = (Code::NotYaml, line_of(node, field));
+        vec![Mistake { code, line, object: None, field: field.to_owned(), reason }]
     };
     if !node.is_mapping() {
         return Err(mistake("", "not a Kubernetes object".to_owned()));
@@ -184,20 +191,21 @@ pub(super) fn object(node: &Node) -> Result<Option<Object>, Vec<Mistake>> {
         return Ok(None);
     }
     let reference = reference(node, kind.clone());
-    let mistake = |field: &str, reason: String| {
+    let mistake = |code: Code, field: &str, reason: String| {
         let object = reference.clone();
-        vec![Mistake { line: line_of(node, field), object, field: field.to_owned(), reason }]
+        vec![Mistake { code, line: line_of(node, field), object, field: field.to_owned(), reason }]
     };
     if !versions.is_empty() && !versions.contains(&version) {
         return Err(mistake(
+            Code::Invalid,
             "apiVersion",
             format!("{version} is not understood, {} is", versions.join(", ")),
         ));
     }
     let Some(name) = reference.clone() else {
-        return Err(mistake("metadata.name", "missing, or not a string".to_owned()));
+        return Err(mistake(Code::NotYaml, "metadata.name", "missing, or not a string".to_owned()));
     };
-    let mut wrong = Vec::new();
+    let mut wrong = Mistaken::default();
     let object = match kind {
         Kind::Namespace => typed(node).map(Object::Namespace),
         Kind::Node => typed(node).map(Object::Node),
@@ -230,10 +238,12 @@ pub(super) fn object(node: &Node) -> Result<Option<Object>, Vec<Mistake>> {
             Segment::Enum { .. } | Segment::Unknown => None,
         }));
         let field = Some(error.path().to_string()).filter(|path| path != ".").unwrap_or_default();
-        vec![Mistake { line, object: reference.clone(), field, reason: error.inner().to_string() }]
+        let (code, reason) = (Code::Invalid, error.inner().to_string());
+        vec![Mistake { code, line, object: reference.clone(), field, reason }]
     })?;
     let wrong = validate(&object).into_iter().chain(wrong);
-    let wrong: Vec<Mistake> = wrong.flat_map(|(field, reason)| mistake(&field, reason)).collect();
+    let wrong: Vec<Mistake> =
+        wrong.flat_map(|Wrong { code, field, reason }| mistake(code, &field, reason)).collect();
     if wrong.is_empty() { Ok(Some(object)) } else { Err(wrong) }
 }
 
@@ -251,11 +261,62 @@ fn reference(node: &Node, kind: Kind) -> Option<ObjectRef> {
 
 /// The line of a path such as `spec.ports[0].port`.
 fn line_of(node: &Node, field: &str) -> u32 {
-    let steps = field.split(['.', '[']).filter(|step| !step.is_empty());
-    node.line_of(steps.map(|step| match step.strip_suffix(']').and_then(|index| index.parse().ok()) {
-        Some(index) => Step::Index(index),
-        None => Step::Key(step),
-    }))
+    node.line_of(steps(field))
+}
+
+/// A path's steps: keys after dots, and in brackets indexes, or keys that may hold dots.
+fn steps(field: &str) -> Vec<Step<'_>> {
+    let (mut steps, mut rest) = (Vec::new(), field);
+    while !rest.is_empty() {
+        let (step, after) = match rest.strip_prefix('[') {
+            Some(inside) => {
+                let (step, after) = inside.split_once(']').unwrap_or((inside, ""));
+                (step.parse().map_or(Step::Key(step), Step::Index), after)
+            }
+            None => {
+                let (step, after) = rest.split_at(rest.find(['.', '[']).unwrap_or(rest.len()));
+                (Step::Key(step), after)
+            }
+        };
+        steps.push(step);
+        rest = after.strip_prefix('.').unwrap_or(after);
+    }
+    steps
+}
+
+/// A text in which the lines of fields are looked for. Parts are parsed when they are asked for first.
+#[derive(Debug)]
+pub(crate) struct Lines<'t> {
+    parts: Vec<(u32, &'t str)>,
+    parsed: HashMap<usize, Vec<Rc<Node>>>,
+}
+
+impl<'t> Lines<'t> {
+    pub(crate) fn new(text: &'t str) -> Self {
+        Self { parts: parts(text), parsed: HashMap::new() }
+    }
+
+    /// The line of a field of the object that begins on `line`, or of the nearest thing around it that is there; `None`
+    /// where that object does not begin there.
+    pub(crate) fn of_field(&mut self, object: &ObjectRef, line: u32, field: &str) -> Option<u32> {
+        let index = self.parts.partition_point(|(before, _)| *before < line).checked_sub(1)?;
+        let (before, part) = self.parts[index];
+        let documents = self
+            .parsed
+            .entry(index)
+            .or_insert_with(|| yaml::documents(part).into_iter().filter_map(Result::ok).collect());
+        let found = documents.iter().find_map(|document| find(document, line - before, object, 0))?;
+        Some(before.saturating_add(line_of(found, field)))
+    }
+}
+
+fn find<'n>(node: &'n Node, line: u32, object: &ObjectRef, lists: usize) -> Option<&'n Node> {
+    if node.child("kind").and_then(|kind| kind.text()) == Some("List") {
+        let items = node.child("items").and_then(|items| items.items()).filter(|_| lists < MAX_LISTS)?;
+        return items.iter().find_map(|item| find(item, line, object, lists + 1));
+    }
+    let is_it = node.line == line && reference(node, object.kind.clone()).as_ref() == Some(object);
+    is_it.then_some(node)
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use serde_json::{Number, Value};
 use super::decode::object;
 use super::stand_in;
 use super::yaml::{Content, Node};
-use super::{Kind, Mistake, Object};
+use super::{Code, Kind, Mistake, Object};
 
 /// Why an object of the API server is none here.
 #[derive(Clone, Debug)]
@@ -29,7 +29,7 @@ pub(crate) fn decode_json(api_version: &str, kind: &Kind, text: &str) -> Result<
     let mut json = serde_json::Deserializer::from_str(text);
     let node = Tree(keeps(kind)).deserialize(&mut json);
     let syntax = |reason: String| Rejected {
-        mistakes: vec![Mistake { line: 0, object: None, field: String::new(), reason }],
+        mistakes: vec![Mistake { code: Code::NotYaml, line: 0, object: None, field: String::new(), reason }],
         stand_in: None,
     };
     let mut node = node.map_err(|error| syntax(format!("not JSON: {error}")))?;

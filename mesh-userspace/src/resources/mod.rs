@@ -4,6 +4,7 @@
 //! [`Snapshot`](crate::model::Snapshot) in the [`Translator`], which rebuilds only what a change concerns. Nothing here
 //! reads files or the network: that is `source`.
 
+mod analysis;
 mod authorization;
 mod decode;
 mod deserialize;
@@ -22,9 +23,10 @@ mod translate;
 mod validate;
 mod yaml;
 
+pub use analysis::analyse;
 pub use authorization::AuthorizationPolicy;
 pub use decode::{Decoded, Item, Mistake, decode};
-pub(crate) use decode::{decode_part, parts};
+pub(crate) use decode::{GROUPS, Lines, MAX_TEXT, decode_part, parts};
 pub use gateway::{GatewayRoute, ReferenceGrant};
 pub use istio::{
     Destination, DestinationRule, IstioMode, LabelSelector, MutualTls, PeerAuthentication, Subset,
@@ -33,7 +35,7 @@ pub use istio::{
 pub(crate) use json::{Rejected, decode_json};
 pub use object::{Kind, Object, ObjectRef};
 pub use pod::Pod;
-pub use report::{Notice, Origin, Problem, Severity};
+pub use report::{Code, Notice, Origin, Problem, Severity};
 pub use service::Service;
 pub use slice::EndpointSlice;
 pub(crate) use stand_in::guards;

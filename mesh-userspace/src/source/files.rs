@@ -19,7 +19,7 @@ use super::document::{Documents, Stamp, changed};
 use super::listing::{FileKey, Listing};
 use super::unfinished::Unfinished;
 use super::update::{Update, instead};
-use crate::resources::{Change, Mistake, Object, ObjectRef, Origin, Problem};
+use crate::resources::{Change, Code, Mistake, Object, ObjectRef, Origin, Problem};
 
 /// Most threads that read files at a time.
 const MAX_READERS: usize = 8;
@@ -86,6 +86,11 @@ impl FileSet {
     /// The files there are now.
     pub(super) fn list(&self) -> Listing {
         Listing::of(&self.roots)
+    }
+
+    /// The files and folders that are read.
+    pub(super) fn roots(&self) -> Vec<PathBuf> {
+        self.roots.clone()
     }
 
     /// Reads what became different; `None` where nothing did. What is `unfinished` stays as it was.
@@ -212,7 +217,7 @@ impl FileSet {
             if !self.define(&key, line, object, touched) {
                 let reason = "defined above in the same file already, which is in force".to_owned();
                 let (object, field) = (Some(object.reference()), String::new());
-                mistakes.push(Mistake { line, object, field, reason });
+                mistakes.push(Mistake { code: Code::DefinedTwice, line, object, field, reason });
             }
         }
         let mut kept = Vec::new();
@@ -328,20 +333,20 @@ impl FileSet {
             known.entry(identity(old)).or_insert(old.since);
         }
         let mut problems = Vec::new();
-        let mut add = |file: &Path, line, object: Option<ObjectRef>, field: &str, reason: String| {
+        let mut add = |code, file: &Path, line, object: Option<ObjectRef>, field: &str, reason: String| {
             let (origin, field) = (Origin::File(file.to_path_buf()), field.to_owned());
-            let problem = Problem { origin, line, object, field, reason, since: now };
+            let problem = Problem { code, origin, line, object, field, reason, since: now };
             let since = known.get(&identity(&problem)).copied().unwrap_or(now);
             problems.push(Problem { since, ..problem });
         };
         for ((_, path), reason) in &self.errors {
-            add(path, None, None, "", reason.clone());
+            add(Code::Unreadable, path, None, None, "", reason.clone());
         }
         for (key, file) in &self.files {
             for mistake in &file.mistakes {
-                let Mistake { line, object, field, reason } = mistake;
+                let Mistake { code, line, object, field, reason } = mistake;
                 let instead = object.as_ref().map(|object| self.instead(object)).unwrap_or_default();
-                add(&key.1, Some(*line), object.clone(), field, format!("{reason}{instead}"));
+                add(*code, &key.1, Some(*line), object.clone(), field, format!("{reason}{instead}"));
             }
         }
         for reference in &self.contested {
@@ -349,7 +354,8 @@ impl FileSet {
             let Some(first) = all.next() else { continue };
             for definition in all {
                 let reason = format!("defined in {} already, which is in force", first.file.1.display());
-                add(&definition.file.1, Some(definition.line), Some(reference.clone()), "", reason);
+                let (place, line) = (&definition.file.1, Some(definition.line));
+                add(Code::DefinedTwice, place, line, Some(reference.clone()), "", reason);
             }
         }
         problems.sort_by(|a, b| (&a.origin, a.line, &a.field).cmp(&(&b.origin, b.line, &b.field)));

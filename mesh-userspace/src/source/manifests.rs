@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -18,6 +19,7 @@ use tokio::sync::mpsc;
 
 use super::SourceError;
 use super::files::FileSet;
+use super::listing::Listing;
 use super::unfinished::Unfinished;
 use super::update::Update;
 
@@ -37,6 +39,7 @@ const QUEUE: usize = 4;
 pub(super) struct Manifests {
     updates: mpsc::Receiver<Update>,
     signals: Sender<Signal>,
+    files: Arc<Mutex<FileSet>>,
 }
 
 #[derive(Debug)]
@@ -60,13 +63,19 @@ impl Manifests {
             }
         };
         let watcher = notify::recommended_watcher(on_event).map_err(SourceError::Watch)?;
-        let (files, unfinished, watched) = (FileSet::new(paths), Unfinished::default(), HashMap::new());
-        let follower = Follower { files, unfinished, watcher, watched };
+        let files = Arc::new(Mutex::new(FileSet::new(paths)));
+        let (unfinished, watched) = (Unfinished::default(), HashMap::new());
+        let follower = Follower { files: Arc::clone(&files), unfinished, watcher, watched };
         thread::Builder::new()
             .name("manifests".to_owned())
             .spawn(move || follower.run(&received, &sender))
             .map_err(SourceError::Thread)?;
-        Ok(Self { updates, signals })
+        Ok(Self { updates, signals, files })
+    }
+
+    /// The files as they were read last.
+    pub(super) fn files(&self) -> Arc<Mutex<FileSet>> {
+        Arc::clone(&self.files)
     }
 
     /// The next update; the first comes at once, with the full state. Cancel safe.
@@ -102,7 +111,7 @@ const fn is_read(kind: EventKind) -> bool {
 }
 
 struct Follower {
-    files: FileSet,
+    files: Arc<Mutex<FileSet>>,
     unfinished: Unfinished,
     watcher: RecommendedWatcher,
     /// Folders that are watched, with device and inode: one that was replaced is watched anew.
@@ -157,17 +166,22 @@ impl Follower {
     /// Looks at the disk; false where a folder could not be watched.
     fn look(&mut self) -> (Option<Update>, bool) {
         // Watched first and listed again: nothing comes between the two unseen.
-        let mut listing = self.files.list();
+        let roots = self.lock().roots();
+        let mut listing = Listing::of(&roots);
         let mut all_watched = true;
         for _ in 0..8 {
             let (new, complete) = self.watch_folders(listing.folders.iter());
             all_watched = complete;
-            listing = self.files.list();
+            listing = Listing::of(&roots);
             if !new {
                 break;
             }
         }
-        (self.files.rescan(listing, &self.unfinished, SystemTime::now()), all_watched)
+        (self.lock().rescan(listing, &self.unfinished, SystemTime::now()), all_watched)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, FileSet> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a folder was added, and whether all could be.

@@ -6,30 +6,33 @@
 mod changes;
 mod document;
 mod files;
+mod known;
 pub(crate) mod kubernetes;
 mod listing;
 mod manifests;
 mod unfinished;
 mod update;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 use serde::Serialize;
 use tokio::sync::watch;
 
 pub use self::changes::{ChangeLog, Published, Totals};
+pub use self::known::Known;
 
 pub use self::kubernetes::{ApiState, ApiStatus, KindStatus, Phase};
 
+use self::files::FileSet;
 use self::kubernetes::Kubernetes;
 use self::manifests::Manifests;
 use self::update::Update;
 use crate::kubernetes::KubernetesError;
 use crate::model::{MeshConfig, NodeName, Sandboxes, Snapshot};
-use crate::resources::{Notice, ObjectRef, Problem, Severity, Translator};
+use crate::resources::{Change, Notice, Problem, Severity, Translator};
 
 /// Why a source cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -67,9 +70,6 @@ pub struct Reports {
     /// Objects of kinds that are no concern of a mesh.
     pub ignored: usize,
 }
-
-/// The file of an object, and the line that it begins on, from 1.
-pub type Places = BTreeMap<ObjectRef, (PathBuf, u32)>;
 
 /// Where the objects are.
 #[derive(Clone, Debug)]
@@ -124,6 +124,14 @@ impl Source {
         self.api.as_ref().map(Arc::clone)
     }
 
+    /// The files as they were read last, where they are the source.
+    fn files(&self) -> Option<Arc<Mutex<FileSet>>> {
+        match &self.following {
+            Following::Manifests(manifests) => Some(manifests.files()),
+            Following::Kubernetes(_) => None,
+        }
+    }
+
     async fn next(&mut self) -> Option<Update> {
         match &mut self.following {
             Following::Manifests(manifests) => manifests.next().await,
@@ -143,6 +151,8 @@ pub struct Feed {
     pub reports: watch::Receiver<Arc<Reports>>,
     /// What was published and may not be in force yet.
     pub changes: Arc<ChangeLog>,
+    /// The objects that all of it comes from.
+    pub known: Known,
     /// How it stands with the API server, where that is the source.
     pub api: Option<Arc<ApiState>>,
 }
@@ -157,12 +167,11 @@ pub async fn run(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<Feed, SourceError> {
     let api = source.api();
+    let known = Known::new(Translator::new(mesh), source.files());
     let first = source.next().await.ok_or(SourceError::Ended)?;
     let triggers = changes::triggers(&first.changes);
-    let mut translator = Translator::new(mesh);
-    translator.set_sandboxes(source.sandboxes.borrow_and_update().clone());
-    let (translator, outcome) = translate(translator, first).await.ok_or(SourceError::Ended)?;
-    let (snapshot, reports) = outcome;
+    known.set_sandboxes(source.sandboxes.borrow_and_update().clone());
+    let (snapshot, reports) = translate(known.clone(), first).await.ok_or(SourceError::Ended)?;
     log_new(&Reports::default(), &reports);
     let changes = Arc::new(ChangeLog::default());
     changes.publish(&Snapshot::default(), &snapshot, triggers);
@@ -174,14 +183,15 @@ pub async fn run(
         snapshot: snapshot_sender,
         reports: reports_sender,
         changes: Arc::clone(&changes),
+        known: known.clone(),
     };
     tokio::spawn(async move {
         tokio::select! {
             () = shutdown => {}
-            () = publisher.follow(source, translator) => {}
+            () = publisher.follow(source) => {}
         }
     });
-    Ok(Feed { current, snapshot, reports, changes, api })
+    Ok(Feed { current, snapshot, reports, changes, known, api })
 }
 
 /// What files and folders come to as they are now, followed no further. Blocks on the disk.
@@ -194,19 +204,20 @@ pub fn read_once(paths: &[PathBuf], mesh: MeshConfig) -> Result<(Snapshot, Repor
     Ok((snapshot, Reports { problems: update.problems, notices, ignored: update.ignored }))
 }
 
-/// The reports alone, with the place of each object that a notice is about. Blocks on the disk.
+/// The same on top of objects from elsewhere, which those of the files replace; with all objects and their places. Blocks on
+/// the disk.
 ///
 /// # Errors
 /// As [`read_once`].
-pub fn reports_once(paths: &[PathBuf], mesh: MeshConfig) -> Result<(Reports, Places), SourceError> {
+pub fn known_once(
+    paths: &[PathBuf],
+    mesh: MeshConfig,
+    below: Vec<Change>,
+) -> Result<(Snapshot, Reports, Known), SourceError> {
     let (update, files) = manifests::read_once(paths)?;
-    let (_, notices) = Translator::new(mesh).apply(update.changes);
-    let place = |notice: &Notice| {
-        let (file, line) = files.place(&notice.object)?;
-        Some((notice.object.clone(), (file.to_path_buf(), line)))
-    };
-    let places = notices.iter().filter_map(place).collect();
-    Ok((Reports { problems: update.problems, notices, ignored: update.ignored }, places))
+    let known = Known::new(Translator::new(mesh), Some(Arc::new(Mutex::new(files))));
+    let (snapshot, notices) = known.apply(below.into_iter().chain(update.changes).collect());
+    Ok((snapshot, Reports { problems: update.problems, notices, ignored: update.ignored }, known))
 }
 
 struct Publisher {
@@ -214,10 +225,11 @@ struct Publisher {
     snapshot: watch::Sender<Arc<Snapshot>>,
     reports: watch::Sender<Arc<Reports>>,
     changes: Arc<ChangeLog>,
+    known: Known,
 }
 
 impl Publisher {
-    async fn follow(self, mut source: Source, mut translator: Translator) {
+    async fn follow(self, mut source: Source) {
         let mut sandboxes = source.sandboxes.clone();
         loop {
             let update = tokio::select! {
@@ -226,14 +238,13 @@ impl Publisher {
                     None => return,
                 },
                 () = changed(&mut sandboxes) => {
-                    translator.set_sandboxes(sandboxes.borrow_and_update().clone());
+                    self.known.set_sandboxes(sandboxes.borrow_and_update().clone());
                     let reports = self.reports.borrow();
                     Update { changes: Vec::new(), problems: reports.problems.clone(), ignored: reports.ignored }
                 }
             };
             let triggers = changes::triggers(&update.changes);
-            let Some((next, (snapshot, reports))) = translate(translator, update).await else { return };
-            translator = next;
+            let Some((snapshot, reports)) = translate(self.known.clone(), update).await else { return };
             let is_new = snapshot.generation != self.current.load().generation;
             if is_new {
                 tracing::info!(generation = snapshot.generation, "snapshot published");
@@ -261,11 +272,11 @@ async fn changed(sandboxes: &mut watch::Receiver<Sandboxes>) {
 type Outcome = (Arc<Snapshot>, Arc<Reports>);
 
 /// Off the runtime's threads: the first state of a large cluster takes a while.
-async fn translate(mut translator: Translator, update: Update) -> Option<(Translator, Outcome)> {
+async fn translate(known: Known, update: Update) -> Option<Outcome> {
     let work = move || {
-        let (snapshot, notices) = translator.apply(update.changes);
+        let (snapshot, notices) = known.apply(update.changes);
         let reports = Reports { problems: update.problems, notices, ignored: update.ignored };
-        (translator, (Arc::new(snapshot), Arc::new(reports)))
+        (Arc::new(snapshot), Arc::new(reports))
     };
     let done = tokio::task::spawn_blocking(work).await;
     done.inspect_err(|error| tracing::error!(%error, "translation failed, the last state stays")).ok()
@@ -275,6 +286,7 @@ async fn translate(mut translator: Translator, update: Update) -> Option<(Transl
 fn log_new(old: &Reports, new: &Reports) {
     for problem in new.problems.iter().filter(|new| !old.problems.iter().any(|old| old.is_same(new))) {
         tracing::warn!(
+            code = problem.code.as_str(),
             origin = %problem.origin,
             line = problem.line,
             object = problem.object.as_ref().map(tracing::field::display),
@@ -289,10 +301,13 @@ fn log_new(old: &Reports, new: &Reports) {
     let known: BTreeSet<&Notice> = old.notices.iter().collect();
     for notice in new.notices.iter().filter(|notice| !known.contains(notice)) {
         let (object, field, reason) = (&notice.object, &notice.field, &notice.message);
-        match notice.severity {
-            Severity::Info => tracing::info!(%object, field, reason, "object is carried out differently"),
-            Severity::Warning => tracing::warn!(%object, field, reason, "object is not fully honoured"),
-            Severity::Error => tracing::error!(%object, field, reason, "object is not honoured"),
+        let code = notice.code.as_str();
+        match notice.severity() {
+            Severity::Info => {
+                tracing::info!(code, %object, field, reason, "object is carried out differently")
+            }
+            Severity::Warning => tracing::warn!(code, %object, field, reason, "object is not fully honoured"),
+            Severity::Error => tracing::error!(code, %object, field, reason, "object is not honoured"),
         }
     }
 }

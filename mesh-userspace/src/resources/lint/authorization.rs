@@ -2,7 +2,7 @@
 
 use super::Notices;
 use crate::model::PolicyAction;
-use crate::resources::Severity;
+use crate::resources::Code;
 use crate::resources::authorization::{AuthorizationPolicy, DRY_RUN, Rule, Source};
 use crate::resources::translate::authorization::is_dry_run;
 
@@ -29,13 +29,26 @@ const KNOWN_KEYS: [&str; 5] =
 pub(super) fn authorization_policy(notices: &mut Notices, policy: &AuthorizationPolicy) {
     let spec = &policy.spec;
     if is_dry_run(policy).is_none() {
-        let message = "neither true nor false: the policy is in force, it is no dry run".to_owned();
-        notices.add(Severity::Error, format!("metadata.annotations.{DRY_RUN}"), message);
+        let message = "neither true nor false: the policy is in force, it is no dry run";
+        notices.add(Code::DryRunUnclear, format!("metadata.annotations[{DRY_RUN}]"), message);
     }
     action(notices, policy);
     targets(notices, policy);
     for (index, one) in spec.rules.iter().enumerate() {
         rule(notices, &format!("spec.rules[{index}]"), one, spec.action);
+    }
+    redundant(notices, &spec.rules);
+}
+
+/// Rules beside one that matches everything.
+fn redundant(notices: &mut Notices, rules: &[Rule]) {
+    let is_everything = |rule: &Rule| {
+        rule.from.is_none() && rule.to.is_none() && rule.when.is_empty() && rule.beyond().next().is_none()
+    };
+    let Some(everything) = rules.iter().position(is_everything) else { return };
+    for (index, _) in rules.iter().enumerate().filter(|(index, _)| *index != everything) {
+        let message = format!("adds nothing: spec.rules[{everything}] matches every connection already");
+        notices.add(Code::RuleRedundant, format!("spec.rules[{index}]"), message);
     }
 }
 
@@ -43,17 +56,16 @@ fn action(notices: &mut Notices, policy: &AuthorizationPolicy) {
     let spec = &policy.spec;
     match spec.action {
         PolicyAction::Custom => {
-            let message =
-                "not supported; what it matches is refused because there is no authorizer to ask".to_owned();
-            notices.add(Severity::Error, "spec.action".to_owned(), message);
+            let message = "not supported; what it matches is refused because there is no authorizer to ask";
+            notices.add(Code::CustomAction, "spec.action", message);
         }
         _ if spec.provider.is_some() => {
-            let message = "ignored: only a CUSTOM policy has a provider".to_owned();
-            notices.add(Severity::Warning, "spec.provider".to_owned(), message);
+            let message = "ignored: only a CUSTOM policy has a provider";
+            notices.add(Code::ProviderIgnored, "spec.provider", message);
         }
         PolicyAction::Deny | PolicyAction::Audit if spec.rules.is_empty() => {
-            let message = "there are none: the policy never matches".to_owned();
-            notices.add(Severity::Warning, "spec.rules".to_owned(), message);
+            let message = "there are none: the policy never matches";
+            notices.add(Code::NeverMatches, "spec.rules", message);
         }
         _ => {}
     }
@@ -66,7 +78,7 @@ fn targets(notices: &mut Notices, policy: &AuthorizationPolicy) {
                 "{} {} is not honoured: at layer 4 a policy is bound to a Service, or by selector; it is not in force there",
                 target.kind, target.name
             );
-            notices.add(Severity::Error, field, message);
+            notices.add(Code::TargetNotHonoured, field, message);
         }
     }
 }
@@ -80,15 +92,15 @@ fn rule(notices: &mut Notices, at: &str, rule: &Rule, action: PolicyAction) {
     for field in rule.beyond() {
         let last = field.rsplit('.').next().unwrap_or_default();
         let key = when_key(rule, &field);
-        let what = match key {
+        let (code, what) = match key {
             Some(key) if KNOWN_KEYS.iter().any(|known| key.starts_with(known)) => {
-                format!("{key} cannot be told at layer 4")
+                (Code::Layer7Rule, format!("{key} cannot be told at layer 4"))
             }
-            Some(key) => format!("{key} is no attribute that is known"),
-            None if LAYER_7.contains(&last) => "cannot be told at layer 4".to_owned(),
-            None => "unknown field".to_owned(),
+            Some(key) => (Code::UnknownAttribute, format!("{key} is no attribute that is known")),
+            None if LAYER_7.contains(&last) => (Code::Layer7Rule, "cannot be told at layer 4".to_owned()),
+            None => (Code::UnknownAttribute, "unknown field".to_owned()),
         };
-        notices.add(Severity::Warning, format!("{at}.{field}"), format!("{what}: {outcome}"));
+        notices.add(code, format!("{at}.{field}"), format!("{what}: {outcome}"));
     }
     for (index, from) in rule.from.iter().flatten().enumerate() {
         source(notices, &format!("{at}.from[{index}].source"), &from.source, action);
@@ -124,16 +136,15 @@ fn source(notices: &mut Notices, at: &str, source: &Source, action: PolicyAction
     };
     if action == PolicyAction::Allow && asks(true) && !asks(false) {
         let message =
-            "clients without an identity (plaintext) pass it as well: they have none of those excluded; add principals: [\"*\"] to ask for one"
-                .to_owned();
-        notices.add(Severity::Warning, at.to_owned(), message);
+            "clients without an identity (plaintext) pass it as well: they have none of those excluded";
+        notices.add(Code::PlaintextPasses, at, message);
     }
 }
 
 fn principals(notices: &mut Notices, at: &str, list: &[String]) {
     for (index, _) in list.iter().enumerate().filter(|(_, text)| text.starts_with("spiffe://")) {
-        let message = "matches nothing: principals are written without spiffe://".to_owned();
-        notices.add(Severity::Error, format!("{at}[{index}]"), message);
+        let message = "matches nothing: principals are written without spiffe://";
+        notices.add(Code::PrincipalForm, format!("{at}[{index}]"), message);
     }
     wildcards(notices, at, list);
 }
@@ -144,16 +155,15 @@ fn wildcards(notices: &mut Notices, at: &str, list: &[String]) {
         rest.contains('*')
     };
     for (index, _) in list.iter().enumerate().filter(|(_, text)| has_inner(text)) {
-        let message =
-            "matches nothing: a * is a wildcard in one place only, at the beginning or at the end".to_owned();
-        notices.add(Severity::Error, format!("{at}[{index}]"), message);
+        let message = "matches nothing: a * is a wildcard in one place only, at the beginning or at the end";
+        notices.add(Code::WildcardInside, format!("{at}[{index}]"), message);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use crate::resources::lint::lint;
-    use crate::resources::{Severity, decode};
+    use crate::resources::{Code, Severity, decode};
 
     #[test]
     fn what_is_said_about_policies() {
@@ -233,7 +243,7 @@ mod tests {
             let notices = lint(&decoded.objects[0].object, "istio-system");
             assert_eq!(notices.len(), wanted.len(), "{name}: {notices:?}");
             for (notice, (severity, field, message)) in notices.iter().zip(wanted) {
-                assert_eq!((notice.severity, notice.field.as_str()), (severity, field), "{name}");
+                assert_eq!((notice.severity(), notice.field.as_str()), (severity, field), "{name}");
                 assert!(notice.message.contains(message), "{name}: {notice}");
             }
         }
@@ -243,6 +253,6 @@ mod tests {
     fn a_dry_run_that_is_none() {
         let text = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a, annotations: {istio.io/dry-run: maybe}}\n";
         let notices = lint(&decode(text).objects[0].object, "istio-system");
-        assert_eq!((notices.len(), notices[0].severity), (1, Severity::Error));
+        assert_eq!((notices.len(), notices[0].code), (1, Code::DryRunUnclear));
     }
 }

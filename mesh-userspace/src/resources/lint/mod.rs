@@ -1,50 +1,19 @@
 //! What a well-formed object asks for that this mesh does not carry out, told from the object alone.
 
 mod authorization;
+mod enrolment;
+mod layer7;
 mod service;
+mod shadowed;
 
 use k8s_openapi::api::core::v1 as core;
 
 use super::gateway::GatewayRoute;
 use super::istio::{DestinationRule, PeerAuthentication, Rest, RouteEntry, VirtualService};
-use super::{Notice, Object, ObjectRef, Severity};
+use super::{Code, Notice, Object, ObjectRef};
 
-/// Fields that Istio has and layer 4 cannot honour, or that are not honoured yet; others are taken for typing mistakes.
-const VIRTUAL_SERVICE: &[&str] = &["exportTo"];
-const ROUTE: &[&str] = &[
-    "name",
-    "redirect",
-    "directResponse",
-    "delegate",
-    "rewrite",
-    "timeout",
-    "retries",
-    "fault",
-    "mirror",
-    "mirrors",
-    "mirrorPercentage",
-    "mirror_percent",
-    "mirrorPercent",
-    "corsPolicy",
-    "headers",
-];
-const MATCH: &[&str] = &[
-    "uri",
-    "scheme",
-    "method",
-    "authority",
-    "headers",
-    "queryParams",
-    "ignoreUriCase",
-    "withoutHeaders",
-    "statPrefix",
-    "sourceLabels",
-    "sourceNamespace",
-    "sourceSubnet",
-    "destinationSubnets",
-    "sniHosts",
-];
-const DESTINATION_RULE: &[&str] = &["trafficPolicy", "exportTo", "workloadSelector"];
+/// What becomes of a field that nobody knows.
+const IGNORED: &str = "unknown field, ignored";
 
 /// Everything to be said about a Service.
 pub(super) fn service(reference: &ObjectRef, service: &core::Service) -> Vec<Notice> {
@@ -64,14 +33,16 @@ pub(super) fn lint(object: &Object, root_namespace: &str) -> Vec<Notice> {
         Object::TcpRoute(route) => gateway_route(&mut notices, route),
         Object::TlsRoute(route) => {
             gateway_route(&mut notices, route);
-            let message = "routes by server name are not carried out yet".to_owned();
-            notices.add(Severity::Warning, "spec.hostnames".to_owned(), message);
+            let message = "routes by server name are not carried out yet";
+            notices.add(Code::RoutesByServerName, "spec.hostnames", message);
         }
         Object::ReferenceGrant(grant) => {
             notices.top_level(&grant.rest);
-            notices.rest("spec", &grant.spec.rest, &[]);
+            notices.rest("spec", &grant.spec.rest, &[], IGNORED);
         }
         Object::Unsupported(reference) => unsupported(&mut notices, reference),
+        Object::Namespace(namespace) => enrolment::namespace(&mut notices, namespace),
+        Object::Pod(pod) => enrolment::pod(&mut notices, pod),
         Object::Service(service) => return service.notices.to_vec(),
         _ => {}
     }
@@ -84,89 +55,96 @@ struct Notices {
 }
 
 impl Notices {
-    fn add(&mut self, severity: Severity, field: String, message: String) {
-        self.list.push(Notice { severity, object: self.object.clone(), field, message });
+    fn add(&mut self, code: Code, field: impl Into<String>, message: impl Into<String>) {
+        self.list.push(Notice::new(code, &self.object, field, message));
     }
 
     /// Names the fields beside `metadata` and `spec` that no object has.
     fn top_level(&mut self, rest: &Rest) {
         for name in rest.keys().filter(|name| !matches!(name.as_str(), "apiVersion" | "kind" | "status")) {
-            self.add(Severity::Warning, name.clone(), "unknown field, ignored".to_owned());
+            self.add(Code::UnknownField, name.clone(), "unknown field, ignored");
         }
     }
 
-    /// Names the fields that were read into `rest`.
-    fn rest(&mut self, at: &str, rest: &Rest, known: &[&str]) {
+    /// Names the fields that were read into `rest`, and what becomes of what they ask for; of those that nobody knows it is
+    /// `unknown`.
+    fn rest(&mut self, at: &str, rest: &Rest, known: &[layer7::Field], unknown: &str) {
         for name in rest.keys() {
-            let message = if known.contains(&name.as_str()) {
-                "not honoured at layer 4"
-            } else {
-                "unknown field, ignored"
-            };
-            self.add(Severity::Warning, format!("{at}.{name}"), message.to_owned());
+            let field = format!("{at}.{name}");
+            match known.iter().find(|known| known.name == name) {
+                Some(known) => self.add(known.code, field, known.effect),
+                None => self.add(Code::UnknownField, field, unknown),
+            }
         }
     }
 }
 
 fn unsupported(notices: &mut Notices, reference: &ObjectRef) {
-    let message = format!("{} is not honoured yet", reference.kind.as_str());
-    notices.add(Severity::Warning, String::new(), message);
+    let message =
+        format!("{} is not honoured yet: this mesh does nothing of what it says", reference.kind.as_str());
+    notices.add(Code::KindNotHonoured, "", message);
 }
 
 fn virtual_service(notices: &mut Notices, rule: &VirtualService) {
     let spec = &rule.spec;
     notices.top_level(&rule.rest);
-    notices.rest("spec", &spec.rest, VIRTUAL_SERVICE);
+    notices.rest("spec", &spec.rest, layer7::VIRTUAL_SERVICE, IGNORED);
     if !spec.gateways.is_empty() && spec.gateways.iter().any(|gateway| gateway != "mesh") {
-        let message = "gateways other than mesh are not honoured yet".to_owned();
-        notices.add(Severity::Warning, "spec.gateways".to_owned(), message);
+        let message =
+            "gateways other than mesh are not honoured yet: no route holds for what comes through them";
+        notices.add(Code::GatewayNotHonoured, "spec.gateways", message);
     }
     for (index, host) in spec.hosts.iter().enumerate().filter(|(_, host)| host.contains('*')) {
         let message = format!("{host} names no service: hosts with a wildcard are not honoured at layer 4");
-        notices.add(Severity::Warning, format!("spec.hosts[{index}]"), message);
+        notices.add(Code::WildcardHost, format!("spec.hosts[{index}]"), message);
     }
     if !spec.tls.is_empty() {
-        let message = "routes by server name are not honoured yet".to_owned();
-        notices.add(Severity::Warning, "spec.tls".to_owned(), message);
+        let message =
+            "routes by server name are not honoured yet: connections go where the other routes lead";
+        notices.add(Code::RoutesByServerName, "spec.tls", message);
     }
     for (list, entries) in [("http", &spec.http), ("tcp", &spec.tcp)] {
         for (index, entry) in entries.iter().enumerate() {
             route(notices, &format!("spec.{list}[{index}]"), entry);
         }
+        shadowed::routes(notices, list, entries);
     }
 }
 
 fn route(notices: &mut Notices, at: &str, entry: &RouteEntry) {
     let mut rest = entry.rest.clone();
     rest.remove("name");
-    notices.rest(at, &rest, ROUTE);
+    notices.rest(at, &rest, layer7::ROUTE, IGNORED);
     for (index, alternative) in entry.matches.iter().enumerate() {
-        notices.rest(&format!("{at}.match[{index}]"), &alternative.rest, MATCH);
+        let mut rest = alternative.rest.clone();
+        rest.remove("statPrefix");
+        let unknown = "unknown field: this alternative never matches";
+        notices.rest(&format!("{at}.match[{index}]"), &rest, layer7::MATCH, unknown);
     }
     for (index, target) in entry.route.iter().enumerate() {
         let at = format!("{at}.route[{index}]");
-        notices.rest(&at, &target.rest, &["headers"]);
-        notices.rest(&format!("{at}.destination"), &target.destination.rest, &[]);
+        notices.rest(&at, &target.rest, layer7::DESTINATION, IGNORED);
+        notices.rest(&format!("{at}.destination"), &target.destination.rest, &[], IGNORED);
         if let Some(port) = &target.destination.port {
-            notices.rest(&format!("{at}.destination.port"), &port.rest, &[]);
+            notices.rest(&format!("{at}.destination.port"), &port.rest, &[], IGNORED);
         }
     }
     if entry.route.is_empty() {
-        let message = "a route without destinations is skipped at layer 4".to_owned();
-        notices.add(Severity::Warning, format!("{at}.route"), message);
+        let message = "a route without destinations is skipped at layer 4: the next one that holds is taken";
+        notices.add(Code::RouteWithoutDestination, format!("{at}.route"), message);
     }
 }
 
 fn gateway_route(notices: &mut Notices, route: &GatewayRoute) {
     notices.top_level(&route.rest);
-    notices.rest("spec", &route.spec.rest, &["useDefaultGateways"]);
+    notices.rest("spec", &route.spec.rest, layer7::GATEWAY_ROUTE, IGNORED);
     for (index, parent) in
         route.spec.parent_refs.iter().enumerate().filter(|(_, parent)| !parent.is_service())
     {
         let kind = parent.kind.as_deref().unwrap_or("Gateway");
         let message =
             format!("a {kind} as a parent is not honoured, a Service is (group \"\", kind Service)");
-        notices.add(Severity::Warning, format!("spec.parentRefs[{index}].kind"), message);
+        notices.add(Code::ParentNotHonoured, format!("spec.parentRefs[{index}].kind"), message);
     }
     for (index, parent) in route.spec.parent_refs.iter().enumerate().filter(|(_, parent)| parent.is_service())
     {
@@ -174,26 +152,32 @@ fn gateway_route(notices: &mut Notices, route: &GatewayRoute) {
         if *namespace != *notices.object.namespace {
             let message =
                 format!("{namespace} is another namespace: routes hold for the services of their own alone");
-            notices.add(Severity::Warning, format!("spec.parentRefs[{index}].namespace"), message);
+            notices.add(Code::ParentNotHonoured, format!("spec.parentRefs[{index}].namespace"), message);
         }
     }
     for (index, rule) in route.spec.rules.iter().enumerate() {
         if index > 0 {
-            let message = "never reached: the first rule holds for every connection".to_owned();
-            notices.add(Severity::Warning, format!("spec.rules[{index}]"), message);
+            let message = "never reached: the first rule holds for every connection";
+            notices.add(Code::ShadowedRoute, format!("spec.rules[{index}]"), message);
         }
-        notices.rest(&format!("spec.rules[{index}]"), &rule.rest, &[]);
+        notices.rest(&format!("spec.rules[{index}]"), &rule.rest, &[], IGNORED);
         for (at, backend) in rule.backend_refs.iter().enumerate() {
-            notices.rest(&format!("spec.rules[{index}].backendRefs[{at}]"), &backend.rest, &["filters"]);
+            let field = format!("spec.rules[{index}].backendRefs[{at}]");
+            notices.rest(&field, &backend.rest, layer7::BACKEND, IGNORED);
         }
     }
 }
 
 fn destination_rule(notices: &mut Notices, rule: &DestinationRule) {
     notices.top_level(&rule.rest);
-    notices.rest("spec", &rule.spec.rest, DESTINATION_RULE);
+    notices.rest("spec", &rule.spec.rest, layer7::DESTINATION_RULE, IGNORED);
     for (index, subset) in rule.spec.subsets.iter().enumerate() {
-        notices.rest(&format!("spec.subsets[{index}]"), &subset.rest, &["trafficPolicy"]);
+        notices.rest(&format!("spec.subsets[{index}]"), &subset.rest, layer7::SUBSET, IGNORED);
+    }
+    if rule.spec.host.contains('*') {
+        let host = &rule.spec.host;
+        let message = format!("{host} names no service: hosts with a wildcard are not honoured at layer 4");
+        notices.add(Code::WildcardHost, "spec.host", message);
     }
 }
 
@@ -201,12 +185,12 @@ fn peer_authentication(notices: &mut Notices, policy: &PeerAuthentication, root_
     let spec = &policy.spec;
     let selects = spec.selector.as_ref().is_some_and(|selector| !selector.match_labels.is_empty());
     if selects && &*notices.object.namespace == root_namespace {
-        let message = "ignored: a policy with a selector has no effect in the root namespace".to_owned();
-        notices.add(Severity::Warning, "spec.selector".to_owned(), message);
+        let message = "ignored: a policy with a selector has no effect in the root namespace";
+        notices.add(Code::PeerSelectorInRoot, "spec.selector", message);
     }
     if !selects && !spec.port_level_mtls.is_empty() {
-        let message = "ignored: modes of single ports need a selector".to_owned();
-        notices.add(Severity::Warning, "spec.portLevelMtls".to_owned(), message);
+        let message = "ignored: modes of single ports need a selector";
+        notices.add(Code::PortModesWithoutSelector, "spec.portLevelMtls", message);
     }
 }
 
@@ -242,7 +226,7 @@ mod tests {
             (
                 "traffic policy",
                 "apiVersion: networking.istio.io/v1beta1\nkind: DestinationRule\nmetadata: {name: a}\nspec: {host: a, trafficPolicy: {}}\n".into(),
-                vec![("spec.trafficPolicy", "layer 4")],
+                vec![("spec.trafficPolicy", "not honoured yet")],
             ),
             (
                 "a selector in the root namespace",

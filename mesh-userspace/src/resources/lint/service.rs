@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{Service, ServiceSpec};
 
 use super::Notices;
 use crate::model::{ServiceKind, TrafficPolicy};
-use crate::resources::Severity::{Error, Info, Warning};
+use crate::resources::Code;
 use crate::resources::translate::external::{
     external_policy, has_family, health_check_port, kind, left_alone, node_port, source_ranges,
     virtual_addresses,
@@ -21,22 +21,22 @@ const DISTRIBUTIONS: [&str; 3] = ["PreferClose", "PreferSameZone", "PreferSameNo
 pub(super) fn service(notices: &mut Notices, service: &Service) {
     let Some(spec) = &service.spec else { return };
     if spec.type_.as_deref() == Some("ExternalName") {
-        notices.add(Info, "spec.type".to_owned(), "left to DNS".to_owned());
+        notices.add(Code::LeftToOthers, "spec.type", "left to DNS");
         return;
     }
     if let Some(label) = left_alone(service) {
-        notices.add(Info, format!("metadata.labels[{label}]"), "left to another proxy".to_owned());
+        notices.add(Code::LeftToOthers, format!("metadata.labels[{label}]"), "left to another proxy");
         return;
     }
     for (index, port) in spec.ports.iter().flatten().enumerate() {
         if port.protocol.as_deref() == Some("SCTP") {
-            let message = "SCTP is not carried: connections to this port are not translated".to_owned();
-            notices.add(Warning, format!("spec.ports[{index}].protocol"), message);
+            let message = "SCTP is not carried: connections to this port are not translated";
+            notices.add(Code::Sctp, format!("spec.ports[{index}].protocol"), message);
         }
     }
     let distribution = spec.traffic_distribution.as_deref();
     if let Some(unknown) = distribution.filter(|value| !value.is_empty() && !DISTRIBUTIONS.contains(value)) {
-        notices.add(Warning, "spec.trafficDistribution".to_owned(), format!("{unknown} is unknown, ignored"));
+        notices.add(Code::UnknownWord, "spec.trafficDistribution", format!("{unknown} is unknown, ignored"));
     }
     let own = cluster_addresses(spec);
     if own.is_empty() {
@@ -50,7 +50,7 @@ pub(super) fn service(notices: &mut Notices, service: &Service) {
 /// kube-proxy serves nothing of a service without a cluster address.
 fn without_address(notices: &mut Notices, service: &Service, spec: &ServiceSpec) {
     let mut add = |field: String| {
-        notices.add(Warning, field, "not served: the service has no cluster address".to_owned());
+        notices.add(Code::WithoutClusterAddress, field, "not served: the service has no cluster address");
     };
     for (index, port) in spec.ports.iter().flatten().enumerate() {
         if node_port(port).is_some() {
@@ -80,7 +80,7 @@ fn other_family(notices: &mut Notices, service: &Service, spec: &ServiceSpec, ow
     let balancer = virtual_addresses(service).map(|address| ("status.loadBalancer.ingress", address));
     for (field, address) in external.chain(balancer).filter(|(_, address)| !has_family(own, *address)) {
         let message = format!("{address} is not served: the service has no cluster address of its family");
-        notices.add(Warning, field.to_owned(), message);
+        notices.add(Code::OtherFamily, field, message);
     }
 }
 
@@ -90,30 +90,30 @@ fn without_effect(notices: &mut Notices, service: &Service, spec: &ServiceSpec) 
     let ranges = source_ranges(service);
     let has_ranges = !ranges.allowed.is_empty();
     for (field, range) in ranges.bad {
-        notices.add(Error, field, format!("{range:?} is no range of addresses: it is passed over"));
+        notices.add(Code::NotARange, field, format!("{range:?} is no range of addresses: it is passed over"));
     }
     if has_ranges && !is_balanced && virtual_addresses(service).next().is_none() {
-        let message = "no effect: it holds at the addresses of a load balancer alone".to_owned();
-        notices.add(Warning, "spec.loadBalancerSourceRanges".to_owned(), message);
+        let message = "no effect: it holds at the addresses of a load balancer alone";
+        notices.add(Code::WithoutEffect, "spec.loadBalancerSourceRanges", message);
     }
     let asks_for_local = spec.external_traffic_policy.as_deref() == Some("Local");
     let is_local = external_policy(spec) == TrafficPolicy::Local;
     if asks_for_local && !is_local {
-        let message = "no effect: the service is not reached from outside".to_owned();
-        notices.add(Warning, "spec.externalTrafficPolicy".to_owned(), message);
+        let message = "no effect: the service is not reached from outside";
+        notices.add(Code::WithoutEffect, "spec.externalTrafficPolicy", message);
     }
     let has_port = spec.health_check_node_port.is_some_and(|port| port != 0);
     if has_port && health_check_port(spec).is_none() {
-        let message = "no effect: it needs type LoadBalancer and externalTrafficPolicy Local".to_owned();
-        notices.add(Warning, "spec.healthCheckNodePort".to_owned(), message);
+        let message = "no effect: it needs type LoadBalancer and externalTrafficPolicy Local";
+        notices.add(Code::WithoutEffect, "spec.healthCheckNodePort", message);
     } else if is_balanced && is_local && !has_port {
-        let message = "absent: load balancers cannot ask this node whether it has endpoints".to_owned();
-        notices.add(Info, "spec.healthCheckNodePort".to_owned(), message);
+        let message = "absent: load balancers cannot ask this node whether it has endpoints";
+        notices.add(Code::NoHealthCheckPort, "spec.healthCheckNodePort", message);
     }
     let has_config = spec.session_affinity_config.as_ref().is_some_and(|config| config.client_ip.is_some());
     if has_config && spec.session_affinity.as_deref() != Some("ClientIP") {
-        let message = "no effect: sessionAffinity is not ClientIP".to_owned();
-        notices.add(Warning, "spec.sessionAffinityConfig".to_owned(), message);
+        let message = "no effect: sessionAffinity is not ClientIP";
+        notices.add(Code::WithoutEffect, "spec.sessionAffinityConfig", message);
     }
 }
 

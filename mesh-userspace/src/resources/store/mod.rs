@@ -25,7 +25,7 @@ use super::translate::route::{Destinations, resolve_host, routed};
 use super::translate::service::{Cluster, Dependency, Label, PlainService, plain_service};
 use super::translate::topology::Here;
 use super::translate::workload::{enrols, peer_policy, workload};
-use super::{Kind, Notice, Object, ObjectRef, Pod, Severity, VirtualService};
+use super::{Code, Kind, Notice, Object, ObjectRef, Pod, VirtualService};
 use crate::model::{
     AuthorizationPolicy, Frontend, LocalNode, MeshConfig, NodeName, PeerPolicy, PolicyName, RouteName,
     Sandbox, Sandboxes, Service, ServiceName, Snapshot, Workload, WorkloadUid,
@@ -169,11 +169,15 @@ impl Translator {
         self.sandboxes = sandboxes;
     }
 
+    /// The objects in force, in no order.
+    pub fn objects(&self) -> Vec<Arc<Object>> {
+        self.objects.values().map(Arc::clone).collect()
+    }
+
     /// Addresses that more than one object says it has.
     fn conflicts(&self) -> Vec<Notice> {
         let notice = |object: ObjectRef, field: &str, what: &dyn Display, owner: &dyn Display| {
-            let message = format!("{what} belongs to {owner} already");
-            Notice { severity: Severity::Error, object, field: field.to_owned(), message }
+            Notice::new(Code::AddressClash, &object, field, format!("{what} belongs to {owner} already"))
         };
         let mut notices = Vec::new();
         for (address, owner, other) in self.workload_claims.conflicts() {
@@ -595,11 +599,9 @@ impl Translator {
         hosts
             .into_iter()
             .filter(|(_, host)| foreign(host))
-            .map(|(field, host)| Notice {
-                severity: Severity::Warning,
-                object: reference.clone(),
-                field,
-                message: format!("{host} is no service of this cluster, the rule has no effect on it"),
+            .map(|(field, host)| {
+                let message = format!("{host} is no service of this cluster, the rule has no effect on it");
+                Notice::new(Code::ForeignHost, reference, field, message)
             })
             .collect()
     }
@@ -682,20 +684,14 @@ fn is_for_mesh(rule: &VirtualService) -> bool {
 }
 
 fn route_without_service(name: &ServiceName, route: &ObjectRef) -> Notice {
-    Notice {
-        severity: Severity::Warning,
-        object: route.clone(),
-        field: "spec.parentRefs".to_owned(),
-        message: format!("there is no service {name}, the route has no effect on it"),
-    }
+    let message = format!("there is no service {name}, the route has no effect on it");
+    Notice::new(Code::RouteHostUnknown, route, "spec.parentRefs", message)
 }
 
 fn rules_without_service(name: &ServiceName, rules: &[(&ObjectRef, &VirtualService)]) -> Vec<Notice> {
-    let notice = |&(reference, _): &(&ObjectRef, &VirtualService)| Notice {
-        severity: Severity::Warning,
-        object: reference.clone(),
-        field: "spec.hosts".to_owned(),
-        message: format!("there is no service {name}, the rule has no effect on it"),
+    let message = format!("there is no service {name}, the rule has no effect on it");
+    let notice = |&(reference, _): &(&ObjectRef, &VirtualService)| {
+        Notice::new(Code::RouteHostUnknown, reference, "spec.hosts", message.as_str())
     };
     rules.iter().map(notice).collect()
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Translator;
 use crate::model::{AuthorizationPolicy, PolicyScope, ServiceName};
-use crate::resources::{Kind, Notice, ObjectRef, Severity};
+use crate::resources::{Code, Kind, Notice, ObjectRef};
 
 impl Translator {
     /// Says anew what there is to say about policies that refer to these services.
@@ -39,10 +39,7 @@ pub(super) fn targets(policy: &AuthorizationPolicy) -> impl Iterator<Item = Serv
 
 fn notice(policy: &AuthorizationPolicy, service: &ServiceName) -> Notice {
     let (namespace, name) = (Arc::clone(&policy.name.namespace), Arc::clone(&policy.name.name));
-    Notice {
-        severity: Severity::Error,
-        object: ObjectRef::new(Kind::AuthorizationPolicy, namespace, name),
-        field: "spec.targetRefs".to_owned(),
-        message: format!("there is no service {service}: the policy is not in force there"),
-    }
+    let object = ObjectRef::new(Kind::AuthorizationPolicy, namespace, name);
+    let message = format!("there is no service {service}: the policy is not in force there");
+    Notice::new(Code::TargetUnknown, &object, "spec.targetRefs", message)
 }

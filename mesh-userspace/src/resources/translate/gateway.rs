@@ -15,7 +15,7 @@ use crate::model::{
     TrafficPolicy,
 };
 use crate::resources::gateway::{BackendRef, GatewayRoute, ParentRef};
-use crate::resources::{Notice, ObjectRef, Severity};
+use crate::resources::{Code, Notice, ObjectRef};
 
 /// A route and its name.
 pub(in crate::resources) type Named<'a> = (&'a ObjectRef, &'a GatewayRoute);
@@ -133,12 +133,12 @@ pub(super) fn targets(
             }
             // It gets nothing, but connections that it got before may still be open.
             Err(_) if target.weight == 0 => {}
-            Err(unresolved) => notices.push(Notice {
-                severity: Severity::Error,
-                object: route.0.clone(),
-                field: format!("spec.rules[0].backendRefs[{index}].{}", unresolved.field),
-                message: format!("{}: its share of the connections is refused", unresolved.message),
-            }),
+            Err(unresolved) => notices.push(Notice::new(
+                Code::BackendUnresolved,
+                route.0,
+                format!("spec.rules[0].backendRefs[{index}].{}", unresolved.field),
+                format!("{}: its share of the connections is refused", unresolved.message),
+            )),
         }
         target
     });

@@ -10,7 +10,7 @@ use crate::model::{
     Endpoint, MeshConfig, Protocol, Route, RouteTarget, Service, ServiceName, ServicePort, TrafficPolicy,
 };
 use crate::resources::istio::{Match, RouteDestination, RouteEntry, VirtualServiceSpec};
-use crate::resources::{Notice, ObjectRef, Severity, VirtualService};
+use crate::resources::{Code, Notice, ObjectRef, VirtualService};
 
 /// Weight of a destination that is alone.
 const WHOLE: u32 = 100;
@@ -46,7 +46,7 @@ pub(in crate::resources) fn routed(
     let rule = rules.split_first().map(|(&oldest, younger)| {
         for &(other, _) in younger {
             let message = format!("ignored for {}: {} is older", plain.host, oldest.0);
-            resolver.notice(Severity::Warning, other, "spec.hosts", message);
+            resolver.notice(Code::HostClash, other, "spec.hosts", message);
         }
         oldest
     });
@@ -54,7 +54,7 @@ pub(in crate::resources) fn routed(
         let above = gateway::holding(routes, plain, port);
         if let (Some((above, _)), Some((rule, _))) = (above, rule) {
             let message = format!("ignored at {}:{}: {above} holds there", plain.host, port.port);
-            resolver.notice(Severity::Warning, rule, "spec.hosts", message);
+            resolver.notice(Code::HostClash, rule, "spec.hosts", message);
         }
         resolver.port(plain, port, above, rule)
     });
@@ -102,8 +102,8 @@ struct Resolver<'a, D> {
 }
 
 impl<D: Destinations> Resolver<'_, D> {
-    fn notice(&mut self, severity: Severity, object: &ObjectRef, field: &str, message: String) {
-        self.notices.push(Notice { severity, object: object.clone(), field: field.to_owned(), message });
+    fn notice(&mut self, code: Code, object: &ObjectRef, field: &str, message: String) {
+        self.notices.push(Notice::new(code, object, field, message));
     }
 
     fn port(
@@ -160,11 +160,18 @@ impl<D: Destinations> Resolver<'_, D> {
             return None;
         }
         let Some((field, entry)) = entry_for(port, spec) else {
-            let message = format!(
-                "no route holds for every connection to {}:{}, they go to the service's own endpoints",
-                plain.host, port.port
-            );
-            self.notice(Severity::Warning, rule, "spec", message);
+            let (host, number) = (&plain.host, port.port);
+            let instead = "they go to the service's own endpoints";
+            if speaks_no_http(port) && position(&spec.http, number).is_some() {
+                let protocol = port.application.as_deref().unwrap_or_default();
+                let message = format!(
+                    "routes of http do not hold for connections to {host}:{number}, which is a port of {protocol}: {instead}"
+                );
+                self.notice(Code::RouteForOtherProtocol, rule, "spec.http", message);
+            } else {
+                let message = format!("no route holds for every connection to {host}:{number}, {instead}");
+                self.notice(Code::NoRouteForAll, rule, "spec", message);
+            }
             return None;
         };
         let alone = entry.route.len() == 1;
@@ -211,7 +218,7 @@ impl<D: Destinations> Resolver<'_, D> {
         let Some(found) = resolved.and_then(|name| self.destinations.service(&name)) else {
             let message =
                 format!("{} is no service here: its share of the connections is refused", written.host);
-            self.notice(Severity::Error, rule, &format!("{field}.host"), message);
+            self.notice(Code::DestinationUnknown, rule, &format!("{field}.host"), message);
             return target;
         };
         let mut tcp = found.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
@@ -221,7 +228,7 @@ impl<D: Destinations> Resolver<'_, D> {
         };
         let Some(port) = port else {
             let message = format!("{} has no port {}: its share is refused", found.host, target.port);
-            self.notice(Severity::Error, rule, &format!("{field}.port.number"), message);
+            self.notice(Code::DestinationPortUnknown, rule, &format!("{field}.port.number"), message);
             return target;
         };
         target.port = port.port;
@@ -234,7 +241,7 @@ impl<D: Destinations> Resolver<'_, D> {
             let subset = subset.unwrap_or_default();
             let message =
                 format!("no DestinationRule for {} has subset {subset}: its share is refused", found.host);
-            self.notice(Severity::Error, rule, &format!("{field}.subset"), message);
+            self.notice(Code::SubsetUnknown, rule, &format!("{field}.subset"), message);
             return target;
         };
         target.endpoints = port.serving(labels, policy, self.destinations.here());
@@ -245,24 +252,45 @@ impl<D: Destinations> Resolver<'_, D> {
 /// The first entry that holds for every connection to the port, and its field.
 fn entry_for<'a>(port: &PlainPort, spec: &'a VirtualServiceSpec) -> Option<(String, &'a RouteEntry)> {
     let find = |list: &str, entries: &'a [RouteEntry]| {
-        let holds = |entry: &RouteEntry| {
-            !entry.route.is_empty()
-                && (entry.matches.is_empty() || entry.matches.iter().any(|one| always_holds(one, port.port)))
-        };
-        let index = entries.iter().position(holds)?;
+        let index = position(entries, port.port)?;
         Some((format!("spec.{list}[{index}]"), &entries[index]))
     };
     let (http, tcp) = (|| find("http", &spec.http), || find("tcp", &spec.tcp));
     match port.application.as_deref() {
-        Some("tcp" | "mongo" | "mysql" | "redis" | "tls") => tcp(),
-        Some("http" | "http2" | "grpc" | "grpc-web") => http().or_else(tcp),
+        _ if speaks_no_http(port) => tcp(),
+        Some(application) if is_http(application) => http().or_else(tcp),
         _ => tcp().or_else(http),
     }
 }
 
-fn always_holds(one: &Match, port: u16) -> bool {
+/// Whether the application's protocol is one that Istio routes as HTTP.
+pub(in crate::resources) fn is_http(application: &str) -> bool {
+    matches!(application, "http" | "http2" | "grpc" | "grpc-web")
+}
+
+/// Whether it is one that Istio routes as TCP.
+pub(in crate::resources) fn is_tcp(application: &str) -> bool {
+    matches!(application, "tcp" | "mongo" | "mysql" | "redis" | "tls")
+}
+
+fn speaks_no_http(port: &PlainPort) -> bool {
+    port.application.as_deref().is_some_and(is_tcp)
+}
+
+fn position(entries: &[RouteEntry], port: u16) -> Option<usize> {
+    let holds = |entry: &RouteEntry| {
+        !entry.route.is_empty()
+            && (entry.matches.is_empty() || entry.matches.iter().any(|one| always_holds(one, port)))
+    };
+    entries.iter().position(holds)
+}
+
+pub(in crate::resources) fn always_holds(one: &Match, port: u16) -> bool {
     let gateway = one.gateways.is_empty() || one.gateways.iter().any(|gateway| gateway == "mesh");
-    one.rest.is_empty() && gateway && one.port.is_none_or(|wanted| wanted == u32::from(port))
+    // `statPrefix` names a statistic and asks nothing of the connection.
+    one.rest.keys().all(|name| name == "statPrefix")
+        && gateway
+        && one.port.is_none_or(|wanted| wanted == u32::from(port))
 }
 
 #[cfg(test)]

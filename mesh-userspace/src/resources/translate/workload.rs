@@ -9,7 +9,7 @@ use crate::model::{DATAPLANE_MODE, Identity, MeshConfig, Mode, PeerPolicy, Polic
 use crate::policy::peer_authentication::effective_modes;
 use crate::resources::{IstioMode, ObjectRef, PeerAuthentication, Pod};
 
-const INJECTION: &str = "istio-injection";
+pub(in crate::resources) const INJECTION: &str = "istio-injection";
 
 /// The workload that a pod is; `None` once it has ended.
 pub(in crate::resources) fn workload<'a>(

@@ -1,13 +1,13 @@
 //! What must hold of an `AuthorizationPolicy`: what Istio's own validation refuses (istio,
 //! `pkg/config/validation`, `ValidateAuthorizationPolicy`), and what would be mistaken for "anything".
 
-use super::{Wrong, check_name};
+use super::{Mistaken, check_name};
 use crate::resources::authorization::{AuthorizationPolicy, LAYER_4_KEYS, Operation, Rule, Source, When};
 use crate::resources::istio::Rest;
 use crate::resources::translate::authorization::{ip_block, port};
 
 /// Everything that is wrong with the policy.
-pub(super) fn check_authorization_policy(wrong: &mut Vec<Wrong>, policy: &AuthorizationPolicy, own: &str) {
+pub(super) fn check_authorization_policy(wrong: &mut Mistaken, policy: &AuthorizationPolicy, own: &str) {
     let spec = &policy.spec;
     // What narrows a policy must not be lost: kubectl and the API server refuse such fields, too.
     check_top_level(wrong, &policy.rest);
@@ -38,20 +38,20 @@ pub(super) fn check_authorization_policy(wrong: &mut Vec<Wrong>, policy: &Author
 }
 
 /// Fields beside `metadata` and `spec` that no object has.
-pub(super) fn check_top_level(wrong: &mut Vec<Wrong>, rest: &Rest) {
+pub(super) fn check_top_level(wrong: &mut Mistaken, rest: &Rest) {
     for name in rest.keys().filter(|name| !matches!(name.as_str(), "apiVersion" | "kind" | "status")) {
         wrong.push((name.clone(), "unknown field: what it asks for would be lost".to_owned()));
     }
 }
 
 /// Fields that the API has not.
-pub(super) fn check_known(wrong: &mut Vec<Wrong>, at: &str, rest: &Rest) {
+pub(super) fn check_known(wrong: &mut Mistaken, at: &str, rest: &Rest) {
     for name in rest.keys() {
         wrong.push((format!("{at}.{name}"), "unknown field: what it asks for would be lost".to_owned()));
     }
 }
 
-fn check_rule(wrong: &mut Vec<Wrong>, at: &str, rule: &Rule) {
+fn check_rule(wrong: &mut Mistaken, at: &str, rule: &Rule) {
     let empty = |field: String| (field, "empty: leave it out where anything is meant".to_owned());
     if rule.from.as_ref().is_some_and(Vec::is_empty) {
         wrong.push(empty(format!("{at}.from")));
@@ -80,7 +80,7 @@ fn check_rule(wrong: &mut Vec<Wrong>, at: &str, rule: &Rule) {
     }
 }
 
-fn check_source(wrong: &mut Vec<Wrong>, at: &str, source: &Source) {
+fn check_source(wrong: &mut Mistaken, at: &str, source: &Source) {
     let mut account = None;
     for (name, list) in source.lists() {
         let check = match name {
@@ -101,7 +101,7 @@ fn check_source(wrong: &mut Vec<Wrong>, at: &str, source: &Source) {
     }
 }
 
-fn check_when(wrong: &mut Vec<Wrong>, at: &str, when: &When) {
+fn check_when(wrong: &mut Mistaken, at: &str, when: &When) {
     if when.key.is_empty() {
         wrong.push((format!("{at}.key"), "missing".to_owned()));
     }
@@ -128,7 +128,7 @@ enum Check {
     Port,
 }
 
-fn check_list(wrong: &mut Vec<Wrong>, at: &str, list: &[String], check: Check) {
+fn check_list(wrong: &mut Mistaken, at: &str, list: &[String], check: Check) {
     for (index, text) in list.iter().enumerate() {
         let reason = match check {
             Check::Text => text.is_empty().then(|| "empty".to_owned()),
@@ -142,7 +142,9 @@ fn check_list(wrong: &mut Vec<Wrong>, at: &str, list: &[String], check: Check) {
                 port(text).is_none().then(|| format!("{text:?} is no port, those are \"1\" to \"65535\""))
             }
         };
-        wrong.extend(reason.map(|reason| (format!("{at}[{index}]"), reason)));
+        if let Some(reason) = reason {
+            wrong.push((format!("{at}[{index}]"), reason));
+        }
     }
 }
 

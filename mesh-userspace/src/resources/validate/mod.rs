@@ -9,18 +9,48 @@ use k8s_openapi::api::core::v1::{Pod, Service, ServiceSpec};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use self::authorization::{check_authorization_policy, check_known, check_top_level};
-use super::Object;
 use super::gateway::GatewayRoute;
 use super::istio::{DestinationRule, PeerAuthentication, RouteEntry, VirtualService};
 use super::translate::external::ingress;
+use super::{Code, Object};
 
-/// A field's path and what is wrong with it.
-pub(super) type Wrong = (String, String);
+/// What is wrong with an object.
+#[derive(Debug, Default)]
+pub(super) struct Mistaken(Vec<Wrong>);
+
+/// What is wrong with a field.
+#[derive(Debug)]
+pub(super) struct Wrong {
+    pub(super) code: Code,
+    /// The field's path.
+    pub(super) field: String,
+    pub(super) reason: String,
+}
+
+impl Mistaken {
+    /// A field that cannot be what it is, by its path, and why.
+    fn push(&mut self, (field, reason): (String, String)) {
+        self.0.push(Wrong { code: Code::Invalid, field, reason });
+    }
+
+    pub(super) const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl IntoIterator for Mistaken {
+    type Item = Wrong;
+    type IntoIter = std::vec::IntoIter<Wrong>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
 
 /// Everything that is wrong with the object; of Pods, Services and slices, what [`check_pod`],
 /// [`check_service`] and [`check_slice`] do not tell.
-pub(super) fn validate(object: &Object) -> Vec<Wrong> {
-    let mut wrong = Vec::new();
+pub(super) fn validate(object: &Object) -> Mistaken {
+    let mut wrong = Mistaken::default();
     let reference = object.reference();
     check_name(&mut wrong, "metadata.name", &reference.name);
     if !reference.kind.is_cluster_wide() {
@@ -47,7 +77,7 @@ pub(super) fn validate(object: &Object) -> Vec<Wrong> {
 }
 
 /// The names become parts of SPIFFE IDs and hosts.
-fn check_name(wrong: &mut Vec<Wrong>, field: &str, name: &str) {
+fn check_name(wrong: &mut Mistaken, field: &str, name: &str) {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
     let valid =
         !name.is_empty() && name.len() <= 253 && name.bytes().all(allowed) && name != "." && name != "..";
@@ -57,7 +87,7 @@ fn check_name(wrong: &mut Vec<Wrong>, field: &str, name: &str) {
 }
 
 /// An address that others come to: of a pod, an endpoint or a service.
-fn check_address(wrong: &mut Vec<Wrong>, field: String, address: &str) {
+fn check_address(wrong: &mut Mistaken, field: String, address: &str) {
     match address.parse::<IpAddr>() {
         Ok(address) if is_special(address) => {
             wrong.push((field, format!("{address} is no address that others can come to")));
@@ -70,14 +100,14 @@ fn check_address(wrong: &mut Vec<Wrong>, field: String, address: &str) {
     }
 }
 
-fn check_port(wrong: &mut Vec<Wrong>, field: String, port: impl Into<i64>) {
+fn check_port(wrong: &mut Mistaken, field: String, port: impl Into<i64>) {
     let port = port.into();
     if !(1..=65535).contains(&port) {
         wrong.push((field, format!("{port} is no port, those are 1 to 65535")));
     }
 }
 
-fn check_protocol(wrong: &mut Vec<Wrong>, field: String, protocol: Option<&str>) {
+fn check_protocol(wrong: &mut Mistaken, field: String, protocol: Option<&str>) {
     if let Some(protocol) = protocol
         && !matches!(protocol, "TCP" | "UDP" | "SCTP")
     {
@@ -86,7 +116,7 @@ fn check_protocol(wrong: &mut Vec<Wrong>, field: String, protocol: Option<&str>)
 }
 
 /// Everything that is wrong with a Pod, its names aside.
-pub(super) fn check_pod(wrong: &mut Vec<Wrong>, pod: &Pod) {
+pub(super) fn check_pod(wrong: &mut Mistaken, pod: &Pod) {
     let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref());
     if let Some(account) = account.filter(|account| !account.is_empty()) {
         check_name(wrong, "spec.serviceAccountName", account);
@@ -101,7 +131,7 @@ pub(super) fn check_pod(wrong: &mut Vec<Wrong>, pod: &Pod) {
 }
 
 /// Everything that is wrong with a Service, its names aside.
-pub(super) fn check_service(wrong: &mut Vec<Wrong>, service: &Service) {
+pub(super) fn check_service(wrong: &mut Mistaken, service: &Service) {
     let Some(spec) = &service.spec else {
         wrong.push(("spec".to_owned(), "missing".to_owned()));
         return;
@@ -144,7 +174,7 @@ pub(super) fn check_service(wrong: &mut Vec<Wrong>, service: &Service) {
 }
 
 /// Type, policies, affinity and addresses: what the API server would refuse.
-fn check_reach(wrong: &mut Vec<Wrong>, service: &Service, spec: &ServiceSpec) {
+fn check_reach(wrong: &mut Mistaken, service: &Service, spec: &ServiceSpec) {
     let policies = ["Cluster", "Local"];
     let words: [(&str, &Option<String>, &[&str]); 4] = [
         ("type", &spec.type_, &["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"]),
@@ -191,7 +221,7 @@ const fn is_special(address: IpAddr) -> bool {
 }
 
 /// Everything that is wrong with an `EndpointSlice`, its names aside.
-pub(super) fn check_slice(wrong: &mut Vec<Wrong>, slice: &EndpointSlice) {
+pub(super) fn check_slice(wrong: &mut Mistaken, slice: &EndpointSlice) {
     if slice.address_type == "FQDN" {
         return;
     }
@@ -208,7 +238,7 @@ pub(super) fn check_slice(wrong: &mut Vec<Wrong>, slice: &EndpointSlice) {
     }
 }
 
-fn check_virtual_service(wrong: &mut Vec<Wrong>, rule: &VirtualService) {
+fn check_virtual_service(wrong: &mut Mistaken, rule: &VirtualService) {
     let spec = &rule.spec;
     // A delegate has no hosts of its own.
     for (index, host) in spec.hosts.iter().enumerate() {
@@ -224,7 +254,7 @@ fn check_virtual_service(wrong: &mut Vec<Wrong>, rule: &VirtualService) {
 }
 
 /// As the API's own definition of a route has it.
-fn check_gateway_route(wrong: &mut Vec<Wrong>, route: &GatewayRoute) {
+fn check_gateway_route(wrong: &mut Mistaken, route: &GatewayRoute) {
     for (index, parent) in route.spec.parent_refs.iter().enumerate() {
         let field = format!("spec.parentRefs[{index}]");
         check_name(wrong, &format!("{field}.name"), &parent.name);
@@ -250,7 +280,7 @@ fn check_gateway_route(wrong: &mut Vec<Wrong>, route: &GatewayRoute) {
     }
 }
 
-fn check_route(wrong: &mut Vec<Wrong>, field: &str, entry: &RouteEntry) {
+fn check_route(wrong: &mut Mistaken, field: &str, entry: &RouteEntry) {
     for (index, alternative) in entry.matches.iter().enumerate() {
         if let Some(port) = alternative.port {
             check_port(wrong, format!("{field}.match[{index}].port"), port);
@@ -276,11 +306,12 @@ fn check_route(wrong: &mut Vec<Wrong>, field: &str, entry: &RouteEntry) {
     }
     // Istio: with several destinations an absent weight is 0, and the sum must not be.
     if entry.route.len() > 1 && entry.route.iter().all(|target| target.weight.unwrap_or(0) == 0) {
-        wrong.push((format!("{field}.route"), "the weights' sum is 0".to_owned()));
+        let (field, reason) = (format!("{field}.route"), "the weights' sum is 0".to_owned());
+        wrong.0.push(Wrong { code: Code::WeightsZero, field, reason });
     }
 }
 
-fn check_destination_rule(wrong: &mut Vec<Wrong>, rule: &DestinationRule) {
+fn check_destination_rule(wrong: &mut Mistaken, rule: &DestinationRule) {
     if rule.spec.host.is_empty() {
         wrong.push(("spec.host".to_owned(), "missing".to_owned()));
     }
@@ -295,7 +326,7 @@ fn check_destination_rule(wrong: &mut Vec<Wrong>, rule: &DestinationRule) {
     }
 }
 
-fn check_peer_authentication(wrong: &mut Vec<Wrong>, policy: &PeerAuthentication) {
+fn check_peer_authentication(wrong: &mut Mistaken, policy: &PeerAuthentication) {
     let spec = &policy.spec;
     check_top_level(wrong, &policy.rest);
     check_known(wrong, "spec", &spec.rest);

@@ -198,8 +198,9 @@ impl Collector {
             for (reference, wrong) in &watch.rejected {
                 let is_known = watch.known.get(reference).is_some_and(|known| known.object.is_some());
                 let instead = instead(reference, wrong.is_stand_in, is_known);
-                for Mistake { field, reason, .. } in &wrong.mistakes {
+                for Mistake { code, field, reason, .. } in &wrong.mistakes {
                     let mut problem = Problem {
+                        code: *code,
                         origin: self.origin.clone(),
                         line: None,
                         object: Some(reference.clone()),

@@ -1,11 +1,15 @@
 //! What is told to the operator about objects.
 
+mod code;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
+
+pub use self::code::Code;
 
 use super::ObjectRef;
 
@@ -41,6 +45,8 @@ impl fmt::Display for Origin {
 /// Something that could not be read: the last good state of the object stays in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
+    /// What kind of problem it is.
+    pub code: Code,
     /// Where it was read.
     #[serde(flatten)]
     pub origin: Origin,
@@ -106,14 +112,26 @@ impl fmt::Display for Severity {
 /// Something in a well-formed object that this mesh does not carry out, or carries out differently.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Notice {
-    /// How much it matters.
-    pub severity: Severity,
+    /// What kind of notice it is, and with it how much it matters.
+    pub code: Code,
     /// The object.
     pub object: ObjectRef,
     /// The field's path; empty for the object as a whole.
     pub field: String,
     /// What about it.
     pub message: String,
+}
+
+impl Notice {
+    /// A notice about an object's field; an empty one stands for the object as a whole.
+    pub fn new(code: Code, object: &ObjectRef, field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { code, object: object.clone(), field: field.into(), message: message.into() }
+    }
+
+    /// How much it matters.
+    pub const fn severity(&self) -> Severity {
+        self.code.severity()
+    }
 }
 
 impl fmt::Display for Notice {
