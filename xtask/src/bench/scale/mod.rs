@@ -183,6 +183,7 @@ fn memory(pid: u32, field: &str) -> Result<f64> {
     Ok(kib / 1024.0)
 }
 
+#[expect(clippy::cast_precision_loss, reason = "sizes far below 2^52")]
 fn mib(bytes: u64) -> f64 {
     bytes as f64 / (1024.0 * 1024.0)
 }
