@@ -27,7 +27,7 @@ const SOON: Duration = Duration::from_secs(20);
 
 fn block<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async { timeout(Duration::from_secs(60), work).await.context("took a minute")? })
+    runtime.block_on(async { timeout(Duration::from_mins(1), work).await.context("took a minute")? })
 }
 
 async fn client(api: &ApiServer, token: &str) -> Result<Client> {
@@ -48,10 +48,11 @@ fn pod(name: &str, node: &str, phase: &str) -> Value {
     })
 }
 
-fn refusal(error: kube::Error) -> Result<(u16, String, String)> {
-    match error {
-        kube::Error::Api(status) => Ok((status.code, status.reason.clone(), status.message.clone())),
-        other => bail!("no status: {other:?}"),
+fn refusal<T>(answer: kube::Result<T>) -> Result<(u16, String, String)> {
+    match answer {
+        Ok(_) => bail!("it is not refused"),
+        Err(kube::Error::Api(status)) => Ok((status.code, status.reason.clone(), status.message.clone())),
+        Err(other) => bail!("no status: {other:?}"),
     }
 }
 
@@ -59,7 +60,7 @@ async fn next<T, E>(events: &mut (impl Stream<Item = Result<T, E>> + Unpin)) -> 
 where
     E: std::error::Error + Send + Sync + 'static,
 {
-    Ok(timeout(SOON, events.try_next()).await.context("no event")??.context("the watch is over")?)
+    timeout(SOON, events.try_next()).await.context("no event")??.context("the watch is over")
 }
 
 #[test]
@@ -102,14 +103,14 @@ fn lists_come_in_pages_of_one_revision_and_by_selectors() -> Result<()> {
             let found = pods.list(&ListParams::default().labels(labels).fields(fields)).await?.items.len();
             assert_eq!(found, count, "{labels} {fields}");
         }
-        let refused = pods.list(&ListParams::default().fields("spec.magic=1")).await.unwrap_err();
+        let refused = pods.list(&ListParams::default().fields("spec.magic=1")).await;
         assert_eq!(refusal(refused)?.0, 400);
         // A page of a list that the server has forgotten the revision of.
         let first = pods.list(&ListParams::default().limit(10)).await?;
         api.put(pod("later", "node-a", "Running"))?;
         api.forget_history();
         let token = first.metadata.continue_.context("more")?;
-        let gone = pods.list(&ListParams::default().limit(10).continue_token(&token)).await.unwrap_err();
+        let gone = pods.list(&ListParams::default().limit(10).continue_token(&token)).await;
         let (code, reason, _) = refusal(gone)?;
         assert_eq!((code, reason.as_str()), (410, "Expired"));
         Ok(())
@@ -154,7 +155,7 @@ fn watches_tell_every_change_bookmarks_and_that_the_past_is_gone() -> Result<()>
         let WatchEvent::Error(status) = next(&mut late).await? else { bail!("no error") };
         assert_eq!((status.code, status.reason.as_str()), (410, "Expired"));
         api.gone_as_status(true);
-        let refused = pods.watch(&only, &old).await.err().context("is refused")?;
+        let refused = pods.watch(&only, &old).await;
         assert_eq!(refusal(refused)?.0, 410);
         Ok(())
     })
@@ -216,17 +217,17 @@ fn writes_keep_versions_generations_and_the_two_halves_of_an_object() -> Result<
         let service = json!({"metadata": {"name": "web"}, "spec": {"ports": [{"port": 80}]}});
         let made = services.create(&PostParams::default(), &serde_json::from_value(service)?).await?;
         assert!(made.uid().is_some() && made.creation_timestamp().is_some());
-        let again = services.create(&PostParams::default(), &made).await.unwrap_err();
+        let again = services.create(&PostParams::default(), &made).await;
         assert_eq!(refusal(again)?.0, 400, "it has a resourceVersion");
         let mut bare = made.clone();
         bare.metadata.resource_version = None;
-        let again = services.create(&PostParams::default(), &bare).await.unwrap_err();
+        let again = services.create(&PostParams::default(), &bare).await;
         assert_eq!(refusal(again)?, (409, "AlreadyExists".into(), "services \"web\" already exists".into()));
         let mut changed = made.clone();
         changed.metadata.labels = Some([("a".to_owned(), "b".to_owned())].into());
         let kept = services.replace("web", &PostParams::default(), &changed).await?;
         assert_eq!(kept.uid(), made.uid());
-        let conflict = services.replace("web", &PostParams::default(), &changed).await.unwrap_err();
+        let conflict = services.replace("web", &PostParams::default(), &changed).await;
         assert_eq!(refusal(conflict)?.0, 409);
         let same = services.replace("web", &PostParams::default(), &kept).await?;
         assert_eq!(same.resource_version(), kept.resource_version(), "nothing has changed");
@@ -236,7 +237,7 @@ fn writes_keep_versions_generations_and_the_two_halves_of_an_object() -> Result<
 
         let nowhere: Api<ConfigMap> = Api::namespaced(client.clone(), "nowhere");
         let map: ConfigMap = serde_json::from_value(json!({"metadata": {"generateName": "map-"}}))?;
-        let refused = nowhere.create(&PostParams::default(), &map).await.unwrap_err();
+        let refused = nowhere.create(&PostParams::default(), &map).await;
         assert_eq!(refusal(refused)?, (404, "NotFound".into(), "namespaces \"nowhere\" not found".into()));
         let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "default");
         let map = maps.create(&PostParams::default(), &map).await?;
@@ -326,7 +327,7 @@ fn server_side_apply_keeps_to_the_fields_of_each_manager() -> Result<()> {
         let labels: Vec<&String> = made.labels().keys().collect();
         assert_eq!(labels, ["other", "second"]);
         assert_eq!(made.data["spec"]["template"]["spec"]["containers"].as_array().map(Vec::len), Some(2));
-        let conflict = apply("third", false, "3", None).await.unwrap_err();
+        let conflict = apply("third", false, "3", None).await;
         let (code, _, message) = refusal(conflict)?;
         assert_eq!(code, 409);
         assert!(
@@ -334,7 +335,7 @@ fn server_side_apply_keeps_to_the_fields_of_each_manager() -> Result<()> {
             "{message}"
         );
         apply("third", true, "3", None).await?;
-        let conflict = apply("meshctl", false, "2", Some("second")).await.unwrap_err();
+        let conflict = apply("meshctl", false, "2", Some("second")).await;
         assert_eq!(refusal(conflict)?.0, 409, "the field has another owner now");
         // Who updates has the field as well.
         let merge = json!({"metadata": {"labels": {"second": "z"}}});
@@ -345,7 +346,7 @@ fn server_side_apply_keeps_to_the_fields_of_each_manager() -> Result<()> {
                 &Patch::Merge(&merge),
             )
             .await?;
-        let conflict = apply("meshctl", false, "3", Some("second")).await.unwrap_err();
+        let conflict = apply("meshctl", false, "3", Some("second")).await;
         assert!(refusal(conflict)?.2.contains("conflict with \"kubectl\" using apps/v1 at"));
         Ok(())
     })
@@ -372,7 +373,7 @@ fn tokens_are_known_revoked_reviewed_and_limited_by_roles() -> Result<()> {
                {kind: ServiceAccount, name: mesh-agent, namespace: mesh-system}]}\n",
         )?;
         pods.list(&ListParams::default()).await?;
-        let refused = pods.watch(&WatchParams::default(), "0").await.err().context("is refused")?;
+        let refused = pods.watch(&WatchParams::default(), "0").await;
         assert_eq!(
             refusal(refused)?,
             (
@@ -384,7 +385,7 @@ fn tokens_are_known_revoked_reviewed_and_limited_by_roles() -> Result<()> {
             )
         );
         let maps: Api<ConfigMap> = Api::namespaced(agent.clone(), "default");
-        let (_, _, message) = refusal(maps.get("x").await.unwrap_err())?;
+        let (_, _, message) = refusal(maps.get("x").await)?;
         assert!(
             message.starts_with("configmaps \"x\" is forbidden: ")
                 && message.ends_with("in the namespace \"default\""),
@@ -422,11 +423,11 @@ fn tokens_are_known_revoked_reviewed_and_limited_by_roles() -> Result<()> {
         }
         for token in [&for_ca, &expired, &"nobody's".to_owned()] {
             let stranger: Api<Pod> = Api::all(client(&api, token).await?);
-            let refused = stranger.list(&ListParams::default()).await.unwrap_err();
+            let refused = stranger.list(&ListParams::default()).await;
             assert_eq!(refusal(refused)?, (401, "Unauthorized".into(), "Unauthorized".into()));
         }
         api.revoke(&token);
-        assert_eq!(refusal(pods.list(&ListParams::default()).await.unwrap_err())?.0, 401);
+        assert_eq!(refusal(pods.list(&ListParams::default()).await)?.0, 401);
         Ok(())
     })
 }
@@ -456,7 +457,8 @@ fn commands_run_in_pods_by_what_the_test_says() -> Result<()> {
                     stderr.context("stderr")?.read_to_string(&mut err).await.map_err(anyhow::Error::from)
                 },
             );
-            (a?, b?);
+            a?;
+            b?;
             assert_eq!(out, format!("default/a Some(\"app\") [{command:?}, \"--a b&c\"]"));
             assert_eq!(err.len(), 100_000);
             let ended = ended.await.context("an end")?;
@@ -477,7 +479,7 @@ fn definitions_bring_resources_and_take_them_along() -> Result<()> {
     block(async {
         let routes: Api<DynamicObject> =
             Api::all_with(admin(&api).await?, &resource("networking.istio.io", "v1", "VirtualService"));
-        let missing = routes.list(&ListParams::default()).await.unwrap_err();
+        let missing = routes.list(&ListParams::default()).await;
         assert_eq!(refusal(missing)?.0, 404);
         api.install_crds(&["networking.istio.io", "podmonitors.monitoring.coreos.com"])?;
         api.apply(
@@ -489,7 +491,7 @@ fn definitions_bring_resources_and_take_them_along() -> Result<()> {
             Some("networking.istio.io/v1")
         );
         api.delete("CustomResourceDefinition", "", "virtualservices.networking.istio.io")?;
-        assert_eq!(refusal(routes.list(&ListParams::default()).await.unwrap_err())?.0, 404);
+        assert_eq!(refusal(routes.list(&ListParams::default()).await)?.0, 404);
         ensure!(api.install_crds(&["nothing.example"]).is_err());
         Ok(())
     })
@@ -501,7 +503,7 @@ fn it_fails_as_it_is_told_to() -> Result<()> {
     block(async {
         let pods: Api<Pod> = Api::all(admin(&api).await?);
         api.fail_next(1, 500)?;
-        assert_eq!(refusal(pods.list(&ListParams::default()).await.unwrap_err())?.0, 500);
+        assert_eq!(refusal(pods.list(&ListParams::default()).await)?.0, 500);
         api.hang(true);
         let silent = timeout(Duration::from_millis(200), pods.list(&ListParams::default())).await;
         ensure!(silent.is_err());

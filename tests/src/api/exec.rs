@@ -1,4 +1,4 @@
-//! `pods/exec` over a WebSocket: v4 and v5 of `channel.k8s.io`, where the first byte of a message is its channel.
+//! `pods/exec` over a `WebSocket`: v4 and v5 of `channel.k8s.io`, where the first byte of a message is its channel.
 
 use axum::extract::FromRequestParts as _;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
@@ -16,7 +16,7 @@ const ERROR: u8 = 3;
 /// v5: says that a channel is at its end.
 const CLOSE: u8 = 255;
 
-/// Runs a command once the connection is a WebSocket.
+/// Runs a command once the connection is a `WebSocket`.
 pub(super) async fn exec(
     parts: &mut Parts,
     call: ExecCall,

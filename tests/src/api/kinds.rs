@@ -1,8 +1,9 @@
-//! What resources there are: those that every API server has, and those that CustomResourceDefinitions add.
+//! What resources there are: those that every API server has, and those that `CustomResourceDefinition`s add.
 
 use serde_json::{Value, json};
 
 /// A resource, of whatever version.
+#[expect(clippy::struct_field_names, reason = "`kind` is what the API calls it")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Kind {
     /// API group; empty for the core.
@@ -19,7 +20,7 @@ pub(super) struct Kind {
     pub(super) namespaced: bool,
     /// Whether `status` is written through a subresource of its own.
     pub(super) status: bool,
-    /// Whether a CustomResourceDefinition brought it.
+    /// Whether a `CustomResourceDefinition` brought it.
     pub(super) custom: bool,
 }
 
@@ -110,7 +111,7 @@ const CUSTOM: &[CustomRow] = &[
 ];
 
 impl Kind {
-    /// Those that need no CustomResourceDefinition.
+    /// Those that need no `CustomResourceDefinition`.
     pub(super) fn built_in() -> impl Iterator<Item = Self> {
         BUILT_IN.iter().map(|&(group, version, kind, plural, namespaced, status, short)| Self {
             group: group.to_owned(),
@@ -124,7 +125,7 @@ impl Kind {
         })
     }
 
-    /// What a CustomResourceDefinition describes, if it is complete.
+    /// What a `CustomResourceDefinition` describes, if it is complete.
     pub(super) fn of_definition(definition: &Value) -> Option<Self> {
         let spec = &definition["spec"];
         let text = |value: &Value| value.as_str().map(str::to_owned);
@@ -154,7 +155,7 @@ impl Kind {
     }
 }
 
-/// The CustomResourceDefinitions of a group (`networking.istio.io`), or the one of a name (`podmonitors.monitoring.coreos.com`).
+/// The `CustomResourceDefinition`s of a group (`networking.istio.io`), or the one of a name (`podmonitors.monitoring.coreos.com`).
 pub(super) fn definitions(name: &str) -> Vec<Value> {
     let is_meant =
         |row: &&CustomRow| row.0 == name || name.strip_suffix(row.0) == Some(&format!("{}.", row.3));

@@ -18,7 +18,7 @@
 //!
 //! It keeps what the API promises: `resourceVersion`s and conflicts, lists in pages of one revision, watches from a revision with
 //! bookmarks and 410, `generation`, finalizers, status subresources, `managedFields` with conflicts of server-side apply, dry runs,
-//! RBAC, token reviews, commands in pods over WebSockets. It has no controllers: nothing makes pods, endpoints or statuses but
+//! RBAC, token reviews, commands in pods over `WebSocket`s. It has no controllers: nothing makes pods, endpoints or statuses but
 //! whoever writes them; and it validates no schema.
 
 mod access;
@@ -235,7 +235,7 @@ impl ApiServer {
         groups.iter().flat_map(|kind| self.objects(kind)).collect()
     }
 
-    /// Removes an object at once, whatever its finalizers: a namespace with all that is in it, a CustomResourceDefinition
+    /// Removes an object at once, whatever its finalizers: a namespace with all that is in it, a `CustomResourceDefinition`
     /// with its resource.
     pub fn delete(&self, kind: &str, namespace: &str, name: &str) -> Result<()> {
         let mut store = self.0.state.store();
@@ -258,7 +258,7 @@ impl ApiServer {
         self.put(value)
     }
 
-    /// Installs CustomResourceDefinitions: of a group (`networking.istio.io`, `security.istio.io`,
+    /// Installs `CustomResourceDefinition`s: of a group (`networking.istio.io`, `security.istio.io`,
     /// `gateway.networking.k8s.io`) or by their name (`podmonitors.monitoring.coreos.com`). Until then their paths are 404.
     pub fn install_crds(&self, names: &[&str]) -> Result<()> {
         write::install(&mut self.0.state.store(), names).map_err(|error| anyhow!(error))

@@ -48,7 +48,7 @@ pub(super) fn keys(custom: bool, path: &[String]) -> Option<&'static [&'static s
 }
 
 /// An object with what someone applies; fields that are no longer applied go, unless someone else has them.
-pub(super) fn apply(old: &Value, applied: Value, at: At<'_>, how: How<'_>) -> Result<Value, Failure> {
+pub(super) fn apply(old: &Value, applied: &Value, at: At<'_>, how: How<'_>) -> Result<Value, Failure> {
     let said = applied["metadata"]["resourceVersion"].as_str().unwrap_or_default();
     if !said.is_empty() && *said != *old["metadata"]["resourceVersion"].as_str().unwrap_or_default() {
         let why =
@@ -64,7 +64,7 @@ pub(super) fn apply(old: &Value, applied: Value, at: At<'_>, how: How<'_>) -> Re
         ));
     }
     let custom = at.kind.custom;
-    let wanted = leaves(&applied, custom);
+    let wanted = leaves(applied, custom);
     let held = leaves(old, custom);
     let mut entries = entries(old);
     let is_mine = |entry: &Entry| {

@@ -92,7 +92,10 @@ impl Field {
                 match found {
                     Value::Null => self.value.is_empty() || self.value == "false",
                     Value::String(text) => *text == self.value,
-                    other => other.to_string() == self.value,
+                    other => {
+                        let text = other.to_string();
+                        text == self.value
+                    }
                 }
             }
         };

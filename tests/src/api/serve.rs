@@ -130,7 +130,7 @@ fn authorize(state: &State, user: &User, asked: &Asked, path: &Path) -> Result<(
     let own = asked.group.is_empty() && asked.resource == "namespaces";
     let namespace = if own { path.name.as_deref() } else { path.namespace.as_deref() };
     let basic = ["selfsubjectaccessreviews", "selfsubjectreviews"].contains(&asked.resource.as_str());
-    // Servers before 1.35 ask for `get` when the command comes over a WebSocket; later ones for `create` too.
+    // Servers before 1.35 ask for `get` when the command comes over a `WebSocket`; later ones for `create` too.
     let also = (asked.subresource == "exec" && asked.verb == "get")
         .then(|| Asked { verb: "create".to_owned(), ..asked.clone() });
     let is_allowed = (basic && !user.is_anonymous())

@@ -116,7 +116,7 @@ impl State {
         let faults = Faults {
             delay: Duration::ZERO,
             bookmarks: Duration::from_secs(5),
-            longest_watch: Duration::from_secs(45 * 60),
+            longest_watch: Duration::from_mins(45),
             gone_as_status: false,
             no_streaming_lists: false,
             answers: VecDeque::new(),

@@ -126,10 +126,10 @@ pub(super) fn patch(store: &mut Store, at: At<'_>, patch: &Patch, how: How<'_>) 
                 return Err(Failure::not_found(at.kind, at.name));
             }
             check_new(store, at)?;
-            let value = ownership::apply(&Value::Null, applied, at, how)?;
+            let value = ownership::apply(&Value::Null, &applied, at, how)?;
             return insert(store, at, value, how);
         };
-        let value = ownership::apply(&old.value(), applied, at, how)?;
+        let value = ownership::apply(&old.value(), &applied, at, how)?;
         return finish(store, at, &old, value, how);
     }
     let Some(old) = old else { return Err(Failure::not_found(at.kind, at.name)) };
@@ -368,7 +368,7 @@ fn define(store: &mut Store, kind: &Kind, value: &mut Value) {
     }
 }
 
-/// The CustomResourceDefinitions of these groups or names, put in place.
+/// The `CustomResourceDefinition`s of these groups or names, put in place.
 pub(super) fn install(store: &mut Store, names: &[&str]) -> Result<(), String> {
     let kind = store.kind_named("CustomResourceDefinition").ok_or("no CustomResourceDefinitions")?;
     for name in names {
@@ -407,22 +407,19 @@ fn complete(kind: &Kind, value: &mut Value, old: Option<&Value>) {
     let fresh = old.is_none();
     let name = value["metadata"]["name"].clone();
     let metadata = &mut value["metadata"];
-    match old {
-        Some(old) => {
-            for key in ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"] {
-                if !old["metadata"][key].is_null() {
-                    metadata[key] = old["metadata"][key].clone();
-                }
+    if let Some(old) = old {
+        for key in ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"] {
+            if !old["metadata"][key].is_null() {
+                metadata[key] = old["metadata"][key].clone();
             }
         }
-        None => {
-            // A test may choose a UID; no client gets this far with one.
-            if metadata["uid"].is_null() {
-                metadata["uid"] = new_uid().into();
-            }
-            if metadata["creationTimestamp"].is_null() {
-                metadata["creationTimestamp"] = timestamp(OffsetDateTime::now_utc()).into();
-            }
+    } else {
+        // A test may choose a UID; no client gets this far with one.
+        if metadata["uid"].is_null() {
+            metadata["uid"] = new_uid().into();
+        }
+        if metadata["creationTimestamp"].is_null() {
+            metadata["creationTimestamp"] = timestamp(OffsetDateTime::now_utc()).into();
         }
     }
     if has_generation {

@@ -101,7 +101,7 @@ impl Cluster {
             "metadata": {
                 "name": pod_name(number), "namespace": namespace, "uid": uid(number),
                 "generateName": format!("{app}-6d4cf56db6-"),
-                "labels": {"app": app, "pod-template-hash": "6d4cf56db6", "version": if number % 2 == 0 { "v1" } else { "v2" }},
+                "labels": {"app": app, "pod-template-hash": "6d4cf56db6", "version": if number.is_multiple_of(2) { "v1" } else { "v2" }},
                 "annotations": {"kubectl.kubernetes.io/restartedAt": "2026-01-01T00:00:00Z", "prometheus.io/scrape": "true"},
                 "ownerReferences": [{
                     "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": format!("{app}-6d4cf56db6"), "uid": uid(service),

@@ -23,7 +23,7 @@ pub(super) const LAB: &str = "mesh-scale";
 const MAX_RESIDENT_MIB: f64 = 300.0;
 const MAX_SYNC: Duration = Duration::from_secs(20);
 /// When a run is given up.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_mins(3);
 
 /// Flags of `cargo xtask bench scale`.
 #[derive(Args)]
@@ -152,7 +152,7 @@ fn churn(options: &Options, cluster: Cluster, api: &ApiServer, agent: &Agent) ->
         thread::sleep(due.saturating_sub(began.elapsed()));
         // Each service in turn loses an endpoint, and gets it back in the next round.
         let (round, number) = (change as usize / cluster.services, change as usize % cluster.services);
-        let unready = (round % 2 == 0).then_some(0);
+        let unready = (round.is_multiple_of(2)).then_some(0);
         api.put(cluster.slice(number, unready))?;
     }
     let (seconds, told) = (began.elapsed().as_secs_f64(), Instant::now());
@@ -183,6 +183,7 @@ fn memory(pid: u32, field: &str) -> Result<f64> {
     Ok(kib / 1024.0)
 }
 
+#[expect(clippy::cast_precision_loss, reason = "sizes far below 2^52")]
 fn mib(bytes: u64) -> f64 {
     bytes as f64 / (1024.0 * 1024.0)
 }
