@@ -18,6 +18,7 @@ const NETNS: &str = "mesh.dev/netns";
 
 /// `v1` `Pod`.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, and there are many pods")]
 pub struct Pod {
     pub(super) reference: ObjectRef,
     /// `metadata.uid`.

@@ -115,19 +115,16 @@ impl Collector {
         let is_changed = match (outcome, old) {
             (Ok(object), old) => {
                 self.problems_changed |= watch.rejected.remove(&reference).is_some();
-                match old {
-                    Some(old) => {
-                        old.round = round;
-                        let is_changed = old.object.as_ref() != Some(&object);
-                        if is_changed {
-                            old.object = Some(object);
-                        }
-                        is_changed
+                if let Some(old) = old {
+                    old.round = round;
+                    let is_changed = old.object.as_ref() != Some(&object);
+                    if is_changed {
+                        old.object = Some(object);
                     }
-                    None => {
-                        watch.known.insert(reference.clone(), Known { round, object: Some(object) });
-                        true
-                    }
+                    is_changed
+                } else {
+                    watch.known.insert(reference.clone(), Known { round, object: Some(object) });
+                    true
                 }
             }
             (Err(Rejected { mistakes, stand_in }), old) => {
@@ -136,16 +133,13 @@ impl Collector {
                 let stand_in = stand_in.filter(|_| !watch.settled && guards(&reference.kind));
                 let before = watch.rejected.get(&reference);
                 let was_stand_in = before.is_some_and(|before| before.is_stand_in);
-                let (is_changed, is_stand_in) = match old {
-                    Some(old) => {
-                        old.round = round;
-                        (false, was_stand_in)
-                    }
-                    None => {
-                        let is_stand_in = stand_in.is_some();
-                        watch.known.insert(reference.clone(), Known { round, object: stand_in });
-                        (is_stand_in, is_stand_in)
-                    }
+                let (is_changed, is_stand_in) = if let Some(old) = old {
+                    old.round = round;
+                    (false, was_stand_in)
+                } else {
+                    let is_stand_in = stand_in.is_some();
+                    watch.known.insert(reference.clone(), Known { round, object: stand_in });
+                    (is_stand_in, is_stand_in)
                 };
                 watch.rejected.insert(reference.clone(), Wrong { mistakes, is_stand_in });
                 is_changed
