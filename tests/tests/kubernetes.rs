@@ -311,11 +311,11 @@ fn a_certificate_that_is_not_the_servers_is_refused_and_waited_out() -> Result<(
 #[test]
 fn an_agent_serves_what_it_says_and_goes_on_without_it() -> Result<()> {
     let lab = Lab::unique()?;
-    let (a, b) = (lab.node("node-a")?, lab.node("node-b")?);
+    let a = lab.node("node-a")?;
     let api = lab.api_server()?;
     api.install_crds(&CRDS)?;
     let client = a.pod(PodSpec::new("client"))?;
-    let server = b.pod(PodSpec::new("server"))?;
+    let server = a.pod(PodSpec::new("server"))?;
     server.serve(&["--listen", "[::]:8080"])?;
     let service = "---\napiVersion: v1\nkind: Service\nmetadata: {name: server, namespace: default}\n\
         spec: {clusterIP: 10.96.0.10, clusterIPs: [10.96.0.10], selector: {app: server}, ports: [{port: 80, targetPort: 8080}]}\n";

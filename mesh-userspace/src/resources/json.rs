@@ -145,8 +145,8 @@ impl<'de> DeserializeSeed<'de> for Tree {
     }
 }
 
-fn scalar<E>(value: Value) -> Result<Node, E> {
-    Ok(Node::new(0, Content::Scalar(value)))
+fn scalar(value: Value) -> Node {
+    Node::new(0, Content::Scalar(value))
 }
 
 impl<'de> Visitor<'de> for Tree {
@@ -157,27 +157,27 @@ impl<'de> Visitor<'de> for Tree {
     }
 
     fn visit_bool<E>(self, value: bool) -> Result<Node, E> {
-        scalar(Value::Bool(value))
+        Ok(scalar(Value::Bool(value)))
     }
 
     fn visit_i64<E>(self, value: i64) -> Result<Node, E> {
-        scalar(value.into())
+        Ok(scalar(value.into()))
     }
 
     fn visit_u64<E>(self, value: u64) -> Result<Node, E> {
-        scalar(value.into())
+        Ok(scalar(value.into()))
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<Node, E> {
-        scalar(Number::from_f64(value).map_or(Value::Null, Value::Number))
+        Ok(scalar(Number::from_f64(value).map_or(Value::Null, Value::Number)))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Node, E> {
-        scalar(Value::String(value.to_owned()))
+        Ok(scalar(Value::String(value.to_owned())))
     }
 
     fn visit_unit<E>(self) -> Result<Node, E> {
-        scalar(Value::Null)
+        Ok(scalar(Value::Null))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Node, A::Error> {

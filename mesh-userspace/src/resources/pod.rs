@@ -20,6 +20,7 @@ const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// `v1` `Pod`.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, and there are many pods")]
 pub struct Pod {
     pub(super) reference: ObjectRef,
     /// `metadata.uid`; of a static pod's mirror, that of the pod itself.

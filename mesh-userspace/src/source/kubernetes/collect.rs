@@ -115,19 +115,16 @@ impl Collector {
         let is_changed = match (outcome, old) {
             (Ok(object), old) => {
                 self.problems_changed |= watch.rejected.remove(&reference).is_some();
-                match old {
-                    Some(old) => {
-                        old.round = round;
-                        let is_changed = old.object.as_ref() != Some(&object);
-                        if is_changed {
-                            old.object = Some(object);
-                        }
-                        is_changed
+                if let Some(old) = old {
+                    old.round = round;
+                    let is_changed = old.object.as_ref() != Some(&object);
+                    if is_changed {
+                        old.object = Some(object);
                     }
-                    None => {
-                        watch.known.insert(reference.clone(), Known { round, object: Some(object) });
-                        true
-                    }
+                    is_changed
+                } else {
+                    watch.known.insert(reference.clone(), Known { round, object: Some(object) });
+                    true
                 }
             }
             (Err(Rejected { mistakes, stand_in }), old) => {
@@ -136,16 +133,13 @@ impl Collector {
                 let stand_in = stand_in.filter(|_| !watch.settled && guards(&reference.kind));
                 let before = watch.rejected.get(&reference);
                 let was_stand_in = before.is_some_and(|before| before.is_stand_in);
-                let (is_changed, is_stand_in) = match old {
-                    Some(old) => {
-                        old.round = round;
-                        (false, was_stand_in)
-                    }
-                    None => {
-                        let is_stand_in = stand_in.is_some();
-                        watch.known.insert(reference.clone(), Known { round, object: stand_in });
-                        (is_stand_in, is_stand_in)
-                    }
+                let (is_changed, is_stand_in) = if let Some(old) = old {
+                    old.round = round;
+                    (false, was_stand_in)
+                } else {
+                    let is_stand_in = stand_in.is_some();
+                    watch.known.insert(reference.clone(), Known { round, object: stand_in });
+                    (is_stand_in, is_stand_in)
                 };
                 watch.rejected.insert(reference.clone(), Wrong { mistakes, is_stand_in });
                 is_changed
@@ -224,5 +218,114 @@ impl Watch {
     fn remove(&mut self, reference: &ObjectRef) -> bool {
         self.known.remove(reference);
         self.rejected.remove(reference).is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resources::{Kind, decode_json};
+
+    const HERE: usize = 2;
+    const ELSEWHERE: usize = 3;
+
+    fn collector() -> Collector {
+        let origin = Origin::ApiServer("https://api".into());
+        let mut collector = Collector::new(origin, ApiState::new("https://api".to_owned()));
+        for number in 0..WATCHED.len() {
+            collector.note(Message::Begin(number));
+            collector.note(Message::Complete(number));
+        }
+        assert!(collector.is_settled());
+        collector
+    }
+
+    fn name(name: &str) -> ObjectRef {
+        ObjectRef::new(Kind::Pod, "shop", name)
+    }
+
+    fn pod(number: usize, pod: &str, address: &str) -> Message {
+        let text = format!(
+            r#"{{"metadata":{{"name":"{pod}","namespace":"shop"}},"status":{{"podIP":"{address}"}}}}"#
+        );
+        Message::Object(number, name(pod), decode_json("v1", &Kind::Pod, &text))
+    }
+
+    /// `+NAME` and `-NAME`, sorted.
+    fn told(collector: &mut Collector) -> Vec<String> {
+        let update = collector.take(SystemTime::now());
+        let text = |change: &Change| match change {
+            Change::Upsert(object) => format!("+{}", object.reference().name),
+            Change::Delete(reference) => format!("-{}", reference.name),
+        };
+        let mut all: Vec<String> = update.changes.iter().map(text).collect();
+        all.sort();
+        all
+    }
+
+    #[test]
+    fn the_watches_are_those_of_pods() {
+        assert_eq!([WATCHED[HERE].label, WATCHED[ELSEWHERE].label], ["Pod", "Pod (other nodes)"]);
+    }
+
+    #[test]
+    fn a_listing_counts_once_it_is_complete() {
+        let mut all = collector();
+        all.note(pod(HERE, "a", "10.0.0.1"));
+        all.note(pod(HERE, "b", "10.0.0.2"));
+        assert_eq!(told(&mut all), ["+a", "+b"]);
+        all.note(pod(HERE, "a", "10.0.0.1"));
+        assert_eq!(all.waiting(), (0, false), "nothing is different");
+
+        all.note(Message::Begin(HERE));
+        all.note(pod(HERE, "c", "10.0.0.3"));
+        assert_eq!(told(&mut all), [""; 0]);
+        // It broke off, and begins anew.
+        all.note(Message::Begin(HERE));
+        all.note(pod(HERE, "a", "10.0.0.1"));
+        assert_eq!(told(&mut all), [""; 0]);
+        all.note(Message::Complete(HERE));
+        assert_eq!(told(&mut all), ["-b", "-c"], "the second listing named neither");
+    }
+
+    #[test]
+    fn a_pod_that_moves_between_two_watches_is_never_lost() {
+        let mut all = collector();
+        all.note(pod(ELSEWHERE, "a", "10.0.0.1"));
+        assert_eq!(told(&mut all), ["+a"]);
+        // Bound to this node: the two watches tell it in any order.
+        all.note(pod(HERE, "a", "10.0.0.2"));
+        all.note(Message::Gone(ELSEWHERE, name("a")));
+        assert_eq!(told(&mut all), ["+a"]);
+        all.note(pod(ELSEWHERE, "a", "10.0.0.3"));
+        let update = all.take(SystemTime::now());
+        let [Change::Upsert(object)] = &update.changes[..] else { panic!("{update:?}") };
+        let Message::Object(_, _, Ok(here)) = pod(HERE, "a", "10.0.0.2") else { panic!() };
+        assert_eq!(*object, here, "this node's own watch has the last word");
+        all.note(Message::Gone(HERE, name("a")));
+        assert_eq!(told(&mut all), ["+a"]);
+        all.note(Message::Gone(ELSEWHERE, name("a")));
+        assert_eq!(told(&mut all), ["-a"]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_keeps_its_last_good_state_until_it_is_gone() {
+        let mut all = collector();
+        all.note(pod(HERE, "a", "10.0.0.1"));
+        assert_eq!(told(&mut all), ["+a"]);
+        all.note(pod(HERE, "a", "10.0.0.999"));
+        let update = all.take(SystemTime::now());
+        assert!(update.changes.is_empty(), "{update:?}");
+        assert_eq!(update.problems.len(), 1);
+        // Listed anew, and still so.
+        all.note(Message::Begin(HERE));
+        all.note(pod(HERE, "a", "10.0.0.999"));
+        all.note(Message::Complete(HERE));
+        let again = all.take(SystemTime::now());
+        assert!(again.changes.is_empty(), "{again:?}");
+        assert_eq!(again.problems, update.problems, "known since then");
+        all.note(Message::Gone(HERE, name("a")));
+        let gone = all.take(SystemTime::now());
+        assert_eq!((gone.changes.len(), gone.problems.len()), (1, 0));
     }
 }

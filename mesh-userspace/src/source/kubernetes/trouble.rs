@@ -84,16 +84,12 @@ impl Trouble {
     fn of_transport(error: &(dyn StdError + 'static)) -> Self {
         let (mut reason, mut at) = ("unreachable", Some(error));
         while let Some(error) = at {
-            let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-            let is_tls =
-                error.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>());
-            let is_late = error.is::<TimedOut>() || inner.is_some_and(|inner| inner.is::<TimedOut>());
             match () {
-                () if is_tls => reason = "tls",
-                () if is_late => reason = "timeout",
+                () if error.is::<rustls::Error>() => reason = "tls",
+                () if error.is::<TimedOut>() => reason = "timeout",
                 () => {}
             }
-            at = error.source();
+            at = cause(error);
         }
         let why = root(error);
         match reason {
@@ -107,11 +103,19 @@ impl Trouble {
     }
 }
 
+/// What an error is about. One of `io` that wraps another does not name it as its source.
+fn cause<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 'static)> {
+    match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        Some(inner) => Some(inner),
+        None => error.source(),
+    }
+}
+
 /// The innermost cause, which says most.
 fn root(error: &(dyn StdError + 'static)) -> String {
     let mut last = error;
-    while let Some(source) = last.source() {
-        last = source;
+    while let Some(next) = cause(last) {
+        last = next;
     }
     last.to_string()
 }
