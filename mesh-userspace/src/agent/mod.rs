@@ -288,7 +288,7 @@ async fn serve(
         let found = config.discovery.config(&cgroup);
         // Before the first pods are enrolled: those of an earlier agent must not be taken for gone.
         node::discovery::start(found, namespaces.clone()).map_err(starting("the discovery of pods"))?;
-        let pods = (namespaces.clone(), Events::default());
+        let pods = (namespaces.clone(), pod_events(&config).await?);
         start_controller(&config, &cgroup, replaces, lifeline, &shared, &feed, pods).await?
     };
     let data = Arc::new(AgentData {
@@ -360,6 +360,15 @@ async fn follow_policy(mut snapshots: watch::Receiver<Arc<Snapshot>>, shared: Ar
 /// Completes once the flag is set, or its owner is gone.
 async fn on(mut flag: watch::Receiver<bool>) {
     let _ = flag.wait_for(|set| *set).await;
+}
+
+/// Where pods hear of what becomes of them: the API server, where that is the source.
+async fn pod_events(config: &AgentConfig) -> Result<Events, AgentError> {
+    if !config.kubernetes {
+        return Ok(Events::default());
+    }
+    let api = kubernetes::config().await.and_then(kubernetes::client).map_err(AgentError::Kubernetes)?;
+    Ok(Events::to(api, &config.node))
 }
 
 async fn begin_source(config: &AgentConfig) -> Result<Source, AgentError> {
