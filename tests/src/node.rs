@@ -402,6 +402,8 @@ impl Pod {
         let folder = self.cgroup.parent().context("a pod's cgroup")?;
         std::fs::write(folder.join("cgroup.kill"), "1").context("end its processes")?;
         if !kubelet.host_network {
+            // As the primary plugin does: whoever still holds the namespace does not hold its addresses.
+            self.netns.ip("link del eth0\n")?;
             ip(&["netns", "del", self.netns.name()], "")?;
         }
         remove_cgroup(folder)

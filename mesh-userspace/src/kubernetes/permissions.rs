@@ -32,7 +32,7 @@ const FOLLOW: &[&str] = &["list", "watch"];
 /// Beside what the agent follows.
 const OTHERS: [Permission; 6] = [
     // A pod that cannot be enrolled is an Event on it; one that goes on is the same Event, counted.
-    Permission { who: Who::Agent, group: "", resource: "events", verbs: &["create", "patch"] },
+    Permission { who: Who::Agent, group: "events.k8s.io", resource: "events", verbs: &["create", "patch"] },
     // What became of routes.
     Permission {
         who: Who::Agent,

@@ -60,7 +60,16 @@ impl Controller {
     fn place(&self, workload: &Workload) -> Option<Place> {
         match &workload.netns {
             Some(path) => Some(Place::at(path.clone())),
-            None => self.namespaces.place(workload.pod_uid.as_deref()?),
+            None => {
+                let pod_uid = workload.pod_uid.as_deref()?;
+                let place = self.namespaces.place(pod_uid)?;
+                if place.inode().is_ok() {
+                    return Some(place);
+                }
+                // What the CNI plugin said counts no longer; discovery may know better.
+                self.namespaces.lost(pod_uid, &place.path);
+                self.namespaces.place(pod_uid)
+            }
         }
     }
 
