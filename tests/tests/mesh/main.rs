@@ -8,6 +8,7 @@ mod choice;
 mod ending;
 mod explain;
 mod external;
+mod gateway;
 mod held;
 mod hostile;
 mod kubelet;
