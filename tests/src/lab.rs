@@ -126,7 +126,8 @@ impl Lab {
             (Ipv4Addr::new(172, 30, 0, number), Ipv6Addr::new(0xfd00, 0x30, 0, 0, 0, 0, 0, number.into()));
         self.fabric.ip(&format!("addr add {v4}/24 dev br0\naddr add {v6}/64 dev br0 nodad\n"))?;
         // Pods ask it as well: the way back to them is through their nodes.
-        let routes = (1..=NODES).map(|node| format!("route replace 10.244.{node}.0/24 via {}\n", node_v4(node)));
+        let routes =
+            (1..=NODES).map(|node| format!("route replace 10.244.{node}.0/24 via {}\n", node_v4(node)));
         self.fabric.ip(&routes.collect::<String>())?;
         ApiServer::start_in(&self.fabric, v4.into())
     }

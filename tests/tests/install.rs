@@ -69,10 +69,18 @@ impl Cluster {
 fn a_mesh_is_installed_looked_at_brought_up_to_date_and_taken_away() -> Result<()> {
     let cluster = Cluster::new()?;
     let nothing = cluster.meshctl(&["verify-install"])?;
-    ensure!(nothing.status.code() == Some(1) && nothing.stderr.contains("no mesh is installed"), "{nothing:?}");
+    ensure!(
+        nothing.status.code() == Some(1) && nothing.stderr.contains("no mesh is installed"),
+        "{nothing:?}"
+    );
 
     let said = cluster.good(&["install", "--set=kubeProxyReplacement=true"])?;
-    for part in ["applied DaemonSet mesh-agent", "authority ready: 1/1", "agents ready: 2/2", "istio.io/dataplane-mode=ambient"] {
+    for part in [
+        "applied DaemonSet mesh-agent",
+        "authority ready: 1/1",
+        "agents ready: 2/2",
+        "istio.io/dataplane-mode=ambient",
+    ] {
         ensure!(said.contains(part), "{part}: {said}");
     }
     let (passed, report) = cluster.verify()?;
@@ -84,34 +92,55 @@ fn a_mesh_is_installed_looked_at_brought_up_to_date_and_taken_away() -> Result<(
     // A node whose agent is broken is named.
     let image = "mesh:0.1.0";
     let pod = cluster.pod_on(&cluster.b)?;
-    cluster.api.edit("Service", "mesh-system", "mesh-ca", |service| service["spec"]["ports"][0]["port"] = 1.into())?;
-    cluster.api.edit("Pod", "mesh-system", &pod, |pod| pod["spec"]["containers"][0]["image"] = "other".into())?;
+    cluster.api.edit("Service", "mesh-system", "mesh-ca", |service| {
+        service["spec"]["ports"][0]["port"] = 1.into()
+    })?;
+    cluster
+        .api
+        .edit("Pod", "mesh-system", &pod, |pod| pod["spec"]["containers"][0]["image"] = "other".into())?;
     let (passed, report) = cluster.verify()?;
     ensure!(!passed, "{report:#}");
     let of = |list: &str, key: &str, name: &str| {
-        report[list].as_array().and_then(|all| all.iter().find(|one| one[key] == name)).cloned().unwrap_or_default()
+        report[list]
+            .as_array()
+            .and_then(|all| all.iter().find(|one| one[key] == name))
+            .cloned()
+            .unwrap_or_default()
     };
     ensure!(of("nodes", "node", "node-a")["ok"] == true, "{report:#}");
-    ensure!(of("nodes", "node", "node-b")["problems"][0].as_str().is_some_and(|text| text.contains(image)), "{report:#}");
+    ensure!(
+        of("nodes", "node", "node-b")["problems"][0].as_str().is_some_and(|text| text.contains(image)),
+        "{report:#}"
+    );
     let services = report["objects"].as_array().into_iter().flatten().find(|one| one["kind"] == "Service");
     ensure!(services.is_some_and(|one| one["state"] == "different"), "{report:#}");
-    cluster.api.edit("Pod", "mesh-system", &pod, |pod| pod["spec"]["containers"][0]["image"] = image.into())?;
+    cluster
+        .api
+        .edit("Pod", "mesh-system", &pod, |pod| pod["spec"]["containers"][0]["image"] = image.into())?;
 
     // Again with another value: each node's next agent is there before the one before it ends, and no key is made anew.
-    let key = |cluster: &Cluster| cluster.api.object("Secret", "mesh-system", "mesh-ca").map(|secret| secret["data"].clone());
+    let key = |cluster: &Cluster| {
+        cluster.api.object("Secret", "mesh-system", "mesh-ca").map(|secret| secret["data"].clone())
+    };
     let (before, root) = (cluster.pod_on(&cluster.a)?, key(&cluster));
     ensure!(root.as_ref().is_some_and(|data| data["ca-key.pem"].is_string()), "the authority keeps its key");
-    let said = cluster.good(&["install", "--set=kubeProxyReplacement=true,agent.drainSeconds=1,ca.networkPolicy.enabled=false"])?;
+    let said = cluster.good(&[
+        "install",
+        "--set=kubeProxyReplacement=true,agent.drainSeconds=1,ca.networkPolicy.enabled=false",
+    ])?;
     ensure!(said.contains("deleted NetworkPolicy mesh-ca"), "{said}");
     eventually(SECONDS_30, "the agents before are gone", || {
         let pods = cluster.api.objects("Pod");
-        let agents = pods.iter().filter(|pod| pod["metadata"]["labels"]["app.kubernetes.io/name"] == "mesh-agent");
+        let agents =
+            pods.iter().filter(|pod| pod["metadata"]["labels"]["app.kubernetes.io/name"] == "mesh-agent");
         (agents.count() == 2 && cluster.pod_on(&cluster.a).is_ok_and(|now| now != before)).then_some(())
     })?;
     let log = cluster.kubelet.log(&cluster.pod_on(&cluster.a)?);
     ensure!(log.contains("standing by") && log.contains("taking over"), "{log}");
     ensure!(key(&cluster) == root, "the authority has another key");
-    eventually(SECONDS_30, "the agents of the second installation are well", || cluster.verify().ok()?.0.then_some(()))?;
+    eventually(SECONDS_30, "the agents of the second installation are well", || {
+        cluster.verify().ok()?.0.then_some(())
+    })?;
 
     // Somebody else's object keeps the namespace, and stays.
     cluster.api.apply("{apiVersion: v1, kind: ConfigMap, metadata: {name: mine, namespace: mesh-system}}")?;
@@ -120,9 +149,25 @@ fn a_mesh_is_installed_looked_at_brought_up_to_date_and_taken_away() -> Result<(
     cluster.api.delete("ConfigMap", "mesh-system", "mine")?;
     let said = cluster.good(&["uninstall"])?;
     ensure!(said.contains("deleted Namespace mesh-system"), "{said}");
-    for kind in ["Namespace", "Pod", "Secret", "ConfigMap", "Service", "DaemonSet", "Deployment", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "ServiceAccount"] {
+    for kind in [
+        "Namespace",
+        "Pod",
+        "Secret",
+        "ConfigMap",
+        "Service",
+        "DaemonSet",
+        "Deployment",
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "Role",
+        "RoleBinding",
+        "ServiceAccount",
+    ] {
         let left: Vec<_> = cluster.api.objects(kind);
-        let left: Vec<_> = left.iter().filter(|one| one["metadata"]["name"].as_str().is_some_and(|name| name.contains("mesh"))).collect();
+        let left: Vec<_> = left
+            .iter()
+            .filter(|one| one["metadata"]["name"].as_str().is_some_and(|name| name.contains("mesh")))
+            .collect();
         ensure!(left.is_empty(), "{kind}: {left:?}");
     }
     for node in [&cluster.a, &cluster.b] {

@@ -275,7 +275,11 @@ mod tests {
             let words = [&["meshd", "run", "--manifests", "/x"], flags].concat();
             let parsed = Cli::try_parse_from(&words).ok().and_then(|cli| match cli.command {
                 Command::Run(config) => Some(config.kube_proxy.kube_proxy_replacement),
-                Command::Uninstall(_) | Command::Pause | Command::RotateRoot(_) | Command::Ca(_) | Command::Cni => None,
+                Command::Uninstall(_)
+                | Command::Pause
+                | Command::RotateRoot(_)
+                | Command::Ca(_)
+                | Command::Cni => None,
             });
             assert_eq!(parsed, expected, "{flags:?}");
         }

@@ -29,7 +29,9 @@ fn object_name(text: &str) -> Result<ObjectName, String> {
     let is_name = |name: &str| {
         !name.is_empty()
             && name.len() <= 253
-            && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte))
+            && name
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte))
     };
     let parts = text.split_once('/').filter(|(namespace, name)| is_name(namespace) && is_name(name));
     let (namespace, name) = parts.ok_or_else(|| format!("`{text}` is no NAMESPACE/NAME"))?;
@@ -143,7 +145,13 @@ mod tests {
                 .unwrap();
         assert_eq!(config.callers.kubernetes, UseKubernetes::True);
         assert_eq!(config.pods.node_account.len(), 2);
-        for wrong in [["--node-account", "ztunnel"], ["--ca-secret", "mesh-ca"], ["--publish-root", "a/B"], ["--max-cert-ttl", "1s"], ["--listen", "15012"]] {
+        for wrong in [
+            ["--node-account", "ztunnel"],
+            ["--ca-secret", "mesh-ca"],
+            ["--publish-root", "a/B"],
+            ["--max-cert-ttl", "1s"],
+            ["--listen", "15012"],
+        ] {
             assert!(parsed(&wrong).is_none(), "{wrong:?}");
         }
     }

@@ -187,6 +187,8 @@ impl Kept {
         data.insert(ROOT_KEY.to_owned(), roots.to_owned());
         // Another authority that was first has written the same, or the next look sees to it.
         let written = api.replace(&object.name, &PostParams::default(), &map).await;
-        written.map(|_map| tracing::info!(map = %object, "published the roots")).map_err(asking("write", KIND, object))
+        written
+            .map(|_map| tracing::info!(map = %object, "published the roots"))
+            .map_err(asking("write", KIND, object))
     }
 }

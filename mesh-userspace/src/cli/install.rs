@@ -28,7 +28,11 @@ pub(super) fn verified(report: &VerifyReport, view: View) -> String {
     }
     text.push_str(&rows.render());
     let good = report.nodes.iter().filter(|node| node.ok).count();
-    let verdict = if report.passed { "The mesh is installed as it should be" } else { "The mesh is not as it should be" };
+    let verdict = if report.passed {
+        "The mesh is installed as it should be"
+    } else {
+        "The mesh is not as it should be"
+    };
     let _infallible = writeln!(text, "\n{verdict}: {good} of {} nodes are well.", report.nodes.len());
     text
 }
@@ -54,11 +58,19 @@ mod tests {
         };
         let report = VerifyReport {
             passed: false,
-            objects: vec![object(ObjectState::Different, &["spec.ports[0].port is 1; it should be 15012"]), object(ObjectState::Missing, &[])],
+            objects: vec![
+                object(ObjectState::Different, &["spec.ports[0].port is 1; it should be 15012"]),
+                object(ObjectState::Missing, &[]),
+            ],
             nodes: vec![node("node-a", &[]), node("node-b", &["no agent"])],
         };
         let text = verified(&report, View { wide: false, colour: false, now: 0 });
-        for part in ["Service mesh-ca   different   spec.ports[0].port is 1", "missing", "node-b   -       fails   no agent", "1 of 2 nodes are well"] {
+        for part in [
+            "Service mesh-ca   different   spec.ports[0].port is 1",
+            "missing",
+            "node-b   -       fails   no agent",
+            "1 of 2 nodes are well",
+        ] {
             assert!(text.contains(part), "{part}: {text}");
         }
     }

@@ -20,7 +20,9 @@ use roots::fingerprint;
 #[cfg(test)]
 mod testing;
 
-pub use authority::{Authority, AuthorityError, AuthorityFiles, Phase, RotateError, Rotation, RotationStatus, RotationStep};
+pub use authority::{
+    Authority, AuthorityError, AuthorityFiles, Phase, RotateError, Rotation, RotationStatus, RotationStep,
+};
 pub use certificate::{CertificateError, WorkloadCertificate};
 pub use reason::{PeerError, handshake_error_reason, handshake_peer, handshake_reason};
 pub use roots::{Roots, RootsError, TrustedRoots};

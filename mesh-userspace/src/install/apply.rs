@@ -48,7 +48,10 @@ pub(super) async fn install(
     let deadline = Instant::now() + args.timeout;
     let has_ca = rendered.manifests.iter().any(|manifest| manifest.kind() == "Deployment");
     if has_ca && !args.timeout.is_zero() && !wait(cluster, &AUTHORITY, deadline, out).await? {
-        writeln!(out, "The agents need the authority and were not changed. Install again when it can come up.")?;
+        writeln!(
+            out,
+            "The agents need the authority and were not changed. Install again when it can come up."
+        )?;
         return Ok(false);
     }
     for manifest in agents {
@@ -134,8 +137,9 @@ fn deployment_counts(object: &Value) -> Counts {
 }
 
 pub(super) fn daemon_set_counts(object: &Value) -> Counts {
-    let [wanted, updated, available] = ["desiredNumberScheduled", "updatedNumberScheduled", "numberAvailable"]
-        .map(|field| number(object, &format!("/status/{field}")));
+    let [wanted, updated, available] =
+        ["desiredNumberScheduled", "updatedNumberScheduled", "numberAvailable"]
+            .map(|field| number(object, &format!("/status/{field}")));
     let ready = updated.min(available);
     Counts { wanted, ready, done: is_observed(object) && ready >= wanted }
 }
@@ -153,7 +157,11 @@ async fn wait(
         let (line, unready, done) = match look(cluster, awaited).await {
             Ok((counts, unready)) => {
                 let none = if counts.done && counts.wanted == 0 { " (no node is to have one)" } else { "" };
-                (format!("{} ready: {}/{}{none}", awaited.what, counts.ready, counts.wanted), unready, counts.done)
+                (
+                    format!("{} ready: {}/{}{none}", awaited.what, counts.ready, counts.wanted),
+                    unready,
+                    counts.done,
+                )
             }
             Err(error) if Instant::now() >= deadline => return Err(error),
             Err(error) => (crate::agent::chain(&error), BTreeMap::new(), false),
@@ -211,7 +219,13 @@ mod tests {
             json!({"metadata": {"generation": 2}, "status": {"observedGeneration": observed,
                 "desiredNumberScheduled": desired, "updatedNumberScheduled": updated, "numberAvailable": available}})
         };
-        let cases = [(1, 2, 2, 2, false), (2, 2, 2, 2, true), (2, 2, 1, 2, false), (2, 2, 2, 1, false), (2, 0, 0, 0, true)];
+        let cases = [
+            (1, 2, 2, 2, false),
+            (2, 2, 2, 2, true),
+            (2, 2, 1, 2, false),
+            (2, 2, 2, 1, false),
+            (2, 0, 0, 0, true),
+        ];
         for (observed, desired, updated, available, done) in cases {
             let counts = daemon_set_counts(&daemon_set(observed, desired, updated, available));
             assert_eq!(counts.done, done, "{observed} {desired} {updated} {available}");

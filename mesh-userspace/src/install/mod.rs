@@ -79,11 +79,8 @@ pub async fn install(args: &InstallArgs, out: &mut dyn Write) -> Result<bool, In
 pub async fn verify(args: &VerifyArgs) -> Result<VerifyReport, InstallError> {
     let cluster = Cluster::connect(&args.cluster).await?;
     let (values, service) = record::values(&cluster, &args.values).await?;
-    let target = Target {
-        kubernetes: cluster.version().await?,
-        namespace: cluster.namespace().to_owned(),
-        service,
-    };
+    let target =
+        Target { kubernetes: cluster.version().await?, namespace: cluster.namespace().to_owned(), service };
     verify::verify(&cluster, &render(&values, &target)?, args.timeout).await
 }
 

@@ -20,7 +20,8 @@ pub(super) fn node(pod: &Pod) -> String {
     let scheduled = spec.and_then(|spec| spec.node_name.clone());
     let wanted = || {
         let affinity = spec?.affinity.as_ref()?.node_affinity.as_ref()?;
-        let terms = &affinity.required_during_scheduling_ignored_during_execution.as_ref()?.node_selector_terms;
+        let terms =
+            &affinity.required_during_scheduling_ignored_during_execution.as_ref()?.node_selector_terms;
         let mut fields = terms.iter().flat_map(|term| term.match_fields.iter().flatten());
         fields.find(|field| field.key == "metadata.name")?.values.as_ref()?.first().cloned()
     };
@@ -52,7 +53,8 @@ fn container_reason(container: &ContainerStatus) -> Option<String> {
     let ended = container.last_state.as_ref().and_then(|last| last.terminated.as_ref());
     let ended = state.terminated.as_ref().filter(|ended| ended.exit_code != 0).or(ended);
     let ended = ended.map(|ended| {
-        let said = ended.message.as_deref().map(|message| format!(": {}", message.trim())).unwrap_or_default();
+        let said =
+            ended.message.as_deref().map(|message| format!(": {}", message.trim())).unwrap_or_default();
         format!("ended with {}{said}", ended.exit_code)
     });
     if let Some(waiting) = &state.waiting {
@@ -89,10 +91,22 @@ mod tests {
     fn it_is_said_why_a_pod_is_not_ready() {
         let container = |state, last| json!({"name": "meshd", "ready": false, "restartCount": 1, "image": "", "imageID": "", "state": state, "lastState": last});
         let cases = [
-            (json!({"containerStatuses": [container(json!({"waiting": {"reason": "ErrImagePull", "message": "no such image"}}), json!({}))]}), "meshd: ErrImagePull: no such image"),
-            (json!({"containerStatuses": [container(json!({"waiting": {"reason": "CrashLoopBackOff"}}), json!({"terminated": {"exitCode": 1, "message": "meshd: no\n"}}))]}), "meshd: CrashLoopBackOff: ended with 1: meshd: no"),
-            (json!({"containerStatuses": [container(json!({"running": {}}), json!({}))]}), "meshd: runs, and is not ready yet"),
-            (json!({"conditions": [{"type": "PodScheduled", "status": "False", "message": "0/2 nodes"}]}), "PodScheduled is false: 0/2 nodes"),
+            (
+                json!({"containerStatuses": [container(json!({"waiting": {"reason": "ErrImagePull", "message": "no such image"}}), json!({}))]}),
+                "meshd: ErrImagePull: no such image",
+            ),
+            (
+                json!({"containerStatuses": [container(json!({"waiting": {"reason": "CrashLoopBackOff"}}), json!({"terminated": {"exitCode": 1, "message": "meshd: no\n"}}))]}),
+                "meshd: CrashLoopBackOff: ended with 1: meshd: no",
+            ),
+            (
+                json!({"containerStatuses": [container(json!({"running": {}}), json!({}))]}),
+                "meshd: runs, and is not ready yet",
+            ),
+            (
+                json!({"conditions": [{"type": "PodScheduled", "status": "False", "message": "0/2 nodes"}]}),
+                "PodScheduled is false: 0/2 nodes",
+            ),
             (json!({"phase": "Pending"}), "it is Pending"),
         ];
         for (status, expected) in cases {

@@ -37,7 +37,9 @@ pub(super) async fn values(
     given: &ValueArgs,
 ) -> Result<(Values, &'static str), InstallError> {
     let agents = cluster.object("DaemonSet", AGENT).await?;
-    let label = agents.as_ref().and_then(|agents| agents["metadata"]["labels"]["app.kubernetes.io/managed-by"].as_str());
+    let label = agents
+        .as_ref()
+        .and_then(|agents| agents["metadata"]["labels"]["app.kubernetes.io/managed-by"].as_str());
     let service = if label == Some(HELM) { HELM } else { super::FIELD_MANAGER };
     if given.given() {
         let own = if service == HELM { json!({}) } else { super::own_values() };

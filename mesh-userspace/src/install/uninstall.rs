@@ -145,11 +145,7 @@ fn stripped(object: &Value) -> Value {
     stripped
 }
 
-fn rendered_agents(
-    cluster: &Cluster,
-    values: &Values,
-    service: &'static str,
-) -> Result<Value, InstallError> {
+fn rendered_agents(cluster: &Cluster, values: &Values, service: &'static str) -> Result<Value, InstallError> {
     let target = Target { namespace: cluster.namespace().to_owned(), service, ..Target::default() };
     let rendered = render(values, &target)?;
     let agents = rendered.manifests.into_iter().find(|manifest| manifest.kind() == "DaemonSet");
@@ -158,6 +154,8 @@ fn rendered_agents(
 
 /// The DaemonSet that cleans, made of the agents': on the same nodes, with the same image and rights.
 fn cleanup(cluster: &Cluster, agents: &Value) -> Value {
+    // API servers before 1.30 know AppArmor by annotations alone.
+    const APP_ARMOR: &str = "container.apparmor.security.beta.kubernetes.io";
     let spec = &agents["spec"]["template"]["spec"];
     let container = &spec["containers"][0];
     let host = |name: &str, path: &str| json!({"name": name, "hostPath": {"path": path}});
@@ -177,11 +175,11 @@ fn cleanup(cluster: &Cluster, agents: &Value) -> Value {
         mount("host-run", "/host/run"),
         mount("host-lib", "/host/lib"),
     ];
-    let mut arguments = vec!["uninstall", "--state-dir=/host/run/mesh", "--cni-state=/host/lib/mesh/cni.json"];
+    let mut arguments =
+        vec!["uninstall", "--state-dir=/host/run/mesh", "--cni-state=/host/lib/mesh/cni.json"];
     let own = spec["volumes"].as_array().into_iter().flatten();
-    let cni: Vec<&Value> = own
-        .filter(|volume| volume["name"].as_str().is_some_and(|name| name.starts_with("cni-")))
-        .collect();
+    let cni: Vec<&Value> =
+        own.filter(|volume| volume["name"].as_str().is_some_and(|name| name.starts_with("cni-"))).collect();
     if !cni.is_empty() {
         volumes.extend(cni.into_iter().cloned());
         mounts.extend([mount("cni-bin", "/host/cni/bin"), mount("cni-conf", "/host/cni/net.d")]);
@@ -211,6 +209,11 @@ fn cleanup(cluster: &Cluster, agents: &Value) -> Value {
             "volumes": volumes,
         },
     });
+    if agents["spec"]["template"]["metadata"]["annotations"][format!("{APP_ARMOR}/meshd")].is_string() {
+        for name in ["clean", "done"] {
+            template["metadata"]["annotations"][format!("{APP_ARMOR}/{name}")] = json!("unconfined");
+        }
+    }
     for field in ["nodeSelector", "affinity", "tolerations", "imagePullSecrets"] {
         if !spec[field].is_null() {
             template["spec"][field] = spec[field].clone();
@@ -240,7 +243,11 @@ async fn wait_gone(
         for name in names {
             let pods = cluster.pods(name).await?;
             left.extend(pods.iter().map(|pod| {
-                format!("{} on {}", named("Pod", pod.metadata.name.as_deref().unwrap_or_default()), super::pods::node(pod))
+                format!(
+                    "{} on {}",
+                    named("Pod", pod.metadata.name.as_deref().unwrap_or_default()),
+                    super::pods::node(pod)
+                )
             }));
         }
         left.sort();
@@ -281,7 +288,9 @@ async fn delete_namespace(cluster: &Cluster, out: &mut dyn Write) -> Result<(), 
     let name = cluster.namespace().to_owned();
     let Some(namespace) = cluster.object("Namespace", &name).await? else { return Ok(()) };
     let label = |key: &str| namespace["metadata"]["labels"][key].as_str().unwrap_or_default().to_owned();
-    if label("app.kubernetes.io/part-of") != "mesh" || label("app.kubernetes.io/managed-by") != super::FIELD_MANAGER {
+    if label("app.kubernetes.io/part-of") != "mesh"
+        || label("app.kubernetes.io/managed-by") != super::FIELD_MANAGER
+    {
         writeln!(out, "{} stays: `meshctl install` has not made it", named("Namespace", &name))?;
         return Ok(());
     }

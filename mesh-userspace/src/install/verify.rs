@@ -140,7 +140,9 @@ async fn nodes(
 fn should_have_agent(node: &Value, spec: &Value) -> bool {
     let labels = &node["metadata"]["labels"];
     let mut selector = spec["nodeSelector"].as_object().into_iter().flatten();
-    selector.all(|(key, value)| labels.get(key) == Some(value)) && spec["affinity"].is_null() && tolerates(node, spec)
+    selector.all(|(key, value)| labels.get(key) == Some(value))
+        && spec["affinity"].is_null()
+        && tolerates(node, spec)
 }
 
 fn tolerates(node: &Value, spec: &Value) -> bool {
@@ -149,7 +151,9 @@ fn tolerates(node: &Value, spec: &Value) -> bool {
         tolerations.iter().any(|toleration| {
             let is = |field: &str| toleration[field].is_null() || toleration[field] == taint[field];
             let any = toleration["operator"] == "Exists";
-            is("effect") && (toleration["key"] == taint["key"] || (any && toleration["key"].is_null())) && (any || is("value"))
+            is("effect")
+                && (toleration["key"] == taint["key"] || (any && toleration["key"].is_null()))
+                && (any || is("value"))
         })
     };
     let hard = |taint: &&Value| taint["effect"] == "NoSchedule" || taint["effect"] == "NoExecute";
@@ -188,11 +192,14 @@ async fn one_node(
     let asked = tokio::time::timeout(timeout, check(&cluster.exec_api(), &name)).await;
     match asked.unwrap_or_else(|_late| Err(format!("it does not answer within {timeout:?}"))) {
         Ok(report) => {
-            let failed = report.items.iter().filter(|item| !item.ok && (item.required || item.name == "agent"));
+            let failed =
+                report.items.iter().filter(|item| !item.ok && (item.required || item.name == "agent"));
             let told = failed.map(|item| format!("{}: {} ({})", item.name, item.detail, item.remedy));
             finding.problems.extend(told);
         }
-        Err(reason) => finding.problems.push(format!("cannot run `meshctl check` in {}: {reason}", named("Pod", &name))),
+        Err(reason) => {
+            finding.problems.push(format!("cannot run `meshctl check` in {}: {reason}", named("Pod", &name)))
+        }
     }
     finding.ok = finding.problems.is_empty();
     finding
@@ -206,7 +213,8 @@ async fn check(api: &Api<Pod>, pod: &str) -> Result<CheckReport, String> {
     let (stdout, stderr) = (process.stdout(), process.stderr());
     let (stdout, stderr) = tokio::join!(read(stdout), read(stderr));
     serde_json::from_slice(&stdout).map_err(|_error| {
-        let said = String::from_utf8_lossy(if stderr.is_empty() { &stdout } else { &stderr }).trim().to_owned();
+        let said =
+            String::from_utf8_lossy(if stderr.is_empty() { &stdout } else { &stderr }).trim().to_owned();
         if said.is_empty() { "it said nothing".to_owned() } else { said.chars().take(500).collect() }
     })
 }
@@ -229,7 +237,8 @@ mod tests {
     #[test]
     fn nodes_are_those_that_the_daemon_set_would_take() {
         let spec = json!({"nodeSelector": {"os": "linux"}, "tolerations": [{"key": "a", "operator": "Exists", "effect": "NoSchedule"}]});
-        let node = |os: &str, taints: Value| json!({"metadata": {"labels": {"os": os}}, "spec": {"taints": taints}});
+        let node =
+            |os: &str, taints: Value| json!({"metadata": {"labels": {"os": os}}, "spec": {"taints": taints}});
         let cases = [
             (node("linux", json!([])), true),
             (node("windows", json!([])), false),

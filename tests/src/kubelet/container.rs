@@ -84,8 +84,8 @@ impl Shared {
         for item in items {
             let key = text(item, "/key");
             let content = found["data"][key].as_str();
-            let content =
-                content.with_context(|| format!("configmap \"{name}\" references non-existent config key: {key}"))?;
+            let content = content
+                .with_context(|| format!("configmap \"{name}\" references non-existent config key: {key}"))?;
             fs::create_dir_all(path)?;
             fs::write(path.join(text(item, "/path")), content)?;
         }
@@ -167,13 +167,17 @@ impl Shared {
         for (path, source) in mounts {
             // `/var/run` is `/run`, as on every node.
             let path = path.strip_prefix("/var/run").map_or(path.clone(), |rest| format!("/run{rest}"));
-            let _infallible =
-                writeln!(script, "mkdir -p $R{path}\nmount --rbind --make-rslave {} $R{path}", source.display());
+            let _infallible = writeln!(
+                script,
+                "mkdir -p $R{path}\nmount --rbind --make-rslave {} $R{path}",
+                source.display()
+            );
         }
         let rights = Self::rights(pod, container)?;
         script.push_str("mount -o remount,ro,bind $R\n");
         let words = list(container, "/command").iter().chain(list(container, "/args"));
-        let words = words.map(|word| format!("'{}'", word.as_str().unwrap_or_default().replace('\'', "'\\''")));
+        let words =
+            words.map(|word| format!("'{}'", word.as_str().unwrap_or_default().replace('\'', "'\\''")));
         let words: Vec<String> = words.collect();
         let _infallible = writeln!(script, "exec chroot $R setpriv {rights} {}", words.join(" "));
         Ok(script)
@@ -198,7 +202,8 @@ impl Shared {
     /// The container's user and capabilities as arguments of `setpriv`.
     fn rights(pod: &Value, container: &Value) -> Result<String> {
         let context = &container["securityContext"];
-        let user = context["runAsUser"].as_u64().or_else(|| pod["spec"]["securityContext"]["runAsUser"].as_u64());
+        let user =
+            context["runAsUser"].as_u64().or_else(|| pod["spec"]["securityContext"]["runAsUser"].as_u64());
         let user = user.unwrap_or(0);
         if list(context, "/capabilities/drop") != ["ALL"] {
             bail!("a container that keeps capabilities which it does not name");
@@ -217,7 +222,10 @@ impl Shared {
         let services = self.api.objects("Service");
         let lines = services.iter().map(|service| {
             let (name, namespace) = (text(service, "/metadata/name"), text(service, "/metadata/namespace"));
-            format!("{} {name}.{namespace}.svc {name}.{namespace}.svc.cluster.local\n", text(service, "/spec/clusterIP"))
+            format!(
+                "{} {name}.{namespace}.svc {name}.{namespace}.svc.cluster.local\n",
+                text(service, "/spec/clusterIP")
+            )
         });
         std::iter::once("127.0.0.1 localhost\n".to_owned()).chain(lines).collect()
     }

@@ -106,7 +106,9 @@ impl Shared {
                         may_change = false;
                         self.end_pod(&namespace, &old.name)?;
                     }
-                    ([new], [old]) if new.is_ready && !old.is_ending => self.end_pod(&namespace, &old.name)?,
+                    ([new], [old]) if new.is_ready && !old.is_ending => {
+                        self.end_pod(&namespace, &old.name)?
+                    }
                     _ => {}
                 }
             }
@@ -161,7 +163,11 @@ impl Shared {
         }
         let (namespace, name) = (text(object, "/metadata/namespace"), text(object, "/metadata/name"));
         // One that was deleted meanwhile has no status.
-        if self.api.object(kind, namespace, name).is_some_and(|now| now["metadata"]["uid"] == object["metadata"]["uid"]) {
+        if self
+            .api
+            .object(kind, namespace, name)
+            .is_some_and(|now| now["metadata"]["uid"] == object["metadata"]["uid"])
+        {
             self.api.edit(kind, namespace, name, |object| object["status"] = status)?;
         }
         Ok(())
@@ -169,10 +175,14 @@ impl Shared {
 
     /// Ends the pods whose controller is gone.
     fn collect(&self, kind: &str) -> Result<()> {
-        let there: Vec<Value> = self.api.objects(kind).iter().map(|one| one["metadata"]["uid"].clone()).collect();
+        let there: Vec<Value> =
+            self.api.objects(kind).iter().map(|one| one["metadata"]["uid"].clone()).collect();
         for pod in self.api.objects("Pod") {
             let owner = &pod["metadata"]["ownerReferences"][0];
-            if owner["kind"] == kind && !there.contains(&owner["uid"]) && pod["metadata"]["deletionTimestamp"].is_null() {
+            if owner["kind"] == kind
+                && !there.contains(&owner["uid"])
+                && pod["metadata"]["deletionTimestamp"].is_null()
+            {
                 self.end_pod(text(&pod, "/metadata/namespace"), text(&pod, "/metadata/name"))?;
             }
         }

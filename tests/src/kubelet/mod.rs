@@ -69,7 +69,9 @@ impl Kubelet {
         let exec = Arc::downgrade(&shared);
         api.on_exec(move |call| match exec.upgrade() {
             Some(shared) => shared.exec(call),
-            None => ExecResult { stderr: b"the kubelet is gone".to_vec(), code: 255, ..ExecResult::default() },
+            None => {
+                ExecResult { stderr: b"the kubelet is gone".to_vec(), code: 255, ..ExecResult::default() }
+            }
         });
         let looks = Arc::clone(&shared);
         let thread = std::thread::spawn(move || {
@@ -132,10 +134,13 @@ impl Shared {
     }
 
     fn exec(&self, call: &ExecCall) -> ExecResult {
-        let refused = |why: String| ExecResult { stderr: why.into_bytes(), code: 255, ..ExecResult::default() };
+        let refused =
+            |why: String| ExecResult { stderr: why.into_bytes(), code: 255, ..ExecResult::default() };
         let target = {
             let running = self.running();
-            let pod = running.values().find(|running| running.namespace == call.namespace && running.name == call.pod);
+            let pod = running
+                .values()
+                .find(|running| running.namespace == call.namespace && running.name == call.pod);
             pod.and_then(|pod| pod.pid(call.container.as_deref()))
         };
         let Some(pid) = target else { return refused("container not found: it does not run".to_owned()) };

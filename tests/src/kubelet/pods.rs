@@ -68,7 +68,8 @@ impl Shared {
     pub(super) fn pods(&self) -> Result<()> {
         let pods = self.api.objects("Pod");
         let mine = pods.iter().filter(|pod| self.node(text(pod, "/spec/nodeName")).is_some());
-        let mine: Vec<&Value> = mine.filter(|pod| !list(pod, "/metadata/ownerReferences").is_empty()).collect();
+        let mine: Vec<&Value> =
+            mine.filter(|pod| !list(pod, "/metadata/ownerReferences").is_empty()).collect();
         let mut running = self.running();
         for pod in &mine {
             let uid = text(pod, "/metadata/uid").to_owned();
@@ -137,7 +138,11 @@ impl Shared {
                 if let Some(init) = inits.get(running.initialised) {
                     self.run(pod, init, running)?;
                     let name = text(init, "/name");
-                    if running.containers.get(name).is_some_and(|one| one.last.as_ref().is_some_and(|(code, _)| *code == 0)) {
+                    if running
+                        .containers
+                        .get(name)
+                        .is_some_and(|one| one.last.as_ref().is_some_and(|(code, _)| *code == 0))
+                    {
                         running.initialised += 1;
                     }
                 } else {
@@ -165,7 +170,8 @@ impl Shared {
         let is_init = list(pod, "/spec/initContainers").iter().any(|init| init["name"] == name.as_str());
         let is_done = is_init && state.last.as_ref().is_some_and(|(code, _)| *code == 0);
         if state.process.is_none() && !is_done && state.rests.is_none_or(|until| Instant::now() >= until) {
-            state.process = Some(self.spawn(pod, container, &running.place, running.pod.as_ref(), &running.node)?);
+            state.process =
+                Some(self.spawn(pod, container, &running.place, running.pod.as_ref(), &running.node)?);
         }
         if state.process.is_some() && state.probed.is_none_or(|at| at.elapsed() >= PROBE) {
             state.probed = Some(Instant::now());
@@ -185,7 +191,9 @@ impl Shared {
             (None, Some(pod)) => pod.v4.to_string(),
             (None, None) => "127.0.0.1".to_owned(),
         };
-        let (Some(node), Some(port)) = (self.node(&running.node), probe["port"].as_u64()) else { return false };
+        let (Some(node), Some(port)) = (self.node(&running.node), probe["port"].as_u64()) else {
+            return false;
+        };
         let Ok(address) = format!("{host}:{port}").parse::<SocketAddr>() else { return false };
         let path = probe["path"].as_str().unwrap_or("/").to_owned();
         let asked = node.netns().run(move || -> std::io::Result<bool> {
@@ -226,7 +234,8 @@ impl Shared {
             .enumerate()
             .map(|(number, container)| told(container, number < running.initialised))
             .collect();
-        let main: Vec<Value> = list(pod, "/spec/containers").iter().map(|container| told(container, false)).collect();
+        let main: Vec<Value> =
+            list(pod, "/spec/containers").iter().map(|container| told(container, false)).collect();
         let ready = main.iter().all(|container| container["ready"] == true);
         let ready_text = if ready { "True" } else { "False" };
         let Some(node) = self.node(&running.node) else { return Ok(()) };
@@ -249,7 +258,8 @@ impl Shared {
 fn end(running: &mut Running, grace: Duration) -> Result<bool> {
     let since = *running.ending.get_or_insert_with(Instant::now);
     let is_first = since.elapsed() < Duration::from_millis(1);
-    let processes: Vec<&Process> = running.containers.values().filter_map(|one| one.process.as_ref()).collect();
+    let processes: Vec<&Process> =
+        running.containers.values().filter_map(|one| one.process.as_ref()).collect();
     let left: Vec<&&Process> = processes.iter().filter(|process| process.is_running()).collect();
     for process in &left {
         if is_first {

@@ -33,7 +33,9 @@ fn string(text: impl AsRef<str>) -> Value {
 fn integer(value: &Value) -> Result<i64> {
     match value {
         Value::Int(number) => Ok(*number),
-        Value::Uint(number) => i64::try_from(*number).or_else(|_large| failed(format!("{number} is too large"))),
+        Value::Uint(number) => {
+            i64::try_from(*number).or_else(|_large| failed(format!("{number} is too large")))
+        }
         other => failed(format!("`{other}` is no whole number")),
     }
 }
@@ -48,9 +50,7 @@ pub(super) fn all(set: &Weak<OnceLock<Template>>) -> FuncMap {
         let sum = args.iter().try_fold(0_i64, |sum, arg| Ok(sum.saturating_add(integer(arg)?)));
         sum.map(Value::Int)
     });
-    add("contains", |args| {
-        Ok(Value::Bool(text(argument(args, 1)).contains(&text(argument(args, 0)))))
-    });
+    add("contains", |args| Ok(Value::Bool(text(argument(args, 1)).contains(&text(argument(args, 0))))));
     add("default", |args| {
         let given = argument(args, 1);
         Ok(if given.is_truthy() { given.clone() } else { argument(args, 0).clone() })
@@ -67,7 +67,8 @@ pub(super) fn all(set: &Weak<OnceLock<Template>>) -> FuncMap {
     });
     add("nindent", |args| Ok(string(format!("\n{}", indented(argument(args, 0), argument(args, 1))?))));
     add("quote", |args| {
-        let quoted = args.iter().filter(|arg| !matches!(arg, Value::Nil)).map(|arg| format!("{:?}", text(arg)));
+        let quoted =
+            args.iter().filter(|arg| !matches!(arg, Value::Nil)).map(|arg| format!("{:?}", text(arg)));
         Ok(string(quoted.collect::<Vec<_>>().join(" ")))
     });
     add("required", |args| match argument(args, 1) {
@@ -160,7 +161,13 @@ mod tests {
 
     #[test]
     fn versions_are_compared_as_numbers() {
-        let cases = [("v1.30.0", true), ("v1.29.9", false), ("v1.9.0", false), ("2.0.1", true), ("v1.30.0-eks-1", true)];
+        let cases = [
+            ("v1.30.0", true),
+            ("v1.29.9", false),
+            ("v1.9.0", false),
+            ("2.0.1", true),
+            ("v1.30.0-eks-1", true),
+        ];
         for (version, expected) in cases {
             assert_eq!(is_at_least(">=1.30-0", version).unwrap(), expected, "{version}");
         }

@@ -177,7 +177,8 @@ pub fn render(values: &Values, target: &Target) -> Result<Rendered, ChartError> 
             manifests.extend(objects(name, &text)?);
         }
     }
-    let place = |manifest: &Manifest| ORDER.iter().position(|kind| *kind == manifest.kind()).unwrap_or(ORDER.len());
+    let place =
+        |manifest: &Manifest| ORDER.iter().position(|kind| *kind == manifest.kind()).unwrap_or(ORDER.len());
     manifests.sort_by_key(place);
     Ok(Rendered { manifests, notes })
 }

@@ -74,7 +74,9 @@ fn path_of(path: &str) -> Result<Vec<Step>, String> {
         while let Some(index) = rest.strip_prefix('[') {
             let (number, after) = index.split_once(']').ok_or_else(|| format!("`{path}` lacks a `]`"))?;
             let number: Option<usize> = number.parse().ok().filter(|number| *number <= MAX_INDEX);
-            steps.push(Step::Index(number.ok_or_else(|| format!("`{path}`: an index is a number up to {MAX_INDEX}"))?));
+            steps.push(Step::Index(
+                number.ok_or_else(|| format!("`{path}`: an index is a number up to {MAX_INDEX}"))?,
+            ));
             rest = after;
         }
         if !rest.is_empty() {

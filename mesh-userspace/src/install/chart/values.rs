@@ -80,7 +80,8 @@ fn read(path: &Path) -> Result<Value, ValuesError> {
     let failed = |reason: String| ValuesError::File { path: path.to_owned(), reason };
     let file = std::fs::File::open(path).map_err(|error| failed(error.to_string()))?;
     let mut text = String::new();
-    let read = file.take(MAX_FILE + 1).read_to_string(&mut text).map_err(|error| failed(error.to_string()))?;
+    let read =
+        file.take(MAX_FILE + 1).read_to_string(&mut text).map_err(|error| failed(error.to_string()))?;
     if u64::try_from(read).unwrap_or(u64::MAX) > MAX_FILE {
         return Err(failed(format!("it is longer than {MAX_FILE} bytes")));
     }
@@ -171,7 +172,9 @@ mod tests {
         assert_eq!(document["agent"]["tolerations"], json!([]));
         assert_eq!(document["agent"].get("nodeSelector"), None);
         assert_eq!(document["ca"]["dnsNames"], json!(["x", "y"]));
-        for (content, part) in [("a: [", "did not find"), ("- a", "no mapping"), ("image: {tag: 1}", "image.tag: ")] {
+        for (content, part) in
+            [("a: [", "did not find"), ("- a", "no mapping"), ("image: {tag: 1}", "image.tag: ")]
+        {
             std::fs::write(&file, content).unwrap();
             let error = Values::new(json!({}), &[file.clone()], &[]).unwrap_err().to_string();
             assert!(error.contains(part), "{content}: {error}");
@@ -203,7 +206,8 @@ mod tests {
         // Each key of values.yaml has a comment above itself or above the line before.
         let lines: Vec<&str> = DEFAULTS.lines().collect();
         for (index, line) in lines.iter().enumerate() {
-            let Some((key, _)) = line.trim().split_once(':').filter(|(key, _)| !key.starts_with(['#', '-'])) else {
+            let Some((key, _)) = line.trim().split_once(':').filter(|(key, _)| !key.starts_with(['#', '-']))
+            else {
                 continue;
             };
             let near = lines[..index].iter().rev().take(7);
