@@ -192,6 +192,7 @@ fn cleanup(cluster: &Cluster, agents: &Value) -> Value {
             "imagePullPolicy": container["imagePullPolicy"],
             "command": ["/usr/local/bin/meshd"],
             "args": args,
+            "terminationMessagePolicy": "FallbackToLogsOnError",
             "securityContext": container["securityContext"],
             "volumeMounts": mounts,
         })
