@@ -14,7 +14,7 @@ use crate::capture::Capture;
 use crate::machine::Machine;
 use crate::manifests::Manifests;
 use crate::netns::{NetNs, ip};
-use crate::node::Node;
+use crate::node::{NODES, Node, node_v4};
 use crate::process::Process;
 use crate::wait::{SECONDS_10, eventually};
 
@@ -125,6 +125,10 @@ impl Lab {
         let (v4, v6) =
             (Ipv4Addr::new(172, 30, 0, number), Ipv6Addr::new(0xfd00, 0x30, 0, 0, 0, 0, 0, number.into()));
         self.fabric.ip(&format!("addr add {v4}/24 dev br0\naddr add {v6}/64 dev br0 nodad\n"))?;
+        // Pods ask it as well: the way back to them is through their nodes.
+        let routes =
+            (1..=NODES).map(|node| format!("route replace 10.244.{node}.0/24 via {}\n", node_v4(node)));
+        self.fabric.ip(&routes.collect::<String>())?;
         ApiServer::start_in(&self.fabric, v4.into())
     }
 

@@ -23,7 +23,7 @@ use crate::process::{Process, binary};
 /// How long a client may take, whatever it does.
 pub(crate) const CLIENT_DEADLINE: Duration = Duration::from_secs(90);
 /// Nodes that know the way to each other.
-const NODES: u8 = 4;
+pub(crate) const NODES: u8 = 4;
 
 /// A node.
 #[derive(Clone, Debug)]
@@ -454,7 +454,7 @@ impl Pod {
     }
 }
 
-const fn node_v4(number: u8) -> Ipv4Addr {
+pub(crate) const fn node_v4(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(172, 30, 0, number)
 }
 

@@ -27,6 +27,12 @@ impl Cluster {
         let api = lab.api_server()?;
         api.enforce("")?;
         let kubelet = Kubelet::start(&lab, &api, &[&a, &b])?;
+        for node in [&a, &b] {
+            let folder = kubelet.disk(node).join("etc/cni/net.d");
+            std::fs::create_dir_all(&folder)?;
+            let primary = r#"{"cniVersion": "1.0.0", "name": "lab", "plugins": [{"type": "ptp"}]}"#;
+            std::fs::write(folder.join("10-lab.conflist"), primary)?;
+        }
         let kubeconfig = api.kubeconfig(api.admin_token())?;
         Ok(Self { a, b, kubelet, api, kubeconfig, lab })
     }
@@ -34,7 +40,8 @@ impl Cluster {
     fn start(&self, args: &[&str]) -> Result<Process> {
         let meshctl = binary("meshctl")?;
         let kubeconfig = format!("--kubeconfig={}", self.kubeconfig.display());
-        let argv = [&[&*meshctl.to_string_lossy(), args[0], &kubeconfig], &args[1..]].concat();
+        let meshctl = meshctl.to_string_lossy();
+        let argv = [&[&*meshctl, args[0], &kubeconfig], &args[1..]].concat();
         self.a.spawn(&argv)
     }
 

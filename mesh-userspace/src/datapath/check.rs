@@ -22,9 +22,8 @@ pub struct Need {
 }
 
 /// Capabilities that the agent uses (`include/uapi/linux/capability.h`).
-const CAPABILITIES: [(u32, &str, &str); 6] = [
-    (12, "CAP_NET_ADMIN", "rules, routes and transparent sockets in pods"),
-    (13, "CAP_NET_RAW", "socket marks"),
+const CAPABILITIES: [(u32, &str, &str); 5] = [
+    (12, "CAP_NET_ADMIN", "rules, routes, socket marks and transparent sockets in pods"),
     (19, "CAP_SYS_PTRACE", "namespaces of processes of other users"),
     (21, "CAP_SYS_ADMIN", "entering network namespaces, cgroup programs"),
     (39, "CAP_BPF", "loading programs and maps"),

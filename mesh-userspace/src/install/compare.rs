@@ -29,7 +29,7 @@ fn walk(wanted: &Value, found: &Value, path: &str, told: &mut Vec<String>) {
             }
         }
         (Value::Array(wanted), Value::Array(found)) if wanted.len() == found.len() => {
-            for (index, (wanted, found)) in wanted.iter().zip(found).enumerate() {
+            for (index, (wanted, found)) in wanted.iter().zip(paired(wanted, found)).enumerate() {
                 walk(wanted, found, &format!("{path}[{index}]"), told);
             }
         }
@@ -37,6 +37,16 @@ fn walk(wanted: &Value, found: &Value, path: &str, told: &mut Vec<String>) {
         (wanted, Value::Null) => told.push(format!("{path} is missing; it should be {wanted}")),
         (wanted, found) => told.push(format!("{path} is {found}; it should be {wanted}")),
     }
+}
+
+/// The elements of `found` in the order of `wanted`: an API server keeps lists of named things in whatever order.
+fn paired<'a>(wanted: &[Value], found: &'a [Value]) -> Vec<&'a Value> {
+    let by = |key: &str| -> Option<Vec<&'a Value>> {
+        let find =
+            |wanted: &Value| found.iter().find(|found| wanted[key].is_string() && found[key] == wanted[key]);
+        wanted.iter().map(find).collect()
+    };
+    ["mountPath", "name"].into_iter().find_map(by).unwrap_or_else(|| found.iter().collect())
 }
 
 /// `0.1` is stored as `100m`.
@@ -86,6 +96,11 @@ mod tests {
             (json!({"a": "1Gi"}), json!({"a": "1024Mi"}), None),
             (json!({"a": 2}), json!({"a": "2"}), None),
             (json!({"a": [{"n": 1}]}), json!({"a": [{"n": 1, "m": 2}]}), None),
+            (
+                json!({"a": [{"name": "x"}, {"name": "y"}]}),
+                json!({"a": [{"name": "y"}, {"name": "x"}]}),
+                None,
+            ),
             (json!({"a": 1}), json!({"a": 2}), Some("a is 2; it should be 1")),
             (json!({"a": {"b": "x"}}), json!({}), Some("a is missing; it should be {\"b\":\"x\"}")),
             (json!({"a": [1, 2]}), json!({"a": [1]}), Some("a is [1]; it should be [1,2]")),

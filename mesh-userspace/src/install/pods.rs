@@ -47,6 +47,13 @@ pub(super) fn reason(pod: &Pod) -> String {
     format!("it is {}", status.phase.as_deref().unwrap_or("unknown to its kubelet"))
 }
 
+/// The line of a program's last words that says what is wrong: `meshd: ...`, or what the parser of flags says.
+fn telling(message: &str) -> &str {
+    let is_error = |line: &&str| line.starts_with("meshd: ") || line.starts_with("error: ");
+    let mut lines = message.lines().rev().filter(|line| !line.trim().is_empty());
+    lines.clone().find(is_error).or_else(|| lines.next()).unwrap_or_default()
+}
+
 fn container_reason(container: &ContainerStatus) -> Option<String> {
     let name = &container.name;
     let state = container.state.as_ref()?;
@@ -54,7 +61,7 @@ fn container_reason(container: &ContainerStatus) -> Option<String> {
     let ended = state.terminated.as_ref().filter(|ended| ended.exit_code != 0).or(ended);
     let ended = ended.map(|ended| {
         let said =
-            ended.message.as_deref().map(|message| format!(": {}", message.trim())).unwrap_or_default();
+            ended.message.as_deref().map(|message| format!(": {}", telling(message))).unwrap_or_default();
         format!("ended with {}{said}", ended.exit_code)
     });
     if let Some(waiting) = &state.waiting {

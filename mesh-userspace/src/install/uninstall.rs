@@ -154,6 +154,8 @@ fn rendered_agents(cluster: &Cluster, values: &Values, service: &'static str) ->
 
 /// The DaemonSet that cleans, made of the agents': on the same nodes, with the same image and rights.
 fn cleanup(cluster: &Cluster, agents: &Value) -> Value {
+    // API servers before 1.30 know AppArmor by annotations alone.
+    const APP_ARMOR: &str = "container.apparmor.security.beta.kubernetes.io";
     let spec = &agents["spec"]["template"]["spec"];
     let container = &spec["containers"][0];
     let host = |name: &str, path: &str| json!({"name": name, "hostPath": {"path": path}});
@@ -190,6 +192,7 @@ fn cleanup(cluster: &Cluster, agents: &Value) -> Value {
             "imagePullPolicy": container["imagePullPolicy"],
             "command": ["/usr/local/bin/meshd"],
             "args": args,
+            "terminationMessagePolicy": "FallbackToLogsOnError",
             "securityContext": container["securityContext"],
             "volumeMounts": mounts,
         })
@@ -207,6 +210,11 @@ fn cleanup(cluster: &Cluster, agents: &Value) -> Value {
             "volumes": volumes,
         },
     });
+    if agents["spec"]["template"]["metadata"]["annotations"][format!("{APP_ARMOR}/meshd")].is_string() {
+        for name in ["clean", "done"] {
+            template["metadata"]["annotations"][format!("{APP_ARMOR}/{name}")] = json!("unconfined");
+        }
+    }
     for field in ["nodeSelector", "affinity", "tolerations", "imagePullSecrets"] {
         if !spec[field].is_null() {
             template["spec"][field] = spec[field].clone();

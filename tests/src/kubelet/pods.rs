@@ -214,7 +214,7 @@ impl Shared {
             let one = running.containers.get(name).unwrap_or(&none);
             let last = one.last.as_ref().map(|(code, said)| {
                 let lines: Vec<&str> = said.trim().lines().collect();
-                let message = lines[lines.len().saturating_sub(3)..].join("\n");
+                let message = lines[lines.len().saturating_sub(20)..].join("\n");
                 json!({"terminated": {"exitCode": code, "reason": "Error", "message": message}})
             });
             let state = match (&one.process, waits) {
