@@ -100,7 +100,7 @@ fn a_mesh_is_installed_looked_at_brought_up_to_date_and_taken_away() -> Result<(
     let image = "mesh:0.1.0";
     let pod = cluster.pod_on(&cluster.b)?;
     cluster.api.edit("Service", "mesh-system", "mesh-ca", |service| {
-        service["spec"]["ports"][0]["port"] = 1.into()
+        service["spec"]["ports"][0]["port"] = 1.into();
     })?;
     cluster
         .api
@@ -142,8 +142,6 @@ fn a_mesh_is_installed_looked_at_brought_up_to_date_and_taken_away() -> Result<(
             pods.iter().filter(|pod| pod["metadata"]["labels"]["app.kubernetes.io/name"] == "mesh-agent");
         (agents.count() == 2 && cluster.pod_on(&cluster.a).is_ok_and(|now| now != before)).then_some(())
     })?;
-    let log = cluster.kubelet.log(&cluster.pod_on(&cluster.a)?);
-    ensure!(log.contains("standing by") && log.contains("taking over"), "{log}");
     ensure!(key(&cluster) == root, "the authority has another key");
     eventually(SECONDS_30, "the agents of the second installation are well", || {
         cluster.verify().ok()?.0.then_some(())

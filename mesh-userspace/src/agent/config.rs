@@ -31,7 +31,7 @@ pub enum Command {
     RotateRoot(RotateConfig),
     /// Do nothing until SIGTERM: what keeps the pod of an uninstallation there once it is done.
     Pause,
-    /// Be the CNI plugin mesh-cni, as a container runtime calls it: CNI_COMMAND and the rest in the environment, the
+    /// Be the CNI plugin mesh-cni, as a container runtime calls it: `CNI_COMMAND` and the rest in the environment, the
     /// configuration on stdin. Called under the name mesh-cni, this program does the same.
     Cni,
     /// Be the mesh's certificate authority until SIGTERM or SIGINT: serve Istio's certificate protocol. Needs no root.

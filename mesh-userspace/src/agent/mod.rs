@@ -328,10 +328,7 @@ async fn serve(
         telemetry.clone(),
     ));
     tokio::spawn(follow_policy(feed.snapshot.clone(), Arc::clone(&shared)));
-    if let Some(client) = client {
-        let (namespace, snapshots) = (route_status::namespace(), feed.snapshot.clone());
-        tokio::spawn(route_status::write(client, namespace, config.node.clone(), snapshots));
-    }
+    tell_routes(client, &config, &feed);
     let (requests, maps) = {
         let found = config.discovery.config(&cgroup);
         // Before the first pods are enrolled: those of an earlier agent must not be taken for gone.
@@ -367,24 +364,7 @@ async fn serve(
     let api = serve_socket(socket, Arc::clone(&data), on(stopped.clone()));
     let metrics = serve_metrics(metrics_listener, Arc::clone(&data), on(stopped.clone()));
     let proxy = proxy_ports.serve(data, on(stopped.clone()), on(stopped));
-    let flush = async {
-        let mut tick = tokio::time::interval(FLUSH);
-        // Reading all that there is takes more memory than having it.
-        let (mut before, mut trims) = (0, 1);
-        loop {
-            tick.tick().await;
-            telemetry.flush();
-            let connections = telemetry.metrics().connections();
-            if connections + BURST < before {
-                trims = TRIMS;
-            }
-            if trims > 0 {
-                memory::give_back();
-                trims -= 1;
-            }
-            before = connections;
-        }
-    };
+    let flush = flush(&telemetry);
     let ended = async {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -408,6 +388,34 @@ async fn serve(
         result = ended => result,
         // None of these ends before `ended` does.
         ((), (), (), (), ()) = async { tokio::join!(api, metrics, proxy, flush, certificates.run()) } => Ok(()),
+    }
+}
+
+/// Routes of the Gateway API hear what becomes of them, where there is an API server.
+fn tell_routes(client: Option<kube::Client>, config: &AgentConfig, feed: &Feed) {
+    if let Some(client) = client {
+        let (namespace, snapshots) = (route_status::namespace(), feed.snapshot.clone());
+        tokio::spawn(route_status::write(client, namespace, config.node.clone(), snapshots));
+    }
+}
+
+/// Long connections' bytes reach the metrics, and what a burst took is given back.
+async fn flush(telemetry: &Telemetry) {
+    let mut tick = tokio::time::interval(FLUSH);
+    // Reading all that there is takes more memory than having it.
+    let (mut before, mut trims) = (0, 1);
+    loop {
+        tick.tick().await;
+        telemetry.flush();
+        let connections = telemetry.metrics().connections();
+        if connections + BURST < before {
+            trims = TRIMS;
+        }
+        if trims > 0 {
+            memory::give_back();
+            trims -= 1;
+        }
+        before = connections;
     }
 }
 

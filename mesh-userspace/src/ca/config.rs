@@ -59,7 +59,7 @@ pub struct CaConfig {
     /// Secret that keeps the authority, copied to --ca-dir: a root is made on first start if it is empty. It is followed.
     #[arg(long, value_name = "NAMESPACE/NAME", value_parser = object_name)]
     pub ca_secret: Option<ObjectName>,
-    /// ConfigMap whose root-cert.pem says what this server's certificate leads to; kept up to date.
+    /// `ConfigMap` whose root-cert.pem says what this server's certificate leads to; kept up to date.
     #[arg(long, value_name = "NAMESPACE/NAME", value_parser = object_name)]
     pub publish_root: Option<ObjectName>,
     /// Where to listen.

@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::{CommandFactory as _, Parser as _};
 use serde::Serialize;
 
-use super::args::{Cli, Command, Format, Output};
+use super::args::{Cli, Command, Format, Manifests, Output};
 use super::client::{Client, ClientError};
 use super::flows;
 use super::print::{self, View};
@@ -102,10 +102,10 @@ impl Failure {
         match self {
             Self::Client(
                 ClientError::NoAgent { .. } | ClientError::Permission { .. } | ClientError::Timeout { .. },
-            ) => NO_AGENT,
+            )
+            | Self::Install(InstallError::NoCluster(_) | InstallError::Kubeconfig(_)) => NO_AGENT,
             Self::Question { code, .. } => *code,
             Self::Install(InstallError::Chart(_)) => USAGE,
-            Self::Install(InstallError::NoCluster(_) | InstallError::Kubeconfig(_)) => NO_AGENT,
             _ => UNHEALTHY,
         }
     }
@@ -150,6 +150,22 @@ fn report(failure: &Failure) -> ExitCode {
     }
     let _ = writeln!(io::stderr(), "{line}");
     ExitCode::from(failure.code())
+}
+
+/// What is wrong with the resources, by whom is asked.
+async fn analysis(
+    client: &Client,
+    local: Local,
+    cluster: bool,
+    manifests: &Manifests,
+) -> Result<AnalysisReport, Failure> {
+    if !manifests.given() && !cluster {
+        return client.document("/v1/analysis").await.map_err(Failure::question);
+    }
+    let scope = Scope { files: manifests.paths.clone(), cluster };
+    // There is nothing to ask, which is another thing than something being wrong.
+    let failed = |error: QueryError| Failure::Question { message: error.to_string(), code: NO_AGENT };
+    (local.analyze)(scope, manifests.mesh()).await.map_err(failed)
 }
 
 /// Does what the command says; returns whether all is well.
@@ -237,16 +253,7 @@ async fn run(cli: &Cli, local: Local, colour: bool, out: &mut dyn Write) -> Resu
             Ok(true)
         }
         Command::Analyze { fail_on, cluster, manifests, output, .. } => {
-            let report = if manifests.given() || *cluster {
-                let scope = Scope { files: manifests.paths.clone(), cluster: *cluster };
-                let analysed = (local.analyze)(scope, manifests.mesh()).await;
-                // There is nothing to ask, which is another thing than something being wrong.
-                let failed =
-                    |error: QueryError| Failure::Question { message: error.to_string(), code: NO_AGENT };
-                analysed.map_err(failed)?
-            } else {
-                client.document("/v1/analysis").await.map_err(Failure::question)?
-            };
+            let report = analysis(&client, local, *cluster, manifests).await?;
             write(out, *output, &report, || analyze::analyze(&report, view(*output)))?;
             Ok(fail_on.severity().is_none_or(|severity| !report.has(severity)))
         }

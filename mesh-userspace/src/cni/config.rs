@@ -55,8 +55,8 @@ pub(super) struct Config<'a> {
     pub(super) plugin: PluginConfig,
     /// The result of the plugins before this one, as it came.
     pub(super) prev_result: Option<&'a RawValue>,
-    /// `cni.dev/valid-attachments`; the inner `None` is `null`.
-    pub(super) valid: Option<Option<Vec<AttachmentId>>>,
+    /// `cni.dev/valid-attachments`.
+    pub(super) valid: Valid,
 }
 
 #[derive(Deserialize)]
@@ -72,15 +72,27 @@ struct Written<'a> {
     state_file: Option<PathBuf>,
     #[serde(borrow, default)]
     prev_result: Option<&'a RawValue>,
-    #[serde(rename = "cni.dev/valid-attachments", default, deserialize_with = "present")]
-    valid: Option<Option<Vec<AttachmentId>>>,
+    #[serde(rename = "cni.dev/valid-attachments", default)]
+    valid: Valid,
 }
 
-/// Tells `null` from what is not there.
-fn present<'de, D: serde::Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<Option<Vec<AttachmentId>>>, D::Error> {
-    Deserialize::deserialize(deserializer).map(Some)
+/// The attachments that are still wanted.
+#[derive(Debug, Default)]
+pub(super) enum Valid {
+    /// Not told.
+    #[default]
+    Absent,
+    /// Told as `null`: none.
+    Null,
+    /// These.
+    These(Vec<AttachmentId>),
+}
+
+impl<'de> Deserialize<'de> for Valid {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let these = Option::<Vec<AttachmentId>>::deserialize(deserializer)?;
+        Ok(these.map_or(Self::Null, Self::These))
+    }
 }
 
 /// The version that stdin asks for, whatever else is wrong with it.

@@ -14,7 +14,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::config::{self, Config};
+use super::config::{self, Config, Valid};
 use super::error::{Code, Failure, LATEST, VERSIONS};
 use super::invocation::{Env, Subject, Verb, invalid, subject_id};
 use super::remote::{AwayError, Machine, Surroundings};
@@ -148,11 +148,15 @@ async fn command<S: Surroundings>(
             Ok(nothing("as it should be"))
         }
         Verb::Gc => {
-            let Some(valid) = config.valid else {
-                let details = "GC needs `cni.dev/valid-attachments`";
-                return Err(Failure::new(Code::Config, "invalid network configuration", details));
+            let valid = match config.valid {
+                Valid::These(valid) => valid,
+                Valid::Null => Vec::new(),
+                Valid::Absent => {
+                    let details = "GC needs `cni.dev/valid-attachments`";
+                    return Err(Failure::new(Code::Config, "invalid network configuration", details));
+                }
             };
-            let request = CniRequest::Gc { network: config.network, valid: valid.unwrap_or_default() };
+            let request = CniRequest::Gc { network: config.network, valid };
             node.ask(&request).await.map_err(|away| try_again(&away))?;
             Ok(nothing("collected"))
         }

@@ -2,6 +2,7 @@
 //! last installation had and this one has not taken away.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::io::Write;
 use std::time::Duration;
 
@@ -144,7 +145,7 @@ pub(super) fn daemon_set_counts(object: &Value) -> Counts {
     Counts { wanted, ready, done: is_observed(object) && ready >= wanted }
 }
 
-/// Waits until a Deployment or a DaemonSet is as it should be, saying whenever that changes what is missing. An API server
+/// Waits until a Deployment or a `DaemonSet` is as it should be, saying whenever that changes what is missing. An API server
 /// that does not answer meanwhile is asked again.
 async fn wait(
     cluster: &Cluster,
@@ -168,7 +169,7 @@ async fn wait(
         };
         let mut text = format!("{line}\n");
         for (node, reason) in if done { BTreeMap::new() } else { unready } {
-            text.push_str(&format!("  {node}: {reason}\n"));
+            let _infallible = writeln!(text, "  {node}: {reason}");
         }
         if text != told {
             out.write_all(text.as_bytes())?;
@@ -196,7 +197,7 @@ async fn look(
     Ok((counts, unready))
 }
 
-/// Waits for a DaemonSet; see [`wait`].
+/// Waits for a `DaemonSet`; see [`wait`].
 pub(super) async fn wait_for_nodes(
     cluster: &Cluster,
     name: &'static str,

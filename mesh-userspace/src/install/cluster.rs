@@ -56,7 +56,7 @@ fn has_code(error: &kube::Error, code: u16) -> bool {
 
 /// An object as `kubectl` names it.
 pub(super) fn named(kind: &str, name: &str) -> String {
-    format!("{} {name}", kind)
+    format!("{kind} {name}")
 }
 
 impl Cluster {

@@ -14,7 +14,7 @@ pub(super) fn is_ready(pod: &Pod) -> bool {
         && conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
-/// The node of a pod; a DaemonSet's pod that is not scheduled yet names it in its affinity.
+/// The node of a pod; a `DaemonSet`'s pod that is not scheduled yet names it in its affinity.
 pub(super) fn node(pod: &Pod) -> String {
     let spec = pod.spec.as_ref();
     let scheduled = spec.and_then(|spec| spec.node_name.clone());

@@ -1,4 +1,4 @@
-//! An uninstallation: the agents end, a DaemonSet in their place takes everything off each node, then all that has the
+//! An uninstallation: the agents end, a `DaemonSet` in their place takes everything off each node, then all that has the
 //! mesh's labels is deleted, and the namespace if nothing of somebody else's is in it.
 //!
 //! Whatever of it was done before is not there any more and is passed over, so a second run goes on where the first ended.
@@ -13,7 +13,7 @@ use super::chart::{Target, Values, render};
 use super::cluster::{Cluster, named};
 use super::{AGENT, CA, InstallError, SELECTOR, UninstallArgs, ValueArgs, apply, record};
 
-/// The DaemonSet that takes everything off the nodes.
+/// The `DaemonSet` that takes everything off the nodes.
 const CLEANUP: &str = "mesh-uninstall";
 const LOOK: Duration = Duration::from_secs(1);
 /// A pod's end takes its grace period, and a drain is at most an hour.
@@ -124,7 +124,7 @@ async fn clean_nodes(
     apply::wait_for_nodes(cluster, CLEANUP, deadline, out).await
 }
 
-/// A label that no node has: the DaemonSet is there, and has no pods.
+/// A label that no node has: the `DaemonSet` is there, and has no pods.
 const PAUSED: &str = "mesh.dev/not-yet";
 
 fn paused(cleanup: &Value) -> Value {
@@ -152,7 +152,7 @@ fn rendered_agents(cluster: &Cluster, values: &Values, service: &'static str) ->
     Ok(agents.map(|manifest| manifest.object).unwrap_or_default())
 }
 
-/// The DaemonSet that cleans, made of the agents': on the same nodes, with the same image and rights.
+/// The `DaemonSet` that cleans, made of the agents': on the same nodes, with the same image and rights.
 fn cleanup(cluster: &Cluster, agents: &Value) -> Value {
     // API servers before 1.30 know AppArmor by annotations alone.
     const APP_ARMOR: &str = "container.apparmor.security.beta.kubernetes.io";

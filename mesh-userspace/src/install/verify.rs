@@ -136,7 +136,7 @@ async fn nodes(
     Ok(found)
 }
 
-/// Whether the DaemonSet's selector has a node. What its affinity leaves out is known by its pods alone.
+/// Whether the `DaemonSet`'s selector has a node. What its affinity leaves out is known by its pods alone.
 fn should_have_agent(node: &Value, spec: &Value) -> bool {
     let labels = &node["metadata"]["labels"];
     let mut selector = spec["nodeSelector"].as_object().into_iter().flatten();
@@ -198,7 +198,7 @@ async fn one_node(
             finding.problems.extend(told);
         }
         Err(reason) => {
-            finding.problems.push(format!("cannot run `meshctl check` in {}: {reason}", named("Pod", &name)))
+            finding.problems.push(format!("cannot run `meshctl check` in {}: {reason}", named("Pod", &name)));
         }
     }
     finding.ok = finding.problems.is_empty();

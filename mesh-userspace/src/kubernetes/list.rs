@@ -22,7 +22,7 @@ const MAX_OBJECTS: usize = 1_000_000;
 /// How often a list is begun: its continuation may expire.
 const MAX_ATTEMPTS: u32 = 3;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-const TIMEOUT: Duration = Duration::from_secs(300);
+const TIMEOUT: Duration = Duration::from_mins(5);
 
 /// Kinds that every API server has, with their group's path.
 const BUILT_IN: [(&str, &str, &str, &str); 6] = [

@@ -159,6 +159,9 @@ pub struct Enroller {
     next_id: u32,
 }
 
+/// Why not, and for whom what was done is to be undone.
+type Failed = (EnrolError, Box<Remembered>);
+
 impl Enroller {
     /// Reads what an earlier agent has left.
     pub fn open(state_dir: &Path) -> io::Result<Self> {
@@ -267,7 +270,7 @@ impl Enroller {
         (looked, remembered): (Looked, Remembered),
         monitor: Monitor,
         listeners: Vec<Listener>,
-    ) -> Result<Laid, (EnrolError, Remembered)> {
+    ) -> Result<Laid, Failed> {
         let held = || -> io::Result<Held> {
             let listeners = listeners.iter().map(Listener::try_clone).collect::<io::Result<_>>()?;
             Ok(Held { netns: looked.netns.try_clone()?, monitor, listeners })
@@ -288,7 +291,7 @@ impl Enroller {
         };
         let held = match done {
             Ok(held) => held,
-            Err(error) => return Err((error, remembered)),
+            Err(error) => return Err((error, Box::new(remembered))),
         };
         let id = self.next_id;
         self.next_id = self.next_id.wrapping_add(1);
@@ -463,10 +466,7 @@ fn look(place: &Place) -> Result<Looked, EnrolError> {
 }
 
 /// Lays what a pod needs inside its namespace.
-#[expect(clippy::type_complexity, reason = "what was prepared, or why not and for whom it is to be undone")]
-fn prepare(
-    (looked, remembered): &(Looked, Remembered),
-) -> Result<(Monitor, Vec<Listener>), (EnrolError, Remembered)> {
+fn prepare((looked, remembered): &(Looked, Remembered)) -> Result<(Monitor, Vec<Listener>), Failed> {
     let (steered, own) = (remembered.steered.clone(), remembered.addresses.clone());
     let laid = looked.netns.run(move || {
         let listeners = listeners::open(&steered)?;
@@ -477,7 +477,7 @@ fn prepare(
     laid.map_err(|source| {
         let path = remembered.netns.clone();
         let error = EnrolError::Plumbing { operation: "lay listeners, rules and routes", path, source };
-        (error, remembered.clone())
+        (error, Box::new(remembered.clone()))
     })
 }
 

@@ -55,7 +55,7 @@ impl Enroller {
             let result = datapath.attach_pod(enrolment.cookie, enrolment.held.netns.file().as_fd());
             mended.settle("link", why, result);
         }
-        self.mend_listeners(datapath, enrolment, listening, &mut mended);
+        Self::mend_listeners(datapath, enrolment, listening, &mut mended);
         if enrolment.held.monitor.has_changed() || all {
             self.mend_namespace(datapath, enrolment, modes, &mut mended);
         }
@@ -73,7 +73,6 @@ impl Enroller {
     }
 
     fn mend_listeners(
-        &self,
         datapath: &mut Datapath,
         enrolment: &mut Enrolment,
         listening: &HashSet<PodKey>,

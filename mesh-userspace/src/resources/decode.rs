@@ -268,15 +268,12 @@ fn line_of(node: &Node, field: &str) -> u32 {
 fn steps(field: &str) -> Vec<Step<'_>> {
     let (mut steps, mut rest) = (Vec::new(), field);
     while !rest.is_empty() {
-        let (step, after) = match rest.strip_prefix('[') {
-            Some(inside) => {
-                let (step, after) = inside.split_once(']').unwrap_or((inside, ""));
-                (step.parse().map_or(Step::Key(step), Step::Index), after)
-            }
-            None => {
-                let (step, after) = rest.split_at(rest.find(['.', '[']).unwrap_or(rest.len()));
-                (Step::Key(step), after)
-            }
+        let (step, after) = if let Some(inside) = rest.strip_prefix('[') {
+            let (step, after) = inside.split_once(']').unwrap_or((inside, ""));
+            (step.parse().map_or(Step::Key(step), Step::Index), after)
+        } else {
+            let (step, after) = rest.split_at(rest.find(['.', '[']).unwrap_or(rest.len()));
+            (Step::Key(step), after)
         };
         steps.push(step);
         rest = after.strip_prefix('.').unwrap_or(after);

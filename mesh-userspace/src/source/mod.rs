@@ -265,7 +265,7 @@ impl Publisher {
 /// Completes when something else is said of this node's pods; never where nobody says anything.
 async fn changed(sandboxes: &mut watch::Receiver<Sandboxes>) {
     if sandboxes.changed().await.is_err() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 
@@ -304,7 +304,7 @@ fn log_new(old: &Reports, new: &Reports) {
         let code = notice.code.as_str();
         match notice.severity() {
             Severity::Info => {
-                tracing::info!(code, %object, field, reason, "object is carried out differently")
+                tracing::info!(code, %object, field, reason, "object is carried out differently");
             }
             Severity::Warning => tracing::warn!(code, %object, field, reason, "object is not fully honoured"),
             Severity::Error => tracing::error!(code, %object, field, reason, "object is not honoured"),

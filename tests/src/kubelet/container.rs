@@ -47,7 +47,7 @@ impl Shared {
                 fs::create_dir_all(&path)?;
                 fs::set_permissions(&path, fs::Permissions::from_mode(0o777))?;
             } else if let Some(token) = volume.pointer("/projected/sources/0/serviceAccountToken") {
-                let account = self.account(pod).audiences(&[text(token, "/audience")]);
+                let account = account_of(pod).audiences(&[text(token, "/audience")]);
                 fs::create_dir_all(&path)?;
                 fs::write(path.join(text(token, "/path")), self.api.issue(account))?;
             } else {
@@ -56,7 +56,7 @@ impl Shared {
         }
         let account = place.volume("kube-api-access");
         if !account.exists() && pod["spec"]["automountServiceAccountToken"] != false {
-            let token = self.api.issue(self.account(pod));
+            let token = self.api.issue(account_of(pod));
             let made = self.api.token_folder(&token, text(pod, "/metadata/namespace"))?;
             fs::create_dir_all(&account)?;
             for entry in fs::read_dir(made)? {
@@ -67,13 +67,6 @@ impl Shared {
             }
         }
         Ok(())
-    }
-
-    fn account(&self, pod: &Value) -> Account {
-        let name = pod["spec"]["serviceAccountName"].as_str().unwrap_or("default");
-        Account::service(text(pod, "/metadata/namespace"), name)
-            .pod(text(pod, "/metadata/name"), text(pod, "/metadata/uid"))
-            .node(text(pod, "/spec/nodeName"))
     }
 
     fn config_map(&self, pod: &Value, map: &Value, path: &Path) -> Result<()> {
@@ -209,7 +202,7 @@ impl Shared {
             bail!("a container that keeps capabilities which it does not name");
         }
         let named = list(context, "/capabilities/add").iter().filter_map(Value::as_str);
-        let kept: String = named.map(|name| format!(",+{}", name.to_lowercase())).collect();
+        let kept = named.fold(String::new(), |kept, name| kept + ",+" + &name.to_lowercase());
         let mut rights = format!("--bounding-set=-all{kept} --inh-caps=-all --no-new-privs");
         if user != 0 {
             let _infallible = write!(rights, " --reuid={user} --regid={user} --clear-groups");
@@ -229,6 +222,13 @@ impl Shared {
         });
         std::iter::once("127.0.0.1 localhost\n".to_owned()).chain(lines).collect()
     }
+}
+
+fn account_of(pod: &Value) -> Account {
+    let name = pod["spec"]["serviceAccountName"].as_str().unwrap_or("default");
+    Account::service(text(pod, "/metadata/namespace"), name)
+        .pod(text(pod, "/metadata/name"), text(pod, "/metadata/uid"))
+        .node(text(pod, "/spec/nodeName"))
 }
 
 fn made(path: PathBuf) -> Result<PathBuf> {

@@ -1,4 +1,4 @@
-//! Pods for DaemonSets and Deployments, addresses and endpoints for Services.
+//! Pods for `DaemonSets` and Deployments, addresses and endpoints for Services.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash as _, Hasher as _};
@@ -107,7 +107,7 @@ impl Shared {
                         self.end_pod(&namespace, &old.name)?;
                     }
                     ([new], [old]) if new.is_ready && !old.is_ending => {
-                        self.end_pod(&namespace, &old.name)?
+                        self.end_pod(&namespace, &old.name)?;
                     }
                     _ => {}
                 }

@@ -1,8 +1,8 @@
-//! What a cluster does with the objects of a test's API server: pods for DaemonSets and Deployments, endpoints for
+//! What a cluster does with the objects of a test's API server: pods for `DaemonSets` and Deployments, endpoints for
 //! Services, and on each node of the lab a kubelet that runs the pods' containers as processes there, in file systems of
 //! their own, with no more rights than their manifests give them.
 //!
-//! It does what the Kubernetes documentation says of each, as far as an installation needs it: a DaemonSet's rolling update
+//! It does what the Kubernetes documentation says of each, as far as an installation needs it: a `DaemonSet`'s rolling update
 //! with surge, volumes (hostPath below a folder that stands for the node's disk, configMap, projected tokens, emptyDir), init
 //! containers, HTTP probes, restarts, graceful ends, exec. There is no cluster DNS: `/etc/hosts` has the services.
 

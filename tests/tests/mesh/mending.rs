@@ -52,7 +52,7 @@ fn what_is_taken_out_by_hand_is_put_back() -> Result<()> {
         ("rules", Box::new(|| ip(&server, "rule del pref 10\n"))),
         ("rules", Box::new(|| ip(&client, "rule add pref 0 table local\n"))),
         ("routes", Box::new(|| ip(&client, "route flush table 15001\n"))),
-        ("routes", Box::new(|| ip(&server, "-6 route flush table 15006\n"))),
+        ("routes", Box::new(|| ip(&server, "route del local ::/0 dev lo table 15006\n"))),
         (
             "sysctl",
             Box::new(|| {

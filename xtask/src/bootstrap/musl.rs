@@ -34,16 +34,14 @@ pub(super) fn find_or_install(apt: &mut Apt) -> Result<Musl> {
             );
         }
     }
-    let cc = match find_cc() {
-        Some(cc) => cc,
-        None => {
-            apt.install(&[DEBIAN_PACKAGE.to_owned()]).with_context(|| {
-                format!("the image needs a C compiler for musl; install {DEBIAN_PACKAGE} (`musl-gcc`)")
-            })?;
-            find_cc().with_context(|| {
-                format!("{DEBIAN_PACKAGE} is installed, but there is no musl-gcc on the PATH")
-            })?
-        }
+    let cc = if let Some(cc) = find_cc() {
+        cc
+    } else {
+        apt.install(&[DEBIAN_PACKAGE.to_owned()]).with_context(|| {
+            format!("the image needs a C compiler for musl; install {DEBIAN_PACKAGE} (`musl-gcc`)")
+        })?;
+        find_cc()
+            .with_context(|| format!("{DEBIAN_PACKAGE} is installed, but there is no musl-gcc on the PATH"))?
     };
     say("musl", &format!("{target}, C by {}", cc.display()));
     Ok(Musl { target, cc })

@@ -1,4 +1,4 @@
-//! The bill of materials: CycloneDX 1.5, with every crate that is linked into the binaries or the eBPF object.
+//! The bill of materials: `CycloneDX` 1.5, with every crate that is linked into the binaries or the eBPF object.
 //!
 //! What is linked is what cargo says that it compiled for the target; build scripts, macros and tests are not in it. It
 //! names the image by its digest, and is as reproducible as that.

@@ -58,18 +58,17 @@ pub(super) struct Pending {
 impl Controller {
     /// Where a workload's namespace is, as far as that is known.
     fn place(&self, workload: &Workload) -> Option<Place> {
-        match &workload.netns {
-            Some(path) => Some(Place::at(path.clone())),
-            None => {
-                let pod_uid = workload.pod_uid.as_deref()?;
-                let place = self.namespaces.place(pod_uid)?;
-                if place.inode().is_ok() {
-                    return Some(place);
-                }
-                // What the CNI plugin said counts no longer; discovery may know better.
-                self.namespaces.lost(pod_uid, &place.path);
-                self.namespaces.place(pod_uid)
+        if let Some(path) = &workload.netns {
+            Some(Place::at(path.clone()))
+        } else {
+            let pod_uid = workload.pod_uid.as_deref()?;
+            let place = self.namespaces.place(pod_uid)?;
+            if place.inode().is_ok() {
+                return Some(place);
             }
+            // What the CNI plugin said counts no longer; discovery may know better.
+            self.namespaces.lost(pod_uid, &place.path);
+            self.namespaces.place(pod_uid)
         }
     }
 
@@ -210,10 +209,10 @@ impl Controller {
             _ => true,
         };
         let reason = chain(error);
-        if let Some(before) = before.filter(|before| before.has_failed == has_failed) {
-            if before.reason == reason {
-                return;
-            }
+        if let Some(before) = before.filter(|before| before.has_failed == has_failed)
+            && before.reason == reason
+        {
+            return;
         }
         if has_failed {
             tracing::error!(pod = %workload.uid, error = reason, "pod cannot be enrolled");

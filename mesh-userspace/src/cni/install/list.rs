@@ -63,7 +63,7 @@ pub(super) fn wanted(mut candidates: Vec<Candidate>, plugin: &PluginConfig) -> W
 fn chained(file: &str, text: &[u8], plugin: &PluginConfig) -> Result<Vec<u8>, String> {
     let written: Value = serde_json::from_slice(text).map_err(|error| format!("no JSON: {error}"))?;
     let Value::Object(written) = written else { return Err("no JSON object".to_owned()) };
-    let mut list = if file.ends_with(".conflist") { written } else { single(written)? };
+    let mut list = if file.ends_with(".conflist") { written } else { single(&written)? };
     if list.get("name").and_then(Value::as_str).is_none_or(str::is_empty) {
         return Err("has no `name`".to_owned());
     }
@@ -90,7 +90,7 @@ fn chained(file: &str, text: &[u8], plugin: &PluginConfig) -> Result<Vec<u8>, St
 }
 
 /// A configuration of one plugin as a list of it (libcni's `ConfListFromConf`).
-fn single(plugin: Map<String, Value>) -> Result<Map<String, Value>, String> {
+fn single(plugin: &Map<String, Value>) -> Result<Map<String, Value>, String> {
     if plugin.get("type").and_then(Value::as_str).is_none_or(str::is_empty) {
         return Err("has no `type`".to_owned());
     }

@@ -77,9 +77,10 @@ impl InstallState {
         if *held == problem {
             return;
         }
-        match &problem {
-            Some(problem) => tracing::warn!(problem, "the CNI plugin is not in force"),
-            None => tracing::info!("the CNI plugin is in force"),
+        if let Some(problem) = &problem {
+            tracing::warn!(problem, "the CNI plugin is not in force");
+        } else {
+            tracing::info!("the CNI plugin is in force");
         }
         *held = problem;
     }

@@ -55,7 +55,7 @@ pub(super) fn all(set: &Weak<OnceLock<Template>>) -> FuncMap {
         let given = argument(args, 1);
         Ok(if given.is_truthy() { given.clone() } else { argument(args, 0).clone() })
     });
-    add("dict", dict);
+    add("dict", |args| Ok(dict(args)));
     add("fail", |args| failed(text(argument(args, 0))));
     add("indent", |args| Ok(string(indented(argument(args, 0), argument(args, 1))?)));
     add("join", |args| match argument(args, 1) {
@@ -105,9 +105,9 @@ fn include(set: Weak<OnceLock<Template>>) -> ValueFunc {
     })
 }
 
-fn dict(args: &[Value]) -> Result<Value> {
+fn dict(args: &[Value]) -> Value {
     let pairs = args.chunks(2).map(|pair| (Arc::from(text(&pair[0])), argument(pair, 1).clone()));
-    Ok(Value::Map(Arc::new(pairs.collect::<BTreeMap<_, _>>())))
+    Value::Map(Arc::new(pairs.collect::<BTreeMap<_, _>>()))
 }
 
 fn indented(width: &Value, content: &Value) -> Result<String> {

@@ -11,7 +11,7 @@ fn rendered(sets: &[&str]) -> Result<Rendered, ChartError> {
     render(&values, &Target::default())
 }
 
-/// Written anew with MESH_UPDATE=1.
+/// Written anew with `MESH_UPDATE=1`.
 #[test]
 fn the_plain_manifests_are_what_the_chart_renders() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/mesh.yaml");

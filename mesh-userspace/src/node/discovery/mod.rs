@@ -171,7 +171,7 @@ impl Discovery {
     fn due(&mut self, events: watches::Events) -> Due {
         let mut due = Due { walk: events.overflowed, roots: events.overflowed, pods: BTreeSet::new() };
         for folder in events.folders {
-            match self.uid_of(&folder) {
+            match uid_of(&folder) {
                 Some(uid) => {
                     due.pods.insert(uid);
                     // It may have gone.
@@ -182,14 +182,6 @@ impl Discovery {
             }
         }
         due
-    }
-
-    /// The pod whose cgroup a folder is, or is in.
-    fn uid_of(&self, folder: &Path) -> Option<String> {
-        folder.ancestors().find_map(|folder| match of_path(folder) {
-            Kind::Pod(uid) => Some(uid),
-            _ => None,
-        })
     }
 
     /// Looks for roots of pods everywhere, and at all pods in them.
@@ -301,4 +293,12 @@ impl Discovery {
 fn of_path(folder: &Path) -> Kind {
     let parent = folder.parent().and_then(name).unwrap_or_default();
     name(folder).map_or(Kind::Other, |name| kind(parent, name))
+}
+
+/// The pod whose cgroup a folder is, or is in.
+fn uid_of(folder: &Path) -> Option<String> {
+    folder.ancestors().find_map(|folder| match of_path(folder) {
+        Kind::Pod(uid) => Some(uid),
+        _ => None,
+    })
 }

@@ -118,7 +118,7 @@ fn pids(folder: &Path) -> Vec<u32> {
     text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid != 0).collect()
 }
 
-/// When a process started, in ticks since the boot (field 22 of proc_pid_stat(5); the second may contain anything).
+/// When a process started, in ticks since the boot (field 22 of `proc_pid_stat(5)`; the second may contain anything).
 fn started(proc: &Path, pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(proc.join(pid.to_string()).join("stat")).ok()?;
     let (_, rest) = stat.rsplit_once(')')?;

@@ -1,4 +1,4 @@
-//! DestinationRules against services, each other, the routes that name their subsets, and PeerAuthentication.
+//! `DestinationRules` against services, each other, the routes that name their subsets, and `PeerAuthentication`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 

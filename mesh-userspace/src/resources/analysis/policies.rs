@@ -1,4 +1,4 @@
-//! PeerAuthentications and AuthorizationPolicies against the pods that they are for, and those that their rules name.
+//! `PeerAuthentications` and `AuthorizationPolicies` against the pods that they are for, and those that their rules name.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! VirtualServices against the services that they are for, and those that they lead to.
+//! `VirtualServices` against the services that they are for, and those that they lead to.
 
 use super::{World, add, reference};
 use crate::model::{Protocol, ServiceName};

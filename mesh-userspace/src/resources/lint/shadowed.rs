@@ -12,14 +12,10 @@ pub(super) fn routes(notices: &mut Notices, list: &str, entries: &[RouteEntry]) 
     let mut ports: BTreeMap<u32, usize> = BTreeMap::new();
     for (index, entry) in entries.iter().enumerate() {
         let before = |one: &Match| everything.or_else(|| ports.get(&one.port?).copied());
-        let by = match entry.matches.is_empty() {
-            true => everything,
-            false => entry
-                .matches
-                .iter()
-                .map(before)
-                .collect::<Option<Vec<_>>>()
-                .and_then(|all| all.first().copied()),
+        let by = if entry.matches.is_empty() {
+            everything
+        } else {
+            entry.matches.iter().map(before).collect::<Option<Vec<_>>>().and_then(|all| all.first().copied())
         };
         if let Some(by) = by {
             let message =

@@ -14,6 +14,7 @@ macro_rules! codes {
     ($($name:ident $code:literal $severity:ident $title:literal $remedy:literal;)*) => {
         /// What kind of thing is told.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[allow(clippy::doc_markdown, reason = "titles are for terminals as well")]
         pub enum Code {
             $(#[doc = $title] #[serde(rename = $code)] $name,)*
         }

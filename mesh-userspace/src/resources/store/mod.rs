@@ -458,7 +458,7 @@ impl Translator {
         if grants.is_empty() {
             return;
         }
-        for (service, _) in self.gateway_routes.iter() {
+        for service in self.gateway_routes.keys() {
             let crosses = |route: &Named<'_>| {
                 let into = gateway::backends(*route);
                 into.iter()
@@ -528,14 +528,13 @@ impl Translator {
             let rules = self.rules_for(&name);
             let routes = self.routes_for(&name);
             let routed = plain.map(|plain| routed(&plain, &rules, &routes, self, &self.snapshot.mesh));
-            let (service, notices, uses) = match routed {
-                Some(routed) => (Some(routed.service), routed.notices, routed.uses),
-                None => {
-                    let mut notices = rules_without_service(&name, &rules);
-                    notices.extend(routes.iter().map(|(route, _)| route_without_service(&name, route)));
-                    // What they lead to is in their status all the same.
-                    (None, notices, routes.iter().flat_map(|&route| gateway::backends(route)).collect())
-                }
+            let (service, notices, uses) = if let Some(routed) = routed {
+                (Some(routed.service), routed.notices, routed.uses)
+            } else {
+                let mut notices = rules_without_service(&name, &rules);
+                notices.extend(routes.iter().map(|(route, _)| route_without_service(&name, route)));
+                // What they lead to is in their status all the same.
+                (None, notices, routes.iter().flat_map(|&route| gateway::backends(route)).collect())
             };
             self.route_users.set(&name, uses);
             if self.route_notices.get(&name).map_or(&[][..], Vec::as_slice) != notices {
