@@ -314,7 +314,7 @@ fn without_an_agent_add_waits_and_then_goes_by_what_is_remembered() -> Result<()
     short.added(&out)?;
     short.added(&other)?;
     let status = short.call("STATUS", None, &[])?;
-    assert_eq!(status.code(), Some(50), "{status:?}");
+    assert!(status.ok, "a node is not given up while its agent is away: {status:?}");
     for _ in 0..2 {
         assert!(short.call("DEL", Some(&web), &[])?.ok);
     }

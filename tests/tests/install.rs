@@ -73,6 +73,7 @@ impl Cluster {
 
 /// From an empty cluster to an empty cluster.
 #[test]
+#[expect(clippy::too_many_lines, reason = "the story of one installation")]
 fn a_mesh_is_installed_looked_at_brought_up_to_date_and_taken_away() -> Result<()> {
     let cluster = Cluster::new()?;
     let nothing = cluster.meshctl(&["verify-install"])?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use kube::Config;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use mesh_tests::{ApiServer, Lab, PodSpec, SECONDS_10, SECONDS_30, Shows, eventually};
+use mesh_tests::{ApiServer, Driver, Lab, LaidOut, PodSpec, SECONDS_10, SECONDS_30, Shows, eventually};
 use mesh_userspace::model::{MeshConfig, NodeName, Snapshot};
 use mesh_userspace::source::{self, ApiState, Feed, Input, Source};
 use tokio::time::timeout;
@@ -314,13 +314,16 @@ fn an_agent_serves_what_it_says_and_goes_on_without_it() -> Result<()> {
     let a = lab.node("node-a")?;
     let api = lab.api_server()?;
     api.install_crds(&CRDS)?;
-    let client = a.pod(PodSpec::new("client"))?;
-    let server = a.pod(PodSpec::new("server"))?;
+    let laid = |number| LaidOut::new(number, Driver::Systemd);
+    let client = a.pod(PodSpec::new("client").kubelet(laid(1)))?;
+    let server = a.pod(PodSpec::new("server").kubelet(laid(2)))?;
+    // Its manifest says where its namespace is: who makes a pod in a cluster is not believed.
+    let liar = a.pod(PodSpec::new("liar"))?;
     server.serve(&["--listen", "[::]:8080"])?;
     let service = "---\napiVersion: v1\nkind: Service\nmetadata: {name: server, namespace: default}\n\
         spec: {clusterIP: 10.96.0.10, clusterIPs: [10.96.0.10], selector: {app: server}, ports: [{port: 80, targetPort: 8080}]}\n";
     let ambient = "apiVersion: v1\nkind: Namespace\nmetadata: {name: default, labels: {istio.io/dataplane-mode: ambient}}\n---\n";
-    let pods = format!("{}---\n{}", client.manifest(), server.manifest());
+    let pods = format!("{}---\n{}---\n{}", client.manifest(), server.manifest(), liar.manifest());
     let labelled = pods.replace("  labels:\n", "  labels:\n    role: test\n");
     api.apply(&format!(
         "{ambient}{labelled}{}",
@@ -348,11 +351,13 @@ fn an_agent_serves_what_it_says_and_goes_on_without_it() -> Result<()> {
     let connects =
         || client.connect(&["10.96.0.10:80", "--count", "10"]).ok().filter(|summary| summary.ok == 10);
     eventually(SECONDS_30, "the service is served", connects)?;
-    // Enrolled by the annotation that says where its namespace is.
-    eventually(SECONDS_10, "the client is enrolled", || {
-        meshctl(&["status"])
-            .ok()
-            .filter(|told| told.contains("default/client") && told.contains("connected for"))
+    eventually(SECONDS_10, "the client is enrolled, and the liar waits", || {
+        let told = meshctl(&["status"]).ok()?;
+        let is = |pod: &str, state: &str| {
+            told.lines().any(|line| line.starts_with(pod) && line.split_whitespace().nth(1) == Some(state))
+        };
+        (is("default/client", "enrolled") && is("default/liar", "waiting") && told.contains("connected for"))
+            .then_some(())
     })?;
     // Away again: traffic goes on, and the age is told.
     api.stop();

@@ -53,7 +53,7 @@ const MAX_ROWS: usize = 100_000;
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// What an agent can tell that waits for its first state.
-const ALWAYS_KNOWN: [&str; 4] = ["/v1/status", "/v1/check", "/metrics", "/healthz"];
+const ALWAYS_KNOWN: [&str; 5] = ["/v1/status", "/v1/check", "/metrics", "/healthz", "/livez"];
 
 /// Where the documents come from. The agent implements it; none of it may block.
 pub trait AdminData: Send + Sync + 'static {
@@ -142,7 +142,8 @@ pub async fn serve_socket<D: AdminData>(
         .route("/v1/cni", post(cni))
         .route("/v1/flows", get(flows))
         .route("/metrics", get(metrics))
-        .route("/healthz", get(health));
+        .route("/healthz", get(health))
+        .route("/livez", get(lives));
     accept(|| socket.accept(), finish(router, data), shutdown).await;
 }
 
@@ -319,6 +320,11 @@ fn ndjson(body: Body) -> Response {
 
 async fn metrics<D: AdminData>(State(on): State<Shared<D>>) -> Response {
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], on.data.metrics().render()).into_response()
+}
+
+/// It turns; whether it is well is another question.
+async fn lives() -> &'static str {
+    "ok\n"
 }
 
 async fn health<D: AdminData>(State(on): State<Shared<D>>) -> Response {

@@ -131,6 +131,7 @@ fn text(file: &Path) -> io::Result<String> {
 mod tests {
     use std::collections::BTreeSet;
     use std::fs;
+    use std::sync::Arc;
 
     use tempfile::TempDir;
 
@@ -241,7 +242,7 @@ spec: {action: CUSTOM, rules: [{}]}
             text("MESH0311.yaml").split_once("# mended").unwrap().0
         ));
         let listed = || Listed {
-            changes: decoded.objects.iter().map(|item| Change::Upsert(item.object.clone())).collect(),
+            changes: decoded.objects.iter().map(|item| Change::Upsert(Arc::clone(&item.object))).collect(),
             unlisted: [("Node".to_owned(), "nodes is forbidden".to_owned())].into(),
             ..Listed::default()
         };

@@ -303,7 +303,7 @@ spec: {selector: {matchLabels: {app: web}}}
         let ports = "warning: PeerAuthentication shop/ports: spec.portLevelMtls: ignored: modes of single ports need a \
                      selector";
         let all = asked(None, 10);
-        assert_eq!((all.notices.len(), all.more_notices), (MAX_NOTICES, 5), "{:#?}", all.notices);
+        assert_eq!((all.notices.len(), all.more_notices), (MAX_NOTICES, 6), "{:#?}", all.notices);
         assert!(
             all.notices[0].starts_with("error: AuthorizationPolicy shop/custom: spec."),
             "{}",

@@ -352,7 +352,7 @@ mod tests {
             "Kernel    layout 1, heartbeat 12 ms ago",
             "mesh_connect4   yes        7    8      /sys/fs/cgroup",
             "mesh_connect6   no         -    -      -",
-            "default/a   failed (no netns)   1m30s   failed: timed out   0             -",
+            "default/a   failed (no netns)   1m30s   failed: timed out   0             -        -",
             "  service x: no such subset",
         ] {
             assert!(text.lines().any(|each| each == line), "{line:?} not in\n{text}");

@@ -152,6 +152,23 @@ fn report(failure: &Failure) -> ExitCode {
     ExitCode::from(failure.code())
 }
 
+/// The policies, by whom is asked.
+async fn applying(
+    client: &Client,
+    local: Local,
+    workload: Option<&str>,
+    limit: usize,
+    manifests: &Manifests,
+) -> Result<PoliciesReport, Failure> {
+    if manifests.given() {
+        let query = PolicyQuery { workload: workload.map(str::to_owned), limit };
+        return (local.policies)(&manifests.paths, manifests.mesh(), &query)
+            .map_err(|error| Failure::local(&error));
+    }
+    let of = workload.map(|uid| format!("&workload={}", escaped(uid))).unwrap_or_default();
+    client.document(&format!("/v1/policies?limit={limit}{of}")).await.map_err(Failure::question)
+}
+
 /// What is wrong with the resources, by whom is asked.
 async fn analysis(
     client: &Client,
@@ -219,16 +236,7 @@ async fn run(cli: &Cli, local: Local, colour: bool, out: &mut dyn Write) -> Resu
             Ok(true)
         }
         Command::Policies { workload, limit, manifests, output } => {
-            let report = if manifests.given() {
-                let query = PolicyQuery { workload: workload.clone(), limit: *limit };
-                (local.policies)(&manifests.paths, manifests.mesh(), &query)
-                    .map_err(|error| Failure::local(&error))?
-            } else {
-                let of = workload.as_deref().map(|uid| format!("&workload={}", escaped(uid)));
-                let of = of.unwrap_or_default();
-                let asked = client.document(&format!("/v1/policies?limit={limit}{of}")).await;
-                asked.map_err(Failure::question)?
-            };
+            let report = applying(&client, local, workload.as_deref(), *limit, manifests).await?;
             write(out, *output, &report, || policies::policies(&report, view(*output)))?;
             Ok(true)
         }

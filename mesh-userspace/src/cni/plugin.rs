@@ -161,11 +161,15 @@ async fn command<S: Surroundings>(
             Ok(nothing("collected"))
         }
         Verb::Status => {
-            let unavailable = |away: AwayError| {
-                Failure::new(Code::Unavailable, "the agent of the mesh is not available", away.to_string())
+            // A runtime that hears that this is not available gives the node up: it is, where ADD can decide without an agent.
+            let Err(away) = node.health().await else { return Ok(nothing("available")) };
+            let unavailable = |error: io::Error| {
+                let details =
+                    format!("{away}, and what it knew of enrolled namespaces cannot be read: {error}");
+                Failure::new(Code::Unavailable, "the agent of the mesh is not available", details)
             };
-            node.health().await.map_err(unavailable)?;
-            Ok(nothing("available"))
+            node.known().map_err(unavailable)?;
+            Ok(nothing("available for pods that are not to be in the mesh: there is no agent"))
         }
         Verb::Version => Ok(nothing("")),
     }

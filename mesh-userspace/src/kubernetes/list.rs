@@ -426,7 +426,7 @@ mod tests {
             failure.to_string(),
             "cannot list Namespace of the Kubernetes API server at https://cluster"
         );
-        let answer = |asked: &str| if asked == "/apis" { groups(&[]) } else { (200, json!([])) };
+        let answer = |asked: &str| if asked == "/apis" { groups(&[]) } else { (200, json!("x")) };
         assert!(matches!(listed(answer).await.unwrap_err(), ListError::Answer { .. }));
         let answer = |asked: &str| match asked {
             "/apis" => groups(&[]),

@@ -14,11 +14,22 @@ pub enum Who {
     Ca,
 }
 
-/// One thing that is asked for, in all namespaces.
+/// Where it is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Where {
+    /// In all namespaces.
+    Cluster,
+    /// In the asker's own namespace alone.
+    Own,
+}
+
+/// One thing that is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Permission {
     /// By whom.
     pub who: Who,
+    /// Where.
+    pub place: Where,
     /// API group, empty for the core's.
     pub group: &'static str,
     /// Plural, with the subresource: `tcproutes/status`.
@@ -32,37 +43,53 @@ const FOLLOW: &[&str] = &["list", "watch"];
 /// Beside what the agent follows.
 const OTHERS: [Permission; 6] = [
     // A pod that cannot be enrolled is an Event on it; one that goes on is the same Event, counted.
-    Permission { who: Who::Agent, group: "events.k8s.io", resource: "events", verbs: &["create", "patch"] },
+    Permission {
+        who: Who::Agent,
+        place: Where::Cluster,
+        group: "events.k8s.io",
+        resource: "events",
+        verbs: &["create", "patch"],
+    },
     // What became of routes.
     Permission {
         who: Who::Agent,
+        place: Where::Cluster,
         group: "gateway.networking.k8s.io",
         resource: "tcproutes/status",
         verbs: &["patch"],
     },
     Permission {
         who: Who::Agent,
+        place: Where::Cluster,
         group: "gateway.networking.k8s.io",
         resource: "tlsroutes/status",
         verbs: &["patch"],
     },
-    // Which agent says so; asked for in the agents' own namespace alone.
+    // Which agent says so.
     Permission {
         who: Who::Agent,
+        place: Where::Own,
         group: "coordination.k8s.io",
         resource: "leases",
         verbs: &["get", "create", "update"],
     },
     // Whose a caller's token is.
-    Permission { who: Who::Ca, group: "authentication.k8s.io", resource: "tokenreviews", verbs: &["create"] },
+    Permission {
+        who: Who::Ca,
+        place: Where::Cluster,
+        group: "authentication.k8s.io",
+        resource: "tokenreviews",
+        verbs: &["create"],
+    },
     // Which pods a node runs, and the node of the pod that a token is bound to.
-    Permission { who: Who::Ca, group: "", resource: "pods", verbs: &["get", "list"] },
+    Permission { who: Who::Ca, place: Where::Cluster, group: "", resource: "pods", verbs: &["get", "list"] },
 ];
 
 /// Everything that is asked for; a resource may be there more than once.
 pub fn permissions() -> Vec<Permission> {
     let followed = WATCHED.iter().map(|watched| Permission {
         who: Who::Agent,
+        place: Where::Cluster,
         group: watched.group,
         resource: watched.plural,
         verbs: FOLLOW,

@@ -227,12 +227,9 @@ impl Enroller {
         if held.contains(&cookie) {
             return Err(EnrolError::Taken(place.path.clone()));
         }
-        let addresses = if workload.addresses.is_empty() {
-            // It is being made: the API is told of its addresses once the CNI plugins are done.
-            looked.present.iter().copied().filter(is_a_pods).collect()
-        } else {
-            workload.addresses.clone()
-        };
+        // A pod's author chooses its name, its labels and, by annotations, which UID it is found by; not its addresses, which
+        // the kubelet tells the API, or the CNI plugin this agent. A namespace that has them is this pod's.
+        let addresses = workload.addresses.clone();
         if addresses.is_empty() {
             return Err(EnrolError::NoAddress(workload.uid.clone()));
         }
@@ -536,14 +533,6 @@ fn find(pod: &Remembered) -> Option<NetNs> {
     namespaces
         .filter(|path| fs::metadata(path).is_ok_and(|found| found.ino() == pod.inode))
         .find_map(|path| NetNs::open(&path).ok().filter(is_it))
-}
-
-/// Whether an address may be a pod's own: those of its links alone are not.
-fn is_a_pods(address: &IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => !address.is_link_local(),
-        IpAddr::V6(address) => !address.is_unicast_link_local() && !address.is_multicast(),
-    }
 }
 
 /// The addresses of the calling thread's namespace, but for loopback.

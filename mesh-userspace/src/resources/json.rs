@@ -41,7 +41,12 @@ pub(crate) fn decode_json(api_version: &str, kind: &Kind, text: &str) -> Result<
         }
     }
     match object(&node) {
-        Ok(Some(object)) => Ok(Arc::new(object)),
+        Ok(Some(mut object)) => {
+            if let Object::Pod(pod) = &mut object {
+                pod.forget_netns();
+            }
+            Ok(Arc::new(object))
+        }
         Ok(None) => Err(syntax(format!("{api_version} {} is no concern of a mesh", kind.as_str()))),
         Err(mistakes) => {
             let reference = mistakes.first().and_then(|mistake| mistake.object.as_ref());

@@ -82,6 +82,14 @@ impl Pod {
     }
 }
 
+impl Pod {
+    /// Who may make a pod in a cluster is not who says in which network namespace of a node it is: the annotation is for
+    /// manifests, which the node's administrator writes.
+    pub(super) fn forget_netns(&mut self) {
+        self.netns = None;
+    }
+}
+
 fn annotation<'a>(metadata: &'a ObjectMeta, name: &str) -> Option<&'a str> {
     metadata.annotations.as_ref()?.get(name).map(String::as_str)
 }

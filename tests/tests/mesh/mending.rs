@@ -23,6 +23,9 @@ fn pinned<K: aya::Pod, V: aya::Pod>(cluster: &Cluster, name: &str) -> Result<Has
     Ok(Map::HashMap(map).try_into()?)
 }
 
+/// What somebody does to an enrolled pod.
+type Damage<'a> = Box<dyn Fn() -> Result<()> + 'a>;
+
 #[test]
 fn what_is_taken_out_by_hand_is_put_back() -> Result<()> {
     let cluster = Cluster::new()?;
@@ -46,7 +49,6 @@ fn what_is_taken_out_by_hand_is_put_back() -> Result<()> {
     let ip = |pod: &Pod, line: &str| pod.netns().ip(line);
     let cookies: Vec<_> = fs::read_dir(cluster.node.bpffs().join("pods"))?.flatten().collect();
     assert_eq!(cookies.len(), 2);
-    type Damage<'a> = Box<dyn Fn() -> Result<()> + 'a>;
     let damages: Vec<(&str, Damage<'_>)> = vec![
         ("rules", Box::new(|| ip(&client, "rule del pref 20\n"))),
         ("rules", Box::new(|| ip(&server, "rule del pref 10\n"))),

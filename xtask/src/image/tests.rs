@@ -1,5 +1,6 @@
 //! The writers of layers, layouts and bills. Their input is small and made here; that the real binaries run in the real
 //! image is checked whenever one is built (`proof`).
+#![allow(clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
     collections::BTreeMap,

@@ -226,7 +226,9 @@ mod tests {
     fn the_last_sandbox_of_a_pod_counts_and_outlives_the_agent() {
         let folder = tempfile::tempdir().unwrap();
         let netns = [folder.path().join("a"), folder.path().join("b")];
-        netns.iter().for_each(|path| fs::write(path, "").unwrap());
+        for path in &netns {
+            fs::write(path, "").unwrap();
+        }
         let namespaces = Namespaces::default();
         let attachments = Attachments::open(folder.path(), namespaces.clone()).unwrap();
         assert_eq!(at(&attachments), None);

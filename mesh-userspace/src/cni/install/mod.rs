@@ -14,7 +14,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use notify::event::{AccessKind, AccessMode};
@@ -90,6 +90,7 @@ impl InstallState {
 #[derive(Debug)]
 pub struct Installer {
     signals: Sender<Signal>,
+    keeper: Option<JoinHandle<()>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -101,6 +102,8 @@ enum Signal {
 impl Drop for Installer {
     fn drop(&mut self) {
         let _ended = self.signals.send(Signal::Stop);
+        // Nothing is written once this is gone. One that panicked has told.
+        let _panicked = self.keeper.take().map(JoinHandle::join);
     }
 }
 
@@ -125,8 +128,8 @@ fn start(config: InstallConfig, binary: PathBuf, state: Arc<InstallState>) -> io
     };
     let watcher = notify::recommended_watcher(on_event).map_err(io::Error::other)?;
     let keeper = Keeper { config, binary, state, watcher, watched: None, unsettled: None };
-    thread::Builder::new().name("cni".to_owned()).spawn(move || keeper.run(&received))?;
-    Ok(Installer { signals })
+    let keeper = thread::Builder::new().name("cni".to_owned()).spawn(move || keeper.run(&received))?;
+    Ok(Installer { signals, keeper: Some(keeper) })
 }
 
 /// Our own reading shows up as events too.

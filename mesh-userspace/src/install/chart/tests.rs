@@ -95,11 +95,15 @@ fn older_api_servers_get_what_they_know() {
 /// What the code asks for and what the shipped roles allow are one list.
 #[test]
 fn the_roles_allow_what_is_asked_for_and_nothing_else() {
-    use crate::kubernetes::permissions::{Who, permissions};
+    use crate::kubernetes::permissions::{Where, Who, permissions};
     let rendered = rendered(&[]).unwrap();
-    for (who, name) in [(Who::Agent, "mesh-agent"), (Who::Ca, "mesh-ca")] {
-        let role =
-            rendered.manifests.iter().find(|one| one.kind() == "ClusterRole" && one.name() == name).unwrap();
+    let roles = [
+        (Who::Agent, Where::Cluster, "ClusterRole", "mesh-agent"),
+        (Who::Agent, Where::Own, "Role", "mesh-agent"),
+        (Who::Ca, Where::Cluster, "ClusterRole", "mesh-ca"),
+    ];
+    for (who, place, kind, name) in roles {
+        let role = rendered.manifests.iter().find(|one| one.kind() == kind && one.name() == name).unwrap();
         let words = |rule: &Value, key: &str| -> Vec<String> {
             rule[key].as_array().unwrap().iter().map(|word| word.as_str().unwrap().to_owned()).collect()
         };
@@ -116,14 +120,14 @@ fn the_roles_allow_what_is_asked_for_and_nothing_else() {
         }
         let asked: BTreeSet<_> = permissions()
             .iter()
-            .filter(|one| one.who == who)
+            .filter(|one| one.who == who && one.place == place)
             .flat_map(|one| {
                 one.verbs
                     .iter()
                     .map(|verb| (one.group.to_owned(), one.resource.to_owned(), (*verb).to_owned()))
             })
             .collect();
-        assert_eq!(allowed, asked, "{name}");
+        assert_eq!(allowed, asked, "{kind} {name}");
     }
 }
 

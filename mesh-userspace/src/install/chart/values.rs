@@ -164,7 +164,8 @@ mod tests {
         let file = dir.path().join("values.yaml");
         std::fs::write(&file, "image: {tag: a}\nagent: {nodeSelector: null, tolerations: []}\n").unwrap();
         let sets = ["image.tag=b,ca.dnsNames={x,y}".to_owned(), "kubeProxyReplacement=true".to_owned()];
-        let values = Values::new(json!({"namespace": {"create": true}}), &[file.clone()], &sets).unwrap();
+        let values =
+            Values::new(json!({"namespace": {"create": true}}), std::slice::from_ref(&file), &sets).unwrap();
         let document = values.document();
         assert_eq!(document["image"]["tag"], "b");
         assert_eq!(document["image"]["repository"], "mesh");
@@ -176,7 +177,7 @@ mod tests {
             [("a: [", "did not find"), ("- a", "no mapping"), ("image: {tag: 1}", "image.tag: ")]
         {
             std::fs::write(&file, content).unwrap();
-            let error = Values::new(json!({}), &[file.clone()], &[]).unwrap_err().to_string();
+            let error = Values::new(json!({}), std::slice::from_ref(&file), &[]).unwrap_err().to_string();
             assert!(error.contains(part), "{content}: {error}");
         }
         let error = Values::new(json!({}), &["/none".into()], &[]).unwrap_err().to_string();

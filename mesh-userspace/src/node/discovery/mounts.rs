@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::layout::{Kind, kind};
@@ -70,8 +71,10 @@ pub(super) fn walk(root: &Path) -> Found {
 /// The folders in a folder; none of one that is gone.
 pub(super) fn folders(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let own = nix::unistd::geteuid().as_raw();
     entries
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        // A cgroup that was delegated to somebody is named by that somebody: a kubelet's are root's.
+        .filter(|entry| entry.metadata().is_ok_and(|found| found.is_dir() && found.uid() == own))
         .map(|entry| entry.path())
         .collect()
 }

@@ -61,6 +61,8 @@ pub struct Translator {
     destination_rules: HashMap<ServiceName, ByAge>,
     /// `TCPRoute`s and `TLSRoute`s by the services that are their parents.
     gateway_routes: HashMap<ServiceName, ByAge>,
+    /// Gateway API routes that route nobody's connections; what they lead to is in their status all the same.
+    idle_routes: BTreeSet<ObjectRef>,
     /// By the namespace into which they let routes lead.
     grants: HashMap<Arc<str>, BTreeSet<ObjectRef>>,
     /// Services whose endpoints are chosen by zone.
@@ -114,6 +116,7 @@ impl Translator {
             virtual_services: HashMap::new(),
             destination_rules: HashMap::new(),
             gateway_routes: HashMap::new(),
+            idle_routes: BTreeSet::new(),
             grants: HashMap::new(),
             zonal: HashSet::new(),
             zones: HashMap::new(),
@@ -144,6 +147,9 @@ impl Translator {
         self.note_guarded(&mut dirty);
         self.rebuild_nodes(&mut dirty);
         self.rebuild_workloads(&mut dirty);
+        if changed {
+            dirty.routes.extend(self.idle_routes.iter().cloned());
+        }
         let targets = std::mem::take(&mut dirty.targets);
         self.note_granted(&mut dirty);
         let routes = self.rebuild_services(dirty);
@@ -293,10 +299,17 @@ impl Translator {
                 dirty.nodes.insert(NodeName::new(Arc::clone(&reference.name)));
             }
             Object::TcpRoute(route) | Object::TlsRoute(route) => {
+                let mut is_idle = true;
                 for service in gateway::parents((reference, route)) {
+                    is_idle = false;
                     let entry = (object.created(), reference.clone());
                     index::set(&mut self.gateway_routes, service.clone(), entry, add);
                     dirty.destinations.insert(service);
+                }
+                if add && is_idle {
+                    self.idle_routes.insert(reference.clone());
+                } else {
+                    self.idle_routes.remove(reference);
                 }
                 dirty.routes.insert(reference.clone());
             }

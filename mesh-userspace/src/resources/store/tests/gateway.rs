@@ -1,5 +1,7 @@
 //! `TCPRoute`s with a Service for a parent: who gets which share, and what the status says.
 
+use std::fmt::Write as _;
+
 use super::*;
 use crate::model::{RouteKind, RouteState};
 
@@ -8,7 +10,8 @@ fn cluster() -> String {
     let mut text = String::new();
     for (namespace, name, last) in [("shop", "web", 1), ("shop", "a", 2), ("shop", "b", 3), ("bank", "c", 4)]
     {
-        text += &format!(
+        let _infallible = write!(
+            text,
             "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec:\n  \
              clusterIP: 10.96.0.{last}\n  selector: {{app: {name}}}\n  ports:\n  - {{name: main, port: 80}}\n  \
              - {{name: other, port: 81}}\n  - {{name: udp, port: 53, protocol: UDP}}\n---\n\
