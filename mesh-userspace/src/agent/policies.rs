@@ -310,10 +310,13 @@ spec: {selector: {matchLabels: {app: web}}}
             all.notices[0]
         );
         // It is the second of those that are listed.
-        assert_eq!(asked(None, 2).notices, [ports]);
-        assert_eq!(asked(None, 1).notices, Vec::<String>::new());
-        assert_eq!(asked(Some("shop/web"), 10).notices, [ports]);
-        assert_eq!(asked(Some("shop/far"), 10).more_notices, 5);
+        let grave = |report: PoliciesReport| -> Vec<String> {
+            report.notices.into_iter().filter(|notice| !notice.starts_with("info: ")).collect()
+        };
+        assert_eq!(grave(asked(None, 2)), [ports]);
+        assert_eq!(grave(asked(None, 1)), Vec::<String>::new());
+        assert_eq!(grave(asked(Some("shop/web"), 10)), [ports]);
+        assert_eq!(asked(Some("shop/far"), 10).more_notices, 6);
     }
 
     #[test]

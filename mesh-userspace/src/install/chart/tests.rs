@@ -42,7 +42,7 @@ fn values_change_what_they_say() {
     let pod = |sets: &[&str]| agent(sets)["spec"]["template"]["spec"].clone();
     let args = |sets: &[&str]| pod(sets)["containers"][0]["args"].clone();
     let has = |sets: &[&str], arg: &str| args(sets).as_array().unwrap().contains(&json!(arg));
-    assert!(has(&[], "--kube-proxy-replacement=auto"));
+    assert!(has(&[], "--kube-proxy-replacement=false"));
     assert!(has(&["kubeProxyReplacement=true"], "--kube-proxy-replacement=true"));
     assert!(has(&["agent.workers=3"], "--workers=3") && !has(&[], "--workers=0"));
     assert!(has(&["agent.metrics.address=::"], "--metrics-addr=[::]:15020"));
