@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::shared_text;
+
 /// Longest SPIFFE ID that is read, in bytes (SPIFFE-ID, section 2.3).
 const MAX_LENGTH: usize = 2048;
 /// Longest trust domain, in bytes (SPIFFE-ID, section 2.1).
@@ -99,7 +101,8 @@ impl Identity {
         if !is_segment(namespace) || !is_segment(service_account) {
             return Err(IdentityError::Path);
         }
-        Ok(Self { trust_domain, namespace: namespace.into(), service_account: service_account.into() })
+        let (namespace, service_account) = (shared_text(namespace), shared_text(service_account));
+        Ok(Self { trust_domain, namespace, service_account })
     }
 }
 

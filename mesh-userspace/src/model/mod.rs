@@ -13,6 +13,7 @@ mod name;
 mod policies;
 mod sandbox;
 mod service;
+mod shared;
 mod snapshot;
 mod workload;
 
@@ -32,5 +33,6 @@ pub use service::{
     Backend, BackendSet, Endpoint, EndpointState, External, Protocol, Route, RouteTarget, Service,
     ServiceKind, ServicePort, TrafficPolicy, combine_weights,
 };
+pub(crate) use shared::{shared_labels, shared_text};
 pub use snapshot::{Frontend, LocalNode, MeshConfig, Snapshot};
 pub use workload::{DATAPLANE_MODE, Workload};

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::shared_text;
+
 /// Namespace and name of a service.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct ServiceName {
@@ -38,6 +40,11 @@ impl WorkloadUid {
         Self(format!("{namespace}/{name}").into())
     }
 
+    /// The same, shared with all who name the pod: for what is kept.
+    pub(crate) fn shared(namespace: &str, name: &str) -> Self {
+        Self(shared_text(&format!("{namespace}/{name}")))
+    }
+
     /// As text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -59,6 +66,11 @@ impl NodeName {
     /// A node called `name`.
     pub fn new(name: impl Into<Arc<str>>) -> Self {
         Self(name.into())
+    }
+
+    /// The same, shared with all who name the node: for what is kept.
+    pub(crate) fn shared(name: &str) -> Self {
+        Self(shared_text(name))
     }
 
     /// As text.

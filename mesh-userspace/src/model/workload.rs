@@ -31,7 +31,7 @@ pub struct Workload {
     /// SPIFFE identity.
     pub identity: Identity,
     /// `metadata.labels`.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Arc<BTreeMap<String, String>>,
     /// Istio's canonical service (`service.istio.io/canonical-name`, `app.kubernetes.io/name`, `app`, workload name).
     pub canonical_name: Arc<str>,
     /// Istio's canonical revision (`service.istio.io/canonical-revision`, `app.kubernetes.io/version`, `version`,

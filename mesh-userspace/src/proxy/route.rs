@@ -255,7 +255,7 @@ mod tests {
                 addresses: vec![asked().ip()],
                 node: node.map(NodeName::new),
                 identity: "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap(),
-                labels: BTreeMap::new(),
+                labels: Arc::default(),
                 canonical_name: "web".into(),
                 canonical_revision: "latest".into(),
                 enrolled,

@@ -14,6 +14,7 @@ use super::stand_in;
 use super::validate::{Mistaken, Wrong, check_pod, check_service, check_slice, validate};
 use super::yaml::{self, Node, Step};
 use super::{Code, EndpointSlice, Kind, Object, ObjectRef, Pod, Service};
+use crate::model::shared_text;
 
 /// Largest text that is read, in bytes.
 pub(crate) const MAX_TEXT: usize = 64 << 20;
@@ -256,7 +257,10 @@ fn reference(node: &Node, kind: Kind) -> Option<ObjectRef> {
     let metadata = node.child("metadata")?;
     let text = |field| metadata.child(field).and_then(|value| value.text()).filter(|text| !text.is_empty());
     let namespace = if kind.is_cluster_wide() { "" } else { text("namespace").unwrap_or("default") };
-    Some(ObjectRef::new(kind, namespace, text("name")?))
+    let name = text("name")?;
+    // Services are named by slices, rules and labels as well.
+    let name = if kind == Kind::Service { shared_text(name) } else { name.into() };
+    Some(ObjectRef::new(kind, shared_text(namespace), name))
 }
 
 /// The line of a path such as `spec.ports[0].port`.

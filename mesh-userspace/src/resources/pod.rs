@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::ObjectRef;
 use super::translate::service::protocol;
-use crate::model::{NodeName, Protocol};
+use crate::model::{NodeName, Protocol, shared_labels, shared_text};
 
 const NETNS: &str = "mesh.dev/netns";
 /// On the mirror of a static pod: the UID that the kubelet has given the pod itself.
@@ -25,13 +25,13 @@ pub struct Pod {
     pub(super) reference: ObjectRef,
     /// `metadata.uid`; of a static pod's mirror, that of the pod itself.
     pub(super) uid: Option<Arc<str>>,
-    pub(super) labels: BTreeMap<String, String>,
+    pub(super) labels: Arc<BTreeMap<String, String>>,
     /// Path of its network namespace, where there is no Kubernetes to ask.
     pub(super) netns: Option<Box<str>>,
     /// What it belongs to.
     pub(super) owner: Option<Arc<str>>,
     /// `spec.serviceAccountName`.
-    pub(super) account: Option<Box<str>>,
+    pub(super) account: Option<Arc<str>>,
     pub(super) node: Option<NodeName>,
     pub(super) host_network: bool,
     /// It has run to its end and lost its address.
@@ -48,7 +48,7 @@ pub struct Pod {
 /// A container port with a name.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct NamedPort {
-    pub(super) name: Box<str>,
+    pub(super) name: Arc<str>,
     pub(super) protocol: Protocol,
     pub(super) port: u16,
 }
@@ -67,11 +67,11 @@ impl Pod {
                 .or(metadata.uid.as_deref())
                 .filter(|uid| !uid.is_empty())
                 .map(Into::into),
-            labels: metadata.labels.clone().unwrap_or_default(),
+            labels: shared_labels(metadata.labels.clone().unwrap_or_default()),
             netns: annotation(metadata, NETNS).map(Into::into),
             owner: owner(metadata),
-            account: account.filter(|name| !name.is_empty()).map(Into::into),
-            node: spec.and_then(|spec| spec.node_name.as_deref()).map(NodeName::new),
+            account: account.filter(|name| !name.is_empty()).map(shared_text),
+            node: spec.and_then(|spec| spec.node_name.as_deref()).map(NodeName::shared),
             host_network: spec.and_then(|spec| spec.host_network).unwrap_or(false),
             has_ended: matches!(phase, Some("Succeeded" | "Failed")),
             is_ready: ready.is_none_or(|condition| condition.status == "True"),
@@ -109,7 +109,7 @@ fn ports(spec: &written::PodSpec) -> Box<[NamedPort]> {
     let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
     let ports = containers.flat_map(|container| container.ports.iter().flatten());
     let named = ports.filter_map(|port| {
-        let name = port.name.as_deref().filter(|name| !name.is_empty())?.into();
+        let name = shared_text(port.name.as_deref().filter(|name| !name.is_empty())?);
         let protocol = protocol(port.protocol.as_deref());
         Some(NamedPort { name, protocol, port: u16::try_from(port.container_port).ok()? })
     });
@@ -121,12 +121,12 @@ fn owner(metadata: &ObjectMeta) -> Option<Arc<str>> {
     let owners = metadata.owner_references.as_deref()?;
     let owner = owners.iter().find(|owner| owner.controller == Some(true)).or_else(|| owners.first())?;
     if owner.kind != "ReplicaSet" {
-        return Some(owner.name.as_str().into());
+        return Some(shared_text(&owner.name));
     }
     let hash = metadata.labels.as_ref().and_then(|labels| labels.get("pod-template-hash"));
     let stripped = match hash {
         Some(hash) => owner.name.strip_suffix(hash.as_str()).and_then(|name| name.strip_suffix('-')),
         None => owner.name.rsplit_once('-').map(|(name, _)| name),
     };
-    Some(stripped.filter(|name| !name.is_empty()).unwrap_or(&owner.name).into())
+    Some(shared_text(stripped.filter(|name| !name.is_empty()).unwrap_or(&owner.name)))
 }

@@ -13,7 +13,7 @@ use super::ObjectRef;
 use super::translate::endpoints::Conditions;
 use super::translate::service::protocol;
 use super::translate::topology::Hints;
-use crate::model::{NodeName, Protocol, ServiceName, WorkloadUid};
+use crate::model::{NodeName, Protocol, ServiceName, WorkloadUid, shared_text};
 
 /// The label that names the service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -34,7 +34,7 @@ pub struct EndpointSlice {
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct SlicePort {
-    pub(super) name: Box<str>,
+    pub(super) name: Arc<str>,
     pub(super) port: u16,
     pub(super) protocol: Protocol,
 }
@@ -58,7 +58,7 @@ impl EndpointSlice {
         let annotations = slice.metadata.annotations.as_ref();
         let ports = slice.ports.iter().flatten().filter_map(|port| {
             let number = u16::try_from(port.port?).ok().filter(|&port| port != 0)?;
-            let name = port.name.as_deref().unwrap_or_default().into();
+            let name = shared_text(port.name.as_deref().unwrap_or_default());
             Some(SlicePort { name, port: number, protocol: protocol(port.protocol.as_deref()) })
         });
         let is_v4 = match slice.address_type.as_str() {
@@ -72,7 +72,8 @@ impl EndpointSlice {
             (Some(address.is_ipv4()) == is_v4).then(|| SliceEndpoint::new(endpoint, address, &reference))
         });
         Self {
-            service: service.map(|name| ServiceName::new(Arc::clone(&reference.namespace), name.as_str())),
+            service: service
+                .map(|name| ServiceName::new(Arc::clone(&reference.namespace), shared_text(name))),
             trigger: annotations.and_then(|all| time(all.get(TRIGGER)?)),
             ports: ports.collect(),
             endpoints: endpoints.collect(),
@@ -86,7 +87,7 @@ impl SliceEndpoint {
         let target = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
         let pod = target.and_then(|target| {
             let namespace = target.namespace.as_deref().unwrap_or(&slice.namespace);
-            Some(WorkloadUid::pod(namespace, target.name.as_deref()?))
+            Some(WorkloadUid::shared(namespace, target.name.as_deref()?))
         });
         let conditions = endpoint.conditions.as_ref();
         let hints = endpoint.hints.as_ref().map(|hints| Hints {
@@ -101,8 +102,8 @@ impl SliceEndpoint {
                 terminating: conditions.and_then(|all| all.terminating) == Some(true),
             },
             pod,
-            node: endpoint.node_name.as_deref().map(NodeName::new),
-            zone: endpoint.zone.as_deref().map(Into::into),
+            node: endpoint.node_name.as_deref().map(NodeName::shared),
+            zone: endpoint.zone.as_deref().map(shared_text),
             hints: hints.filter(|hints| *hints != Hints::default()).map(Box::new),
         }
     }

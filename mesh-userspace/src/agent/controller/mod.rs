@@ -2,6 +2,7 @@
 //!
 //! It may block (namespaces, netlink, grace periods); nothing on the data path waits for it.
 
+mod here;
 mod look;
 mod pods;
 mod status;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
+use self::here::Here;
 use self::pods::{Enrolled, Leaving, Pending};
 pub(super) use self::status::{NodeStatus, PodState, ROLES};
 use super::AgentError;
@@ -81,6 +83,7 @@ pub(super) struct Controller {
     reaper: Reaper,
     namespaces: Namespaces,
     events: Events,
+    here: Here,
     pods: BTreeMap<WorkloadUid, Enrolled>,
     leaving: Vec<Leaving>,
     /// Wanted, and not enrolled.
@@ -108,6 +111,7 @@ impl Controller {
             reaper,
             namespaces,
             events,
+            here: Here::default(),
             pods: BTreeMap::new(),
             leaving: Vec::new(),
             pending: BTreeMap::new(),

@@ -73,12 +73,7 @@ impl Controller {
     }
 
     pub(super) fn reconcile_pods(&mut self, snapshot: &Snapshot) {
-        let wanted: BTreeMap<WorkloadUid, Arc<Workload>> = snapshot
-            .workloads
-            .values()
-            .filter(|workload| workload.enrolled && !workload.host_network && workload.is_on(&self.node))
-            .map(|workload| (workload.uid.clone(), Arc::clone(workload)))
-            .collect();
+        let wanted = self.here.follow(snapshot, &self.node);
         let held: Vec<WorkloadUid> = self.pods.keys().cloned().collect();
         for uid in held {
             let stays = wanted.get(&uid).is_some_and(|workload| self.stays(&uid, workload));

@@ -26,7 +26,7 @@ impl<'a> Workloads<'a> {
     pub(super) fn new(snapshot: &'a Snapshot) -> Self {
         let mut workloads = Self { by_label: HashMap::new(), by_namespace: HashMap::new() };
         for workload in snapshot.workloads.values() {
-            for (key, value) in &workload.labels {
+            for (key, value) in workload.labels.iter() {
                 workloads.by_label.entry((key, value)).or_default().push(workload);
             }
             workloads.by_namespace.entry(&workload.namespace).or_default().push(workload);

@@ -348,9 +348,9 @@ impl Translator {
         add: bool,
         dirty: &mut Dirty,
     ) {
-        let uid = WorkloadUid::pod(&reference.namespace, &reference.name);
+        let uid = WorkloadUid::shared(&reference.namespace, &reference.name);
         index::set(&mut self.pods_by_namespace, Arc::clone(&reference.namespace), uid.clone(), add);
-        for (key, value) in &pod.labels {
+        for (key, value) in pod.labels.iter() {
             let label = (Arc::clone(&reference.namespace), key.clone(), value.clone());
             index::set(&mut self.pods_by_label, label.clone(), uid.clone(), add);
             // Readiness and named ports are no part of the workload.
@@ -626,7 +626,7 @@ impl Dirty {
             self.dependencies.insert(Dependency::Address(address));
             self.addresses.insert(address);
         }
-        for (key, value) in &workload.labels {
+        for (key, value) in workload.labels.iter() {
             let label = (Arc::clone(&workload.namespace), key.clone(), value.clone());
             self.dependencies.insert(Dependency::Label(Box::new(label)));
         }

@@ -192,6 +192,6 @@ fn target_port(pod: &Pod, port: &ServicePort) -> Option<u16> {
         Target::Nothing => return None,
         Target::Name(name) => name,
     };
-    let found = pod.ports.iter().find(|own| own.name == *name && own.protocol == port.protocol)?;
+    let found = pod.ports.iter().find(|own| *own.name == **name && own.protocol == port.protocol)?;
     Some(found.port)
 }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Namespace;
 
-use crate::model::{DATAPLANE_MODE, Identity, MeshConfig, Mode, PeerPolicy, Policies, Workload, WorkloadUid};
+use crate::model::{
+    DATAPLANE_MODE, Identity, MeshConfig, Mode, PeerPolicy, Policies, Workload, WorkloadUid, shared_text,
+};
 use crate::policy::peer_authentication::effective_modes;
 use crate::resources::{IstioMode, ObjectRef, PeerAuthentication, Pod};
 
@@ -25,31 +27,31 @@ pub(in crate::resources) fn workload<'a>(
     let reference = &pod.reference;
     let account = pod.account.as_deref().unwrap_or("default");
     let identity = Identity::new(mesh.trust_domain.clone(), &reference.namespace, account).ok()?;
-    let labels = pod.labels.clone();
+    let labels = &pod.labels;
     let workload_name = pod.owner.as_ref().unwrap_or(&reference.name);
     let label =
-        |names: &[&str]| names.iter().find_map(|&name| labels.get(name)).map(|value| value.as_str().into());
+        |names: &[&str]| names.iter().find_map(|&name| labels.get(name)).map(|value| shared_text(value));
     let canonical_name: Option<Arc<str>> =
         label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]);
     let canonical_revision: Option<Arc<str>> =
         label(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
     Some(Workload {
-        uid: WorkloadUid::pod(&reference.namespace, &reference.name),
+        uid: WorkloadUid::shared(&reference.namespace, &reference.name),
         namespace: Arc::clone(&reference.namespace),
         name: Arc::clone(&reference.name),
         addresses: pod.addresses.to_vec(),
         node: pod.node.clone(),
         identity,
         canonical_name: canonical_name.unwrap_or_else(|| Arc::clone(workload_name)),
-        canonical_revision: canonical_revision.unwrap_or_else(|| "latest".into()),
+        canonical_revision: canonical_revision.unwrap_or_else(|| shared_text("latest")),
         workload_name: Arc::clone(workload_name),
-        enrolled: !pod.host_network && is_enrolled(&labels, namespace),
+        enrolled: !pod.host_network && is_enrolled(labels, namespace),
         host_network: pod.host_network,
         pod_uid: pod.uid.as_ref().map(Arc::clone),
         netns: pod.netns.as_deref().map(Into::into),
-        mtls: effective_modes(policies, &mesh.root_namespace, &reference.namespace, &labels),
-        guarded: authorization.may_refuse(&reference.namespace, &mesh.root_namespace, &labels),
-        labels,
+        mtls: effective_modes(policies, &mesh.root_namespace, &reference.namespace, labels),
+        guarded: authorization.may_refuse(&reference.namespace, &mesh.root_namespace, labels),
+        labels: Arc::clone(labels),
     })
 }
 

@@ -123,7 +123,8 @@ impl Collector {
                     }
                     is_changed
                 } else {
-                    watch.known.insert(reference.clone(), Known { round, object: Some(object) });
+                    // The names that the object has itself, so that they are not kept twice.
+                    watch.known.insert(object.reference(), Known { round, object: Some(object) });
                     true
                 }
             }
