@@ -190,6 +190,11 @@ fn a_mesh_is_installed_looked_at_brought_up_to_date_and_taken_away() -> Result<(
         .api
         .edit("Pod", "mesh-system", &pod, |pod| pod["spec"]["containers"][0]["image"] = image.into())?;
 
+    // What somebody else has put into a list is theirs, and an installation leaves it.
+    cluster.api.edit("Service", "mesh-system", "mesh-ca", |service| {
+        service["spec"]["ports"][0]["port"] = 15012.into();
+    })?;
+
     // Again with another value: each node's next agent is there before the one before it ends, and no key is made anew.
     let key = |cluster: &Cluster| {
         cluster.api.object("Secret", "mesh-system", "mesh-ca").map(|secret| secret["data"].clone())
@@ -210,6 +215,9 @@ fn a_mesh_is_installed_looked_at_brought_up_to_date_and_taken_away() -> Result<(
     ensure!(key(&cluster) == root, "the authority has another key");
     eventually(SECONDS_30, "the agents of the second installation are well", || {
         cluster.verify().ok()?.0.then_some(())
+    })
+    .with_context(|| {
+        cluster.verify().map_or_else(|error| error.to_string(), |(_, report)| format!("{report:#}"))
     })?;
 
     // Somebody else's object keeps the namespace, and stays.
