@@ -38,4 +38,5 @@ pub mod resources;
 mod socket;
 pub mod sockets;
 pub mod source;
+mod sysctls;
 pub mod telemetry;

@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use mesh_tests::{ApiServer, Finished, Kubelet, Lab, Node, Process, SECONDS_30, binary, eventually};
+use mesh_tests::{
+    ApiServer, Driver, Finished, Kubelet, Lab, LaidOut, Node, Pod, PodSpec, Process, SECONDS_30, binary,
+    eventually,
+};
 use serde_json::Value;
 
 const A_WHILE: Duration = Duration::from_secs(90);
@@ -61,6 +64,28 @@ impl Cluster {
         Ok((done.status.success(), report.with_context(|| format!("{}{}", done.stdout, done.stderr))?))
     }
 
+    /// Two pods of a namespace in the mesh, as a kubelet and a runtime lay them on the first node.
+    fn pods(&self) -> Result<[Pod; 2]> {
+        self.api.apply(
+            "{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}}",
+        )?;
+        let pod = |name: &str, number, driver| -> Result<Pod> {
+            let pod =
+                self.a.pod(PodSpec::new(name).namespace("shop").kubelet(LaidOut::new(number, driver)))?;
+            self.api.apply(&pod.manifest())?;
+            Ok(pod)
+        };
+        Ok([pod("web", 1, Driver::Systemd)?, pod("db", 2, Driver::Cgroupfs)?])
+    }
+
+    /// What `meshctl ARGS -o json` says of the first node's agent.
+    fn ask(&self, args: &[&str]) -> Result<Value> {
+        let (meshctl, socket) = (binary("meshctl")?, self.kubelet.disk(&self.a).join("run/mesh/meshd.sock"));
+        let (meshctl, socket) = (meshctl.to_string_lossy(), format!("--socket={}", socket.display()));
+        let done = self.a.spawn(&[&[&*meshctl, &socket], args, &["-o", "json"]].concat())?.wait(A_WHILE)?;
+        serde_json::from_str(&done.stdout).with_context(|| format!("{}{}", done.stdout, done.stderr))
+    }
+
     fn pod_on(&self, node: &Node) -> Result<String> {
         let pods = self.api.objects("Pod");
         let found = pods.iter().find(|pod| {
@@ -69,6 +94,15 @@ impl Cluster {
         });
         Ok(found.context("an agent's pod")?["metadata"]["name"].as_str().unwrap_or_default().to_owned())
     }
+}
+
+/// What enrolment has laid in a pod's namespace: rules, routes, sysctls.
+fn laid(pod: &Pod) -> Result<[bool; 3]> {
+    let rules = pod.netns().show(&["rule", "show"])?;
+    let routes = pod.netns().show(&["route", "show", "table", "all"])?;
+    let sysctl = pod.netns().run(|| std::fs::read_to_string("/proc/sys/net/ipv4/tcp_fwmark_accept"))??;
+    let is_ours = |text: &str| text.contains("15001") || text.contains("15006");
+    Ok([is_ours(&rules) || !rules.starts_with("0:"), is_ours(&routes), sysctl.trim() == "1"])
 }
 
 /// From an empty cluster to an empty cluster.
@@ -96,6 +130,37 @@ fn a_mesh_is_installed_looked_at_brought_up_to_date_and_taken_away() -> Result<(
     let refused = cluster.api.log();
     let refused: Vec<_> = refused.iter().filter(|request| request.code == 403).collect();
     ensure!(refused.is_empty(), "the shipped roles are too narrow: {refused:?}");
+
+    // Pods are taken into the mesh by the rights that the containers have, with /proc/sys read-only in them.
+    let pods = cluster.pods()?;
+    let [web, db] = &pods;
+    let uids = pods.each_ref().map(Pod::uid);
+    eventually(SECONDS_30, "the pods are enrolled", || {
+        let status = cluster.ask(&["status"]).ok()?;
+        let states =
+            status["pods"].as_array()?.iter().filter(|pod| uids.iter().any(|uid| pod["uid"] == **uid));
+        let states: Vec<_> = states.map(|pod| pod["state"].clone()).collect();
+        (states == ["enrolled", "enrolled"]).then_some(())
+    })
+    .with_context(|| {
+        let log = cluster.pod_on(&cluster.a).map(|pod| cluster.kubelet.log(&pod));
+        format!("{:#}\n{}", cluster.ask(&["status"]).unwrap_or_default(), log.unwrap_or_default())
+    })?;
+    for pod in &pods {
+        ensure!(laid(pod)? == [true; 3], "{}: {:?}", pod.uid(), laid(pod)?);
+    }
+    let check = cluster.ask(&["check"])?;
+    let items = check.as_array().or_else(|| check["items"].as_array()).into_iter().flatten();
+    let sysctls = items.clone().find(|item| item["name"] == "sysctls of pods");
+    ensure!(sysctls.is_some_and(|item| item["ok"] == true), "{check:#}");
+    db.serve(&["--listen", "[::]:8080"])?;
+    let summary = web.connect(&[&format!("{}:8080", db.v4), "--count", "3"])?;
+    ensure!((summary.ok, summary.failed) == (3, 0), "{summary:?}");
+    let flows = eventually(SECONDS_30, "the connections are told", || {
+        let flows = cluster.ask(&["flows"]).ok()?;
+        flows.to_string().contains(&format!("{}:8080", db.v4)).then_some(flows)
+    })?;
+    ensure!(flows.to_string().contains("spiffe://"), "not in the mesh: {flows:#}");
 
     // A node whose agent is broken is named.
     let image = "mesh:0.1.0";
@@ -126,6 +191,11 @@ fn a_mesh_is_installed_looked_at_brought_up_to_date_and_taken_away() -> Result<(
         .api
         .edit("Pod", "mesh-system", &pod, |pod| pod["spec"]["containers"][0]["image"] = image.into())?;
 
+    // What somebody else has put into a list is theirs, and an installation leaves it.
+    cluster.api.edit("Service", "mesh-system", "mesh-ca", |service| {
+        service["spec"]["ports"][0]["port"] = 15012.into();
+    })?;
+
     // Again with another value: each node's next agent is there before the one before it ends, and no key is made anew.
     let key = |cluster: &Cluster| {
         cluster.api.object("Secret", "mesh-system", "mesh-ca").map(|secret| secret["data"].clone())
@@ -146,6 +216,9 @@ fn a_mesh_is_installed_looked_at_brought_up_to_date_and_taken_away() -> Result<(
     ensure!(key(&cluster) == root, "the authority has another key");
     eventually(SECONDS_30, "the agents of the second installation are well", || {
         cluster.verify().ok()?.0.then_some(())
+    })
+    .with_context(|| {
+        cluster.verify().map_or_else(|error| error.to_string(), |(_, report)| format!("{report:#}"))
     })?;
 
     // Somebody else's object keeps the namespace, and stays.
@@ -176,6 +249,9 @@ fn a_mesh_is_installed_looked_at_brought_up_to_date_and_taken_away() -> Result<(
             .collect();
         ensure!(left.is_empty(), "{kind}: {left:?}");
     }
+    for pod in &pods {
+        ensure!(laid(pod)? == [false; 3], "{} still has {:?}", pod.uid(), laid(pod)?);
+    }
     for node in [&cluster.a, &cluster.b] {
         ensure!(!node.bpffs().join("mesh").exists(), "pins are left on {}", node.name());
         let disk = cluster.kubelet.disk(node);
@@ -203,5 +279,36 @@ fn an_installation_that_does_not_come_up_says_why() -> Result<()> {
     ensure!(said.contains("agents ready: 2/2"), "{said}");
     cluster.good(&["uninstall", "--keep-root"])?;
     ensure!(cluster.api.object("Secret", "mesh-system", "mesh-ca").is_some(), "the key is kept");
+    Ok(())
+}
+
+/// Where `/proc/sys` is read-only, it is tried for real whether that can be helped; the machine does not notice.
+#[test]
+fn sysctls_that_cannot_be_written_are_told() -> Result<()> {
+    let lab = Lab::unique()?;
+    let node = lab.node("node-a")?;
+    let meshctl = binary("meshctl")?;
+    let check = |mount: &str, rights: &str| -> Result<Value> {
+        let socket = lab.folder().join("none.sock");
+        let script = format!(
+            "{mount} mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && \
+             exec setpriv {rights} {} --socket={} check -o json",
+            meshctl.display(),
+            socket.display()
+        );
+        let done = node.spawn(&["unshare", "--mount", "sh", "-ec", &script])?.wait(SECONDS_30)?;
+        let items: Value =
+            serde_json::from_str(&done.stdout).with_context(|| format!("{}{}", done.stdout, done.stderr))?;
+        let items = items.as_array().or_else(|| items["items"].as_array()).cloned().unwrap_or_default();
+        items.into_iter().find(|item| item["name"] == "sysctls of pods").context("the item")
+    };
+    let able = check("", "--no-new-privs")?;
+    ensure!(able["ok"] == true && able["detail"].to_string().contains("read-only here"), "{able:#}");
+    // As deep as it goes.
+    let able = check("mount -o remount,bind,ro /proc &&", "--no-new-privs")?;
+    ensure!(able["ok"] == true, "{able:#}");
+    let unable = check("", "--bounding-set=-sys_admin --inh-caps=-all")?;
+    let detail = unable["detail"].to_string();
+    ensure!(unable["ok"] == false && detail.contains("grant CAP_SYS_ADMIN"), "{unable:#}");
     Ok(())
 }

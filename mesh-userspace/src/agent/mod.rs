@@ -74,6 +74,7 @@ use crate::node::{self, EnrolError, Enroller, Namespaces};
 use crate::proxy::{Handles, Shared, Workers};
 use crate::sockets::{Ended, Reaper};
 use crate::source::{self, Feed, Input, Source, SourceError};
+use crate::sysctls;
 use crate::telemetry::{FlowLog, Metrics, Telemetry};
 
 /// Longest that saying one Event may take.
@@ -198,6 +199,7 @@ pub fn run(config: AgentConfig) -> Result<(), AgentError> {
     if !nix::unistd::geteuid().is_root() {
         return Err(AgentError::NotRoot);
     }
+    open_sysctls();
     check_manifests(&config.manifests)?;
     let cgroup = match config.cgroup.clone() {
         Some(cgroup) => cgroup,
@@ -216,6 +218,20 @@ pub fn run(config: AgentConfig) -> Result<(), AgentError> {
     runtime.block_on(serve(config, cgroup, replaces, lifeline))
 }
 
+/// Makes the sysctls of pods writable. Without, what concerns no pod goes on, and so do the pods that have what they need.
+fn open_sysctls() {
+    match sysctls::make_writable() {
+        Ok(false) => {}
+        Ok(true) => {
+            tracing::info!("/proc/sys is read-only here; it was made writable for this process alone")
+        }
+        Err(error) => {
+            let error = chain(&error);
+            tracing::error!(%error, "pods cannot be taken into the mesh or out of it: their sysctls cannot be written");
+        }
+    }
+}
+
 /// Whether all that the flag names can be read now.
 fn check_manifests(paths: &[PathBuf]) -> Result<(), AgentError> {
     for path in paths {
@@ -231,6 +247,7 @@ pub fn uninstall(config: &UninstallConfig) -> Result<(), AgentError> {
     if !nix::unistd::geteuid().is_root() {
         return Err(AgentError::NotRoot);
     }
+    open_sysctls();
     let _claims = Claims::of_uninstall(places)?;
     // First of all: no pod is to start with a plugin that finds no agent any more.
     if let (Some(conf_dir), Some(bin_dir)) = (&config.cni.cni_conf_dir, &config.cni.cni_bin_dir) {

@@ -1,5 +1,6 @@
 //! What the kernel must offer, each asked for real: what it is for, whether it is there, and what to do if not.
 
+use std::error::Error as _;
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
@@ -88,6 +89,12 @@ pub fn needs(bpffs: &Path, cgroup: &Path) -> Vec<Need> {
             remedy: "build the kernel with CONFIG_IP_MULTIPLE_TABLES=y and CONFIG_IPV6_MULTIPLE_TABLES=y",
         },
     ];
+    needs.push(Need {
+        name: "sysctls of pods",
+        purpose: "switching the two above on in a pod's namespace",
+        found: sysctls(),
+        remedy: "grant CAP_SYS_ADMIN, and run with AppArmor and seccomp unconfined and the SELinux type spc_t",
+    });
     let effective = effective_capabilities();
     needs.extend(CAPABILITIES.map(|(bit, name, purpose)| Need {
         name,
@@ -122,6 +129,17 @@ fn file_system(path: &Path, magic: nix::sys::statfs::FsType, kind: &str) -> Resu
 /// Whether a folder is, or would be made, in a BPF file system.
 pub fn in_bpffs(folder: &Path) -> bool {
     file_system(folder, BPF_FS_MAGIC, "BPF file system").is_ok()
+}
+
+fn sysctls() -> Result<String, String> {
+    match crate::sysctls::check() {
+        Ok(false) => Ok("can be written".to_owned()),
+        Ok(true) => Ok("/proc/sys is read-only here; the agent makes it writable for itself".to_owned()),
+        Err(error) => {
+            let cause = error.source().map_or_else(String::new, |cause| format!(": {cause}"));
+            Err(format!("{error}{cause}"))
+        }
+    }
 }
 
 fn kernel() -> Result<String, String> {

@@ -13,7 +13,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
 };
 
-use super::plumbing::SYSCTLS;
+use crate::sysctls::SYSCTLS;
 
 /// `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV6_IFADDR`, `RTMGRP_IPV4_ROUTE`, `RTMGRP_IPV6_ROUTE`, and the groups
 /// `RTNLGRP_IPV4_RULE` (8) and `RTNLGRP_IPV6_RULE` (19), which have no such name.

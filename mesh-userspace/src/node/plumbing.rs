@@ -21,6 +21,8 @@ use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteScope, Rout
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 
+use crate::sysctls::SYSCTLS;
+
 /// Table of captured connections.
 const TABLE_CAPTURE: u32 = 15001;
 /// Table of the agent's connections to applications.
@@ -32,12 +34,6 @@ const PREF_LOCAL: u32 = 100;
 const TABLE_LOCAL: u32 = 255;
 /// `LOOPBACK_IFINDEX`.
 const LOOPBACK: u32 = 1;
-/// The sysctls that are switched on. The last is not there where the kernel has no IPv6.
-pub(super) const SYSCTLS: [&str; 3] = [
-    "/proc/sys/net/ipv4/tcp_fwmark_accept",
-    "/proc/sys/net/ipv4/fwmark_reflect",
-    "/proc/sys/net/ipv6/fwmark_reflect",
-];
 
 /// What the namespace had before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -108,7 +104,10 @@ pub(super) fn take_up(before: Before) -> io::Result<()> {
         Ok(())
     })?;
     for (path, _) in SYSCTLS.iter().zip(before.sysctls).filter(|(_, was_on)| !was_on) {
-        fs::write(path, "0")?;
+        // One that was never switched on is let be: it may be that it cannot be written.
+        if is_on(path)? {
+            fs::write(path, "0")?;
+        }
     }
     Ok(())
 }

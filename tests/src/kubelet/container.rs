@@ -17,6 +17,12 @@ use crate::process::{Process, binary};
 /// Where a pod finds who it is.
 const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
+/// What runtimes mount read-only in every container that is not privileged, whatever its capabilities; not what the pod has
+/// mounted below.
+const READ_ONLY: &str = "for d in bus fs irq sys sysrq-trigger; do\n\
+                         if [ -e $R/proc/$d ]; then mount --bind $R/proc/$d $R/proc/$d; mount -o remount,ro,bind $R/proc/$d; fi\n\
+                         done\nmount -o remount,ro,bind $R/sys\nmount -o remount,ro,bind $R\n";
+
 /// A pod's folder on its node.
 #[derive(Debug)]
 pub(super) struct Place {
@@ -167,7 +173,7 @@ impl Shared {
             );
         }
         let rights = Self::rights(pod, container)?;
-        script.push_str("mount -o remount,ro,bind $R\n");
+        script.push_str(READ_ONLY);
         let words = list(container, "/command").iter().chain(list(container, "/args"));
         let words =
             words.map(|word| format!("'{}'", word.as_str().unwrap_or_default().replace('\'', "'\\''")));
