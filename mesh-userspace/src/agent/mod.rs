@@ -223,7 +223,7 @@ fn open_sysctls() {
     match sysctls::make_writable() {
         Ok(false) => {}
         Ok(true) => {
-            tracing::info!("/proc/sys is read-only here; it was made writable for this process alone")
+            tracing::info!("/proc/sys is read-only here; it was made writable for this process alone");
         }
         Err(error) => {
             let error = chain(&error);
