@@ -3,13 +3,14 @@
 use std::fs;
 use std::future::Future;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use kube::Config;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use mesh_tests::{ApiServer, Lab, PodSpec, SECONDS_10, SECONDS_30, Shows, eventually};
+use mesh_tests::{ApiServer, Lab, Node, PodSpec, SECONDS_10, SECONDS_30, Shows, eventually};
 use mesh_userspace::model::{MeshConfig, NodeName, Snapshot};
 use mesh_userspace::source::{self, ApiState, Feed, Input, Source};
 use tokio::time::timeout;
@@ -213,6 +214,47 @@ fn kinds_that_are_installed_later_are_followed_then() -> Result<()> {
 }
 
 #[test]
+fn a_path_that_is_not_there_at_the_start_is_no_kind_that_is_not_installed() -> Result<()> {
+    let api = ApiServer::start()?;
+    api.install_crds(&["security.istio.io"])?;
+    let policies = RULES.split("---\n").filter(|document| document.contains("security.istio.io"));
+    api.apply(&format!("{SHOP}---\n{}", policies.collect::<Vec<_>>().join("---\n")))?;
+    let troubled = |kind: &'static str, why: &'static str| {
+        move |status: &source::ApiStatus| {
+            let own = status.kinds.iter().find(|own| own.label == kind);
+            let error =
+                own.filter(|own| own.phase == source::Phase::Waiting).and_then(|own| own.error.as_ref());
+            error.is_some_and(|error| error.contains(why))
+        }
+    };
+    block(async {
+        // Neither the policies' path nor what is installed can be had.
+        api.lose(&["/peerauthentications", "/apis"]);
+        let source = begin(&api.kubeconfig(api.admin_token())?).await?;
+        let state: Arc<ApiState> = source.api().context("an API server")?;
+        let waiting = tokio::spawn(source::run(source, mesh(), std::future::pending()));
+        until_api(&state, "nobody knows", troubled("PeerAuthentication", "404")).await?;
+        until_api(&state, "nor of these", troubled("VirtualService", "404")).await?;
+        // What is installed can be: it says that the policies are.
+        api.lose(&["/peerauthentications"]);
+        until_api(&state, "they are served", troubled("PeerAuthentication", "says that it serves them"))
+            .await?;
+        until_api(&state, "these are not installed", |status| {
+            let absent = status.kinds.iter().filter(|own| own.phase == source::Phase::Absent);
+            absent.count() == 8
+        })
+        .await?;
+        assert!(!waiting.is_finished(), "nothing is put in force without the policies");
+        let missing = state.waits_for();
+        assert!(missing.len() == 1 && missing[0].starts_with("PeerAuthentication ("), "{missing:?}");
+        api.lose(&[]);
+        let feed = timeout(MINUTE, waiting).await???;
+        assert_eq!(feed.current.load().peer_policies.len(), 1, "STRICT is in force from the first state on");
+        until_api(&state, "connected", |status| status.connected).await
+    })
+}
+
+#[test]
 fn an_object_that_cannot_be_read_costs_no_other_and_a_policy_is_stood_in_for() -> Result<()> {
     let api = ApiServer::start()?;
     api.install_crds(&CRDS)?;
@@ -308,6 +350,13 @@ fn a_certificate_that_is_not_the_servers_is_refused_and_waited_out() -> Result<(
     })
 }
 
+/// What `meshctl` says of a node's agent.
+fn meshctl(node: &Node, words: &[&str]) -> Result<String> {
+    let mut meshctl = Command::new(mesh_tests::binary("meshctl")?);
+    let output = meshctl.arg("--socket").arg(node.state_dir().join("meshd.sock")).args(words).output()?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
+}
+
 #[test]
 fn an_agent_serves_what_it_says_and_goes_on_without_it() -> Result<()> {
     let lab = Lab::unique()?;
@@ -330,13 +379,7 @@ fn an_agent_serves_what_it_says_and_goes_on_without_it() -> Result<()> {
     api.stop();
     let builder = a.agent().kubernetes(&api)?;
     let process = builder.spawn()?;
-    let socket = a.state_dir().join("meshd.sock");
-    let meshctl = |words: &[&str]| -> Result<String> {
-        let argv = [&["meshctl", "--socket", socket.to_str().context("UTF-8")?], words].concat();
-        let meshctl = mesh_tests::binary("meshctl")?;
-        let output = std::process::Command::new(meshctl).args(&argv[1..]).output()?;
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
-    };
+    let meshctl = |words: &[&str]| meshctl(&a, words);
     eventually(SECONDS_30, "the agent says what it waits for", || {
         let told = meshctl(&["status"]).ok()?;
         (told.contains("waits for the API server") && told.contains("NOT followed")).then_some(())
