@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use kube::Config;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use mesh_tests::{ApiServer, Lab, Node, PodSpec, SECONDS_10, SECONDS_30, Shows, eventually};
+use mesh_tests::{ApiServer, Driver, Lab, LaidOut, Node, PodSpec, SECONDS_10, SECONDS_30, Shows, eventually};
 use mesh_userspace::model::{MeshConfig, NodeName, Snapshot};
 use mesh_userspace::source::{self, ApiState, Feed, Input, Source};
 use tokio::time::timeout;
@@ -405,6 +405,78 @@ fn an_agent_serves_what_it_says_and_goes_on_without_it() -> Result<()> {
     assert!(connects().is_some());
     let metrics = meshctl(&["status", "-o", "json"])?;
     assert!(metrics.contains("\"connected\": false"), "{metrics}");
+    Ok(())
+}
+
+/// The roles that are shipped, and to whom they are given.
+fn shipped_roles() -> Result<String> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/mesh.yaml");
+    let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    let roles = text.split("\n---\n").filter(|document| document.contains("rbac.authorization.k8s.io"));
+    Ok(roles.collect::<Vec<_>>().join("\n---\n"))
+}
+
+#[test]
+fn the_shipped_roles_let_the_agent_say_what_fails_and_what_became_of_routes() -> Result<()> {
+    let lab = Lab::unique()?;
+    let a = lab.node("node-a")?;
+    let api = lab.api_server()?;
+    api.install_crds(&CRDS)?;
+    api.enforce(&shipped_roles()?)?;
+    let laid = |name: &str, number| a.pod(PodSpec::new(name).kubelet(LaidOut::new(number, Driver::Systemd)));
+    let (good, bad) = (laid("good", 1)?, laid("bad", 2)?);
+    // An address that the pod's namespace does not have.
+    let address = bad.v4.to_string();
+    let wrong = bad.manifest().replace(&address, "10.244.1.200");
+    api.apply(&format!(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {{name: default, labels: {{istio.io/dataplane-mode: ambient}}}}\n---\n\
+         apiVersion: v1\nkind: Namespace\nmetadata: {{name: mesh-system}}\n---\n\
+         {}---\n{wrong}---\n\
+         apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: default}}\n\
+         spec: {{clusterIP: 10.96.0.10, clusterIPs: [10.96.0.10], selector: {{app: good}}, ports: [{{port: 80}}]}}\n---\n\
+         apiVersion: gateway.networking.k8s.io/v1alpha2\nkind: TCPRoute\nmetadata: {{name: web, namespace: default, generation: 1}}\n\
+         spec: {{parentRefs: [{{group: '', kind: Service, name: web}}], rules: [{{backendRefs: [{{name: web, port: 80}}]}}]}}\n",
+        good.manifest(),
+    ))?;
+    let agent = a.agent().kubernetes(&api)?.start()?;
+    let event = |reason: &str| {
+        eventually(SECONDS_30, reason, || api.events().into_iter().find(|event| event["reason"] == reason))
+            .with_context(|| format!("{:#?}\n{}", api.events(), agent.log()))
+    };
+    let failed = event("MeshEnrolmentFailed")?;
+    assert_eq!((&failed["type"], &failed["reportingController"]), (&"Warning".into(), &"mesh-agent".into()));
+    let regarding = &failed["regarding"];
+    assert_eq!(
+        (&regarding["namespace"], &regarding["name"]),
+        (&"default".into(), &"bad".into()),
+        "{failed:#}"
+    );
+    assert_eq!(regarding["uid"], api.object("Pod", "default", "bad").context("a pod")?["metadata"]["uid"]);
+    assert_eq!(failed["metadata"]["namespace"], "default", "where the pod is");
+    assert!(failed["note"].as_str().is_some_and(|note| note.contains("10.244.1.200")), "{failed:#}");
+    let told = eventually(SECONDS_10, "meshctl tells it", || {
+        let told = meshctl(&a, &["status"]).ok()?;
+        let line = told.lines().find(|line| line.contains("default/bad"))?.to_owned();
+        line.contains("failed").then_some(line)
+    })?;
+    assert!(told.contains("10.244.1.200"), "{told}");
+    assert!(!api.events().iter().any(|event| event["regarding"]["name"] == "good"), "{:#?}", api.events());
+    // Mended, which is told as well.
+    api.apply(&bad.manifest())?;
+    agent.wait_enrolled(&[&good, &bad])?;
+    assert_eq!(event("MeshEnrolled")?["regarding"]["name"], "bad");
+    let accepted = || {
+        let route = api.object("TCPRoute", "default", "web")?;
+        let conditions = route["status"]["parents"][0]["conditions"].as_array()?.clone();
+        conditions.iter().any(|one| one["type"] == "Accepted" && one["status"] == "True").then_some(())
+    };
+    eventually(MINUTE, "the route's status", accepted).with_context(|| agent.log())?;
+    assert!(api.object("Lease", "mesh-system", "mesh-route-status").is_some(), "whose word it is");
+    let log = api.log();
+    let refused: Vec<_> = log.iter().filter(|request| matches!(request.code, 401 | 403)).collect();
+    assert!(refused.is_empty(), "{refused:#?}");
+    let asked = |group: &str| log.iter().any(|request| request.asked.group == group && request.code < 300);
+    assert!(asked("events.k8s.io") && asked("coordination.k8s.io"), "{log:#?}");
     Ok(())
 }
 
