@@ -97,6 +97,11 @@ impl AgentBuilder {
         node.spawn_agent(&argv, &environment)
     }
 
+    /// Starts it without waiting for anything, for an agent that stands by.
+    pub fn launch(&self) -> Result<Agent> {
+        Ok(Agent { builder: self.clone(), process: self.spawn()? })
+    }
+
     /// Starts it and waits until it answers: programs and the first snapshot are then in force.
     pub fn start(&self) -> Result<Agent> {
         self.start_within(SECONDS_30)
@@ -104,7 +109,7 @@ impl AgentBuilder {
 
     /// As [`Self::start`], with another deadline.
     pub fn start_within(&self, deadline: Duration) -> Result<Agent> {
-        let agent = Agent { builder: self.clone(), process: self.spawn()? };
+        let agent = self.launch()?;
         let answers = || {
             if agent.process.is_running() { agent.get("/healthz").ok().map(|_| true) } else { Some(false) }
         };

@@ -3,13 +3,14 @@
 use std::fs;
 use std::future::Future;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use kube::Config;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use mesh_tests::{ApiServer, Driver, Lab, LaidOut, PodSpec, SECONDS_10, SECONDS_30, Shows, eventually};
+use mesh_tests::{ApiServer, Driver, Lab, LaidOut, Node, PodSpec, SECONDS_10, SECONDS_30, Shows, eventually};
 use mesh_userspace::model::{MeshConfig, NodeName, Snapshot};
 use mesh_userspace::source::{self, ApiState, Feed, Input, Source};
 use tokio::time::timeout;
@@ -213,6 +214,47 @@ fn kinds_that_are_installed_later_are_followed_then() -> Result<()> {
 }
 
 #[test]
+fn a_path_that_is_not_there_at_the_start_is_no_kind_that_is_not_installed() -> Result<()> {
+    let api = ApiServer::start()?;
+    api.install_crds(&["security.istio.io"])?;
+    let policies = RULES.split("---\n").filter(|document| document.contains("security.istio.io"));
+    api.apply(&format!("{SHOP}---\n{}", policies.collect::<Vec<_>>().join("---\n")))?;
+    let troubled = |kind: &'static str, why: &'static str| {
+        move |status: &source::ApiStatus| {
+            let own = status.kinds.iter().find(|own| own.label == kind);
+            let error =
+                own.filter(|own| own.phase == source::Phase::Waiting).and_then(|own| own.error.as_ref());
+            error.is_some_and(|error| error.contains(why))
+        }
+    };
+    block(async {
+        // Neither the policies' path nor what is installed can be had.
+        api.lose(&["/peerauthentications", "/apis"]);
+        let source = begin(&api.kubeconfig(api.admin_token())?).await?;
+        let state: Arc<ApiState> = source.api().context("an API server")?;
+        let waiting = tokio::spawn(source::run(source, mesh(), std::future::pending()));
+        until_api(&state, "nobody knows", troubled("PeerAuthentication", "404")).await?;
+        until_api(&state, "nor of these", troubled("VirtualService", "404")).await?;
+        // What is installed can be: it says that the policies are.
+        api.lose(&["/peerauthentications"]);
+        until_api(&state, "they are served", troubled("PeerAuthentication", "says that it serves them"))
+            .await?;
+        until_api(&state, "these are not installed", |status| {
+            let absent = status.kinds.iter().filter(|own| own.phase == source::Phase::Absent);
+            absent.count() == 8
+        })
+        .await?;
+        assert!(!waiting.is_finished(), "nothing is put in force without the policies");
+        let missing = state.waits_for();
+        assert!(missing.len() == 1 && missing[0].starts_with("PeerAuthentication ("), "{missing:?}");
+        api.lose(&[]);
+        let feed = timeout(MINUTE, waiting).await???;
+        assert_eq!(feed.current.load().peer_policies.len(), 1, "STRICT is in force from the first state on");
+        until_api(&state, "connected", |status| status.connected).await
+    })
+}
+
+#[test]
 fn an_object_that_cannot_be_read_costs_no_other_and_a_policy_is_stood_in_for() -> Result<()> {
     let api = ApiServer::start()?;
     api.install_crds(&CRDS)?;
@@ -308,6 +350,13 @@ fn a_certificate_that_is_not_the_servers_is_refused_and_waited_out() -> Result<(
     })
 }
 
+/// What `meshctl` says of a node's agent.
+fn meshctl(node: &Node, words: &[&str]) -> Result<String> {
+    let mut meshctl = Command::new(mesh_tests::binary("meshctl")?);
+    let output = meshctl.arg("--socket").arg(node.state_dir().join("meshd.sock")).args(words).output()?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
+}
+
 #[test]
 fn an_agent_serves_what_it_says_and_goes_on_without_it() -> Result<()> {
     let lab = Lab::unique()?;
@@ -333,13 +382,7 @@ fn an_agent_serves_what_it_says_and_goes_on_without_it() -> Result<()> {
     api.stop();
     let builder = a.agent().kubernetes(&api)?;
     let process = builder.spawn()?;
-    let socket = a.state_dir().join("meshd.sock");
-    let meshctl = |words: &[&str]| -> Result<String> {
-        let argv = [&["meshctl", "--socket", socket.to_str().context("UTF-8")?], words].concat();
-        let meshctl = mesh_tests::binary("meshctl")?;
-        let output = std::process::Command::new(meshctl).args(&argv[1..]).output()?;
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
-    };
+    let meshctl = |words: &[&str]| meshctl(&a, words);
     eventually(SECONDS_30, "the agent says what it waits for", || {
         let told = meshctl(&["status"]).ok()?;
         (told.contains("waits for the API server") && told.contains("NOT followed")).then_some(())
@@ -367,6 +410,78 @@ fn an_agent_serves_what_it_says_and_goes_on_without_it() -> Result<()> {
     assert!(connects().is_some());
     let metrics = meshctl(&["status", "-o", "json"])?;
     assert!(metrics.contains("\"connected\": false"), "{metrics}");
+    Ok(())
+}
+
+/// The roles that are shipped, and to whom they are given.
+fn shipped_roles() -> Result<String> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/mesh.yaml");
+    let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    let roles = text.split("\n---\n").filter(|document| document.contains("rbac.authorization.k8s.io"));
+    Ok(roles.collect::<Vec<_>>().join("\n---\n"))
+}
+
+#[test]
+fn the_shipped_roles_let_the_agent_say_what_fails_and_what_became_of_routes() -> Result<()> {
+    let lab = Lab::unique()?;
+    let a = lab.node("node-a")?;
+    let api = lab.api_server()?;
+    api.install_crds(&CRDS)?;
+    api.enforce(&shipped_roles()?)?;
+    let laid = |name: &str, number| a.pod(PodSpec::new(name).kubelet(LaidOut::new(number, Driver::Systemd)));
+    let (good, bad) = (laid("good", 1)?, laid("bad", 2)?);
+    // An address that the pod's namespace does not have.
+    let address = bad.v4.to_string();
+    let wrong = bad.manifest().replace(&address, "10.244.1.200");
+    api.apply(&format!(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {{name: default, labels: {{istio.io/dataplane-mode: ambient}}}}\n---\n\
+         apiVersion: v1\nkind: Namespace\nmetadata: {{name: mesh-system}}\n---\n\
+         {}---\n{wrong}---\n\
+         apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: default}}\n\
+         spec: {{clusterIP: 10.96.0.10, clusterIPs: [10.96.0.10], selector: {{app: good}}, ports: [{{port: 80}}]}}\n---\n\
+         apiVersion: gateway.networking.k8s.io/v1alpha2\nkind: TCPRoute\nmetadata: {{name: web, namespace: default, generation: 1}}\n\
+         spec: {{parentRefs: [{{group: '', kind: Service, name: web}}], rules: [{{backendRefs: [{{name: web, port: 80}}]}}]}}\n",
+        good.manifest(),
+    ))?;
+    let agent = a.agent().kubernetes(&api)?.start()?;
+    let event = |reason: &str| {
+        eventually(SECONDS_30, reason, || api.events().into_iter().find(|event| event["reason"] == reason))
+            .with_context(|| format!("{:#?}\n{}", api.events(), agent.log()))
+    };
+    let failed = event("MeshEnrolmentFailed")?;
+    assert_eq!((&failed["type"], &failed["reportingController"]), (&"Warning".into(), &"mesh-agent".into()));
+    let regarding = &failed["regarding"];
+    assert_eq!(
+        (&regarding["namespace"], &regarding["name"]),
+        (&"default".into(), &"bad".into()),
+        "{failed:#}"
+    );
+    assert_eq!(regarding["uid"], api.object("Pod", "default", "bad").context("a pod")?["metadata"]["uid"]);
+    assert_eq!(failed["metadata"]["namespace"], "default", "where the pod is");
+    assert!(failed["note"].as_str().is_some_and(|note| note.contains("10.244.1.200")), "{failed:#}");
+    let told = eventually(SECONDS_10, "meshctl tells it", || {
+        let told = meshctl(&a, &["status"]).ok()?;
+        let line = told.lines().find(|line| line.contains("default/bad"))?.to_owned();
+        line.contains("failed").then_some(line)
+    })?;
+    assert!(told.contains("10.244.1.200"), "{told}");
+    assert!(!api.events().iter().any(|event| event["regarding"]["name"] == "good"), "{:#?}", api.events());
+    // Mended, which is told as well.
+    api.apply(&bad.manifest())?;
+    agent.wait_enrolled(&[&good, &bad])?;
+    assert_eq!(event("MeshEnrolled")?["regarding"]["name"], "bad");
+    let accepted = || {
+        let route = api.object("TCPRoute", "default", "web")?;
+        let conditions = route["status"]["parents"][0]["conditions"].as_array()?.clone();
+        conditions.iter().any(|one| one["type"] == "Accepted" && one["status"] == "True").then_some(())
+    };
+    eventually(MINUTE, "the route's status", accepted).with_context(|| agent.log())?;
+    assert!(api.object("Lease", "mesh-system", "mesh-route-status").is_some(), "whose word it is");
+    let log = api.log();
+    let refused: Vec<_> = log.iter().filter(|request| matches!(request.code, 401 | 403)).collect();
+    assert!(refused.is_empty(), "{refused:#?}");
+    let asked = |group: &str| log.iter().any(|request| request.asked.group == group && request.code < 300);
+    assert!(asked("events.k8s.io") && asked("coordination.k8s.io"), "{log:#?}");
     Ok(())
 }
 

@@ -363,6 +363,12 @@ impl ApiServer {
         Ok(())
     }
 
+    /// Answers 404 to whatever path ends so, as a proxy does that loses it, until it is told of other ones: `/apis` is what is
+    /// installed, `/peerauthentications` a list.
+    pub fn lose(&self, paths: &[&str]) {
+        self.0.state.faults().lost = paths.iter().map(|&path| path.to_owned()).collect();
+    }
+
     /// The time between two bookmarks of a watch (5 s unless told), for those that begin later.
     pub fn bookmark_every(&self, time: Duration) {
         self.0.state.faults().bookmarks = time;

@@ -32,9 +32,10 @@ const LONGEST: usize = 3 * 1024 * 1024;
 /// Answers one request.
 pub(super) async fn answer(state: Arc<State>, request: HttpRequest<Incoming>) -> Response<Body> {
     state.unfrozen().await;
-    let (delay, planned) = {
+    let (delay, planned, lost) = {
         let mut faults = state.faults();
-        (faults.delay, faults.answers.pop_front())
+        let lost = faults.lost.iter().any(|end| request.uri().path().ends_with(end));
+        (faults.delay, faults.answers.pop_front(), lost)
     };
     if !delay.is_zero() {
         tokio::time::sleep(delay).await;
@@ -42,6 +43,9 @@ pub(super) async fn answer(state: Arc<State>, request: HttpRequest<Incoming>) ->
     let (mut parts, body) = request.into_parts();
     if let Some((code, reason)) = planned {
         return failed(&Failure::new(code, reason, reason));
+    }
+    if lost {
+        return failed(&Failure::no_such_resource());
     }
     let user = match authenticate(&state, &parts) {
         Ok(user) => user,

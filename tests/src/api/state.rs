@@ -91,6 +91,8 @@ pub(super) struct Faults {
     pub(super) no_streaming_lists: bool,
     /// Answers of the next requests.
     pub(super) answers: VecDeque<(StatusCode, &'static str)>,
+    /// Ends of paths that lead nowhere.
+    pub(super) lost: Vec<String>,
 }
 
 /// All of it.
@@ -120,6 +122,7 @@ impl State {
             gone_as_status: false,
             no_streaming_lists: false,
             answers: VecDeque::new(),
+            lost: Vec::new(),
         };
         Self {
             store: Mutex::new(Store::new()),

@@ -20,4 +20,5 @@ mod policy;
 mod reload;
 mod rotation;
 mod services;
+mod standby;
 mod world;

@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 use super::item::Item;
 use super::kinds::Watched;
 use super::observe::Observe;
-use super::state::ApiState;
+use super::state::{ApiState, Phase};
 use super::trouble::Trouble;
 use crate::model::NodeName;
 use crate::resources::{Kind, Object, ObjectRef, Rejected, decode_json};
@@ -68,7 +68,7 @@ enum End {
 impl Watch {
     /// Follows the kind until nobody listens.
     pub(super) async fn run(self, config: Config) {
-        let mut was_synced = false;
+        let mut phase = Phase::Waiting;
         let mut backoff = DefaultBackoff::default();
         loop {
             // Made anew after a refusal: a client reads its token again only now and then.
@@ -78,7 +78,7 @@ impl Watch {
             };
             let mut is_served = false;
             for version in self.watched.versions {
-                match self.follow(&client, version, &mut was_synced, &mut backoff).await {
+                match self.follow(&client, version, &mut phase, &mut backoff).await {
                     End::NotServed => {}
                     End::Anew => {
                         is_served = true;
@@ -90,7 +90,7 @@ impl Watch {
             if is_served {
                 continue;
             }
-            if !self.not_served(&client, &mut was_synced).await {
+            if !self.not_served(&client, &mut phase).await {
                 return;
             }
             sleep(backoff.next().unwrap_or(MAX_ABSENT).min(MAX_ABSENT)).await;
@@ -109,31 +109,42 @@ impl Watch {
     }
 
     /// The kind is served in no version; false if nobody listens.
-    async fn not_served(&self, client: &Client, was_synced: &mut bool) -> bool {
-        let is_absent = if !self.watched.is_custom() {
-            let message =
-                format!("this is no Kubernetes API server: it does not serve {}", self.watched.plural);
-            self.state.failed(self.number, Trouble::new("not_found", message));
-            false
-        } else if *was_synced {
-            // Objects that are in force go on the word of what is installed, not on a path that is not there.
-            match timeout(ASK, self.is_uninstalled(client)).await {
-                Ok(Ok(is_uninstalled)) => is_uninstalled,
-                Ok(Err(error)) => {
-                    self.state.failed(self.number, Trouble::of(&error));
-                    false
-                }
-                Err(_elapsed) => false,
-            }
-        } else {
-            true
-        };
-        if !is_absent {
+    async fn not_served(&self, client: &Client, phase: &mut Phase) -> bool {
+        // One that was not installed when it was looked for last goes on so: nothing of it is in force.
+        if *phase != Phase::Absent
+            && let Err(trouble) = self.see_uninstalled(client).await
+        {
+            self.state.failed(self.number, trouble);
             return true;
         }
-        *was_synced = false;
+        *phase = Phase::Absent;
         self.state.absent(self.number);
         self.messages.send(Message::Absent(self.number)).await.is_ok()
+    }
+
+    /// Goes on the word of what is installed, not on a path that is not there: a proxy, or an API server that is coming up,
+    /// answers 404 as well, and policies that are taken for none would not hold.
+    async fn see_uninstalled(&self, client: &Client) -> Result<(), Trouble> {
+        let plural = self.watched.plural;
+        if !self.watched.is_custom() {
+            let message = format!("this is no Kubernetes API server: it does not serve {plural}");
+            return Err(Trouble::new("not_found", message));
+        }
+        match timeout(ASK, self.is_uninstalled(client)).await {
+            Ok(Ok(true)) => Ok(()),
+            Ok(Ok(false)) => {
+                let group = self.watched.group;
+                let message =
+                    format!("the API server answers 404 to {plural}.{group}, and says that it serves them");
+                Err(Trouble::new("not_found", message))
+            }
+            Ok(Err(error)) => Err(Trouble::of(&error)),
+            Err(_elapsed) => {
+                let message =
+                    format!("the API server does not say within {} s what it serves", ASK.as_secs());
+                Err(Trouble::new("timeout", message))
+            }
+        }
     }
 
     /// Whether the API server says of itself that it does not have the kind.
@@ -159,7 +170,7 @@ impl Watch {
         &self,
         client: &Client,
         version: &str,
-        was_synced: &mut bool,
+        phase: &mut Phase,
         backoff: &mut DefaultBackoff,
     ) -> End {
         let api_version = self.watched.api_version(version);
@@ -187,7 +198,7 @@ impl Watch {
                 }
                 Ok(Event::InitDone) => {
                     backoff.reset();
-                    *was_synced = true;
+                    *phase = Phase::Synced;
                     self.state.synced(number);
                     self.messages.send(Message::Complete(number)).await
                 }
