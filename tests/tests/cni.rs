@@ -409,6 +409,7 @@ fn a_pod_that_is_deleted_meanwhile_is_not_waited_for_without_end() -> Result<()>
     manifests.apply("pod.yaml", &object(&pod).replace(&uid(&pod), "uid-of-another"))?;
     let failed = Runtime::new(&a, 2).add(&pod)?;
     assert_eq!(failed.code(), Some(11), "{failed:?}");
+    assert!(Runtime::new(&a, 2).call("DEL", Some(&pod), &[])?.ok);
     // Taken down while ADD waits: the runtime has given up.
     let add = thread::spawn({
         let (runtime, pod) = (Runtime::new(&a, 60), pod.clone());

@@ -69,7 +69,8 @@ fn values_change_what_they_say() {
     assert_eq!(without, BTreeSet::from(["NetworkPolicy/mesh-ca".to_owned()]));
     let own = rendered(&["ca.existingSecret=cacerts"]).unwrap();
     assert!(!names(&own).contains("Secret/mesh-ca"));
-    let role = own.manifests.iter().find(|manifest| manifest.kind() == "Role").unwrap();
+    let is_it = |kind: &str, name: &str| kind == "Role" && name == "mesh-ca";
+    let role = own.manifests.iter().find(|manifest| is_it(manifest.kind(), manifest.name())).unwrap();
     assert_eq!(
         role.object["rules"][0],
         json!({"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["cacerts"], "verbs": ["get"]})
