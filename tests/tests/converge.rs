@@ -65,12 +65,9 @@ fn endpoint(number: u8, target: u8, host: u8) -> Endpoint {
 
 fn service(number: u8, shape: &Shape) -> Service {
     let name = ServiceName::new("default", format!("s{number}"));
-    let target = |weight, target, count| RouteTarget {
-        service: name.clone(),
-        port: 80,
-        subset: None,
-        weight,
-        endpoints: (0..count).map(|host| endpoint(number, target, host)).collect(),
+    let target = |weight, target, count| {
+        let endpoints = (0..count).map(|host| endpoint(number, target, host)).collect();
+        RouteTarget::whole(name.clone(), 80, weight, endpoints)
     };
     let targets = shape.targets.iter().zip(0..).map(|(&(weight, count), index)| target(weight, index, count));
     let mut port = ServicePort {

@@ -130,7 +130,7 @@ impl Wanted {
         let is_cluster_address = scope == SCOPE_ADDRESS && service.addresses.contains(&ip_of(address));
         let closed = !is_cluster_address && family(port.route(service.external.policy), v4).is_empty()
             || is_cluster_address && backends.is_empty();
-        let flags = if backends.needs_agent() { SERVICE_CAPTURE } else { 0 }
+        let flags = if port.needs_agent(policy, v4) { SERVICE_CAPTURE } else { 0 }
             | if has_strict(backends) { SERVICE_STRICT } else { 0 }
             | if keeps { SERVICE_MEMBERS } else { 0 }
             | if closed { SERVICE_CLOSED_OUTSIDE } else { 0 };

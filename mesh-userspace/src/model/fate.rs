@@ -78,12 +78,8 @@ mod tests {
     }
 
     fn route(rule: Option<&str>, targets: &[(&str, u32, &[u8])]) -> Route {
-        let target = |&(name, weight, last): &(&str, u32, &[u8])| RouteTarget {
-            service: ServiceName::new("shop", name),
-            port: 80,
-            subset: None,
-            weight,
-            endpoints: endpoints(last),
+        let target = |&(name, weight, last): &(&str, u32, &[u8])| {
+            RouteTarget::whole(ServiceName::new("shop", name), 80, weight, endpoints(last))
         };
         Route::new(rule.map(Into::into), targets.iter().map(target).collect())
     }

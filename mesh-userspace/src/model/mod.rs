@@ -8,13 +8,17 @@ mod authorization;
 mod fate;
 mod gateway;
 mod identity;
+mod locality;
+mod matching;
 mod mtls;
 mod name;
 mod policies;
+mod route;
 mod sandbox;
 mod service;
 mod shared;
 mod snapshot;
+mod traffic;
 mod workload;
 
 pub use alias::{AliasTable, Draw};
@@ -25,14 +29,20 @@ pub use authorization::{
 pub use fate::Fate;
 pub use gateway::{CONTROLLER, ParentState, RouteCondition, RouteKind, RouteName, RouteState};
 pub use identity::{Identity, IdentityError, TrustDomain};
+pub use locality::{Group, Locality, Spread};
+pub use matching::{Connecting, ConnectionMatch, ServerNames};
 pub use mtls::{Mode, MtlsModes, PeerPolicy};
 pub use name::{NodeName, ServiceName, WorkloadUid};
 pub use policies::{NamespacePolicies, Policies};
-pub use sandbox::{Placed, Sandbox, Sandboxes};
-pub use service::{
-    Backend, BackendSet, Endpoint, EndpointState, External, Protocol, Route, RouteTarget, Service,
-    ServiceKind, ServicePort, TrafficPolicy, combine_weights,
+pub use route::{
+    Backend, BackendSet, ConditionalRoute, Endpoint, EndpointState, Route, RouteTarget, combine_weights,
 };
+pub use sandbox::{Placed, Sandbox, Sandboxes};
+pub use service::{External, Protocol, Service, ServiceKind, ServicePort, TrafficPolicy};
 pub(crate) use shared::{shared_labels, shared_text};
 pub use snapshot::{Frontend, LocalNode, MeshConfig, Snapshot};
+pub use traffic::{
+    Balancer, ConnectionLimits, Keepalive, Mirror, OutlierDetection, Retries, RouteActions, Share,
+    TrafficSettings, Warmup,
+};
 pub use workload::{DATAPLANE_MODE, Workload};

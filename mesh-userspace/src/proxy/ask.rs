@@ -83,13 +83,7 @@ mod tests {
         let endpoints = ["10.0.0.1:80", "10.0.0.2:80"].map(|text| Endpoint::at(text.parse().unwrap()));
         let mut port = ServicePort::plain(&name, 80, Protocol::Tcp, endpoints.to_vec().into());
         port.node_port = Some(30080);
-        let target = RouteTarget {
-            service: name.clone(),
-            port: 80,
-            subset: None,
-            weight: 1,
-            endpoints: endpoints[..1].to_vec().into(),
-        };
+        let target = RouteTarget::whole(name.clone(), 80, 1, endpoints[..1].to_vec().into());
         port.local = Some(Route::new(None, vec![target]));
         let mut service =
             Service::internal(name, "web".into(), vec!["10.96.0.1".parse().unwrap()], vec![port]);

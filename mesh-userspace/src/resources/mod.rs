@@ -8,6 +8,7 @@ mod analysis;
 mod authorization;
 mod decode;
 mod deserialize;
+pub mod fields;
 pub(crate) mod gateway;
 mod istio;
 mod json;

@@ -183,12 +183,9 @@ mod tests {
         let with_targets = |names: &[&str]| {
             let name = ServiceName::new("shop", "web");
             let mut port = ServicePort::plain(&name, 80, Protocol::Tcp, endpoints(&[1]));
-            let target = |name: &&str| RouteTarget {
-                service: ServiceName::new("shop", *name),
-                port: 80,
-                subset: None,
-                weight: u32::from(*name == "web"),
-                endpoints: endpoints(&[1]),
+            let target = |name: &&str| {
+                let weight = u32::from(*name == "web");
+                RouteTarget::whole(ServiceName::new("shop", *name), 80, weight, endpoints(&[1]))
             };
             port.route = Route::new(Some("shop/rule".into()), names.iter().map(target).collect());
             of([Service::internal(name, "web".into(), vec![[10, 96, 0, 1].into()], vec![port])])

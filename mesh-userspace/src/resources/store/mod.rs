@@ -25,7 +25,7 @@ use super::translate::route::{Destinations, resolve_host, routed};
 use super::translate::service::{Cluster, Dependency, Label, PlainService, plain_service};
 use super::translate::topology::Here;
 use super::translate::workload::{enrols, peer_policy, workload};
-use super::{Code, Kind, Notice, Object, ObjectRef, Pod, VirtualService};
+use super::{Code, DestinationRule, Kind, Notice, Object, ObjectRef, Pod, VirtualService};
 use crate::model::{
     AuthorizationPolicy, Frontend, LocalNode, MeshConfig, NodeName, PeerPolicy, PolicyName, RouteName,
     Sandbox, Sandboxes, Service, ServiceName, Snapshot, Workload, WorkloadUid,
@@ -675,18 +675,26 @@ impl Destinations for Translator {
         self.plain_of(name).map(|(plain, _)| plain)
     }
 
-    /// Rules of the service's own namespace come first, then those of the root namespace, then the oldest.
     fn subset(&self, service: &ServiceName, subset: &str) -> Option<&BTreeMap<String, String>> {
+        let subsets = self.rules(service).into_iter().flat_map(|(_, rule)| &rule.spec.subsets);
+        subsets.into_iter().find(|candidate| candidate.name == subset).map(|found| &found.labels)
+    }
+
+    /// Rules of the service's own namespace come first, then those of the root namespace, then the oldest.
+    fn rules(&self, service: &ServiceName) -> Vec<(&ObjectRef, &DestinationRule)> {
         let rank = |namespace: &Arc<str>| {
             (*namespace != service.namespace, *namespace != self.snapshot.mesh.root_namespace)
         };
-        let rules = self.destination_rules.get(service)?;
-        let named = rules.iter().filter_map(|(created, reference)| {
-            let Object::DestinationRule(rule) = &**self.objects.get(reference)? else { return None };
-            let found = rule.spec.subsets.iter().find(|candidate| candidate.name == subset)?;
-            Some(((rank(&reference.namespace), created, reference), &found.labels))
-        });
-        named.min_by_key(|(order, _)| *order).map(|(_, labels)| labels)
+        let by_age = self.destination_rules.get(service).into_iter().flatten();
+        let mut rules: Vec<_> = by_age
+            .filter_map(|(created, reference)| {
+                let (reference, object) = self.objects.get_key_value(reference)?;
+                let Object::DestinationRule(rule) = &**object else { return None };
+                Some(((rank(&reference.namespace), created), (reference, &**rule)))
+            })
+            .collect();
+        rules.sort_by(|(a, (left, _)), (b, (right, _))| a.cmp(b).then_with(|| left.cmp(right)));
+        rules.into_iter().map(|(_, rule)| rule).collect()
     }
 }
 

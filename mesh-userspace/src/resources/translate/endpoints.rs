@@ -123,6 +123,8 @@ fn member(address: SocketAddr, state: EndpointState, workload: Option<&Arc<Workl
         state,
         node: None,
         zone: None,
+        locality: None,
+        weight: 1,
     };
     Member { endpoint, workload: workload.map(Arc::clone), hints: None }
 }

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::destination::dress;
 use super::route::Destinations;
 use super::service::{PlainPort, PlainService};
 use crate::model::{
@@ -120,16 +121,16 @@ pub(super) fn targets(
     let mut notices = Vec::new();
     let backends = route.1.spec.rules.first().into_iter().flat_map(|rule| &rule.backend_refs).enumerate();
     let targets = backends.map(|(index, backend)| {
-        let mut target = RouteTarget {
-            service: backend_service(backend, route.0),
-            port: backend.port.and_then(|port| u16::try_from(port).ok()).unwrap_or_default(),
-            subset: None,
-            weight: backend.weight.map_or(1, |weight| u32::try_from(weight).unwrap_or_default()),
-            endpoints: Arc::from([]),
-        };
+        let mut target = RouteTarget::whole(
+            backend_service(backend, route.0),
+            backend.port.and_then(|port| u16::try_from(port).ok()).unwrap_or_default(),
+            backend.weight.map_or(1, |weight| u32::try_from(weight).unwrap_or_default()),
+            Arc::from([]),
+        );
         match resolve(backend, route.0, destinations) {
             Ok((service, port)) => {
                 target.endpoints = service.ports[port].serving(&BTreeMap::new(), policy, destinations.here());
+                target = dress(target, &service.ports[port], destinations);
             }
             // It gets nothing, but connections that it got before may still be open.
             Err(_) if target.weight == 0 => {}

@@ -1,6 +1,7 @@
 //! From checked objects to the model: pure functions, each told what it needs. `store` decides what is called when.
 
 pub(super) mod authorization;
+pub(super) mod destination;
 pub(super) mod endpoints;
 pub(super) mod external;
 pub(super) mod gateway;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::destination::dress;
 use super::gateway::{self, Named};
 use super::service::{PlainPort, PlainService};
 use super::topology::Here;
@@ -10,7 +11,7 @@ use crate::model::{
     Endpoint, MeshConfig, Protocol, Route, RouteTarget, Service, ServiceName, ServicePort, TrafficPolicy,
 };
 use crate::resources::istio::{Match, RouteDestination, RouteEntry, VirtualServiceSpec};
-use crate::resources::{Code, Notice, ObjectRef, VirtualService};
+use crate::resources::{Code, DestinationRule, Notice, ObjectRef, VirtualService};
 
 /// Weight of a destination that is alone.
 const WHOLE: u32 = 100;
@@ -20,6 +21,9 @@ pub(in crate::resources) trait Destinations {
     fn service(&self, name: &ServiceName) -> Option<PlainService>;
     /// The labels of a subset, as the `DestinationRule`s for the service name them.
     fn subset(&self, service: &ServiceName, subset: &str) -> Option<&BTreeMap<String, String>>;
+    /// The `DestinationRule`s that name the service's host, in the order of their precedence for a client that is nobody's in
+    /// particular.
+    fn rules(&self, service: &ServiceName) -> Vec<(&ObjectRef, &DestinationRule)>;
     /// Whether a `ReferenceGrant` lets a route of another namespace lead to a service.
     fn is_granted(&self, route: &ObjectRef, to: &ServiceName) -> bool;
     /// The node for whose clients the service is translated.
@@ -126,8 +130,8 @@ impl<D: Destinations> Resolver<'_, D> {
             routed.unwrap_or_else(|| {
                 let service = plain.name.clone();
                 let endpoints = Arc::clone(own);
-                let target = RouteTarget { service, port: port.port, subset: None, weight: 1, endpoints };
-                Route::new(None, vec![target])
+                let target = RouteTarget::whole(service, port.port, 1, endpoints);
+                Route::new(None, vec![dress(target, port, self.destinations)])
             })
         };
         ServicePort {
@@ -139,6 +143,7 @@ impl<D: Destinations> Resolver<'_, D> {
             local: own_local.map(|own| route(TrafficPolicy::Local, &own)),
             listed,
             endpoints,
+            rules: Vec::new(),
         }
     }
 
@@ -207,13 +212,9 @@ impl<D: Destinations> Resolver<'_, D> {
             written.subset.as_deref().filter(|name| !name.is_empty()).map(Into::into);
         let resolved = resolve_host(&written.host, &rule.namespace, self.mesh);
         let service = resolved.clone().unwrap_or_else(|| ServiceName::new(&*rule.namespace, &*written.host));
-        let mut target = RouteTarget {
-            service: service.clone(),
-            port: named.unwrap_or(asked.port),
-            subset: subset.clone(),
-            weight,
-            endpoints: Arc::from([]),
-        };
+        let mut target =
+            RouteTarget::whole(service.clone(), named.unwrap_or(asked.port), weight, Arc::from([]));
+        target.subset.clone_from(&subset);
         self.uses.extend(resolved.clone());
         let Some(found) = resolved.and_then(|name| self.destinations.service(&name)) else {
             let message =
@@ -245,7 +246,7 @@ impl<D: Destinations> Resolver<'_, D> {
             return target;
         };
         target.endpoints = port.serving(labels, policy, self.destinations.here());
-        target
+        dress(target, port, self.destinations)
     }
 }
 

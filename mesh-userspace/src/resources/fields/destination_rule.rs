@@ -1,0 +1,5 @@
+//! Fields of `DestinationRule`s.
+
+use super::Field;
+
+pub(super) const FIELDS: &[Field] = &[];

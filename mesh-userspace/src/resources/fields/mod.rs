@@ -1,0 +1,113 @@
+//! Each field of the resources that route and shape traffic, with what becomes of it at layer 4.
+//!
+//! One list for all who tell of it: `lint` says at an object which of its fields are not honoured, docs/traffic.md shows the
+//! whole, and tests hold both to what stands here. Paths are those of the API, with `[]` behind a list and `*` for a map's key.
+
+mod destination_rule;
+mod gateway_route;
+mod service_entry;
+mod virtual_service;
+mod workload_entry;
+
+use std::fmt::Write as _;
+
+/// What becomes of a field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Done as the API documents it, in both planes.
+    Honoured,
+    /// Done for the connections of enrolled clients: their agent carries it out.
+    Enrolled,
+    /// Something of it is done; the note says what.
+    Partly,
+    /// Layer 4 cannot see what it is about.
+    Layer7,
+    /// It could be done and is not yet.
+    NotYet,
+}
+
+impl State {
+    /// As docs/traffic.md has it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Honoured => "yes",
+            Self::Enrolled => "enrolled clients",
+            Self::Partly => "in part",
+            Self::Layer7 => "no: layer 7",
+            Self::NotYet => "not yet",
+        }
+    }
+}
+
+/// A field.
+#[derive(Clone, Copy, Debug)]
+pub struct Field {
+    /// Its path, from `spec` on.
+    pub path: &'static str,
+    /// What becomes of it.
+    pub state: State,
+    /// In what way, or what happens instead.
+    pub note: &'static str,
+}
+
+/// A kind with its fields.
+#[derive(Clone, Copy, Debug)]
+pub struct Resource {
+    /// Its kind.
+    pub kind: &'static str,
+    /// Its fields, in the order of the API.
+    pub fields: &'static [Field],
+}
+
+/// All of them.
+pub const RESOURCES: &[Resource] = &[
+    Resource { kind: "VirtualService", fields: virtual_service::FIELDS },
+    Resource { kind: "DestinationRule", fields: destination_rule::FIELDS },
+    Resource { kind: "ServiceEntry", fields: service_entry::FIELDS },
+    Resource { kind: "WorkloadEntry", fields: workload_entry::FIELDS },
+    Resource { kind: "TCPRoute, TLSRoute", fields: gateway_route::FIELDS },
+];
+
+/// The tables as docs/traffic.md has them, between its lines `<!-- fields -->` and `<!-- /fields -->`.
+pub fn markdown() -> String {
+    let mut text = String::new();
+    for resource in RESOURCES {
+        let _ = writeln!(text, "### {}\n\n| field | honoured | |\n|---|---|---|", resource.kind);
+        for Field { path, state, note } in resource.fields {
+            let _ = writeln!(text, "| `{path}` | {} | {note} |", state.as_str());
+        }
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::*;
+
+    /// `MESH_WRITE_DOCS=1` writes the tables instead.
+    #[test]
+    fn the_documentation_has_these_tables() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/traffic.md");
+        let page = std::fs::read_to_string(&path).unwrap();
+        let (begin, end) = ("<!-- fields -->\n", "<!-- /fields -->");
+        let from = page.find(begin).unwrap() + begin.len();
+        let to = page.find(end).unwrap();
+        if std::env::var_os("MESH_WRITE_DOCS").is_some() {
+            let page = format!("{}\n{}{}", &page[..from], markdown(), &page[to..]);
+            return std::fs::write(path, page).unwrap();
+        }
+        assert_eq!(page[from..to].trim(), markdown().trim(), "MESH_WRITE_DOCS=1 writes them anew");
+    }
+
+    #[test]
+    fn each_field_stands_once() {
+        for Resource { kind, fields } in RESOURCES {
+            let paths: BTreeSet<&str> = fields.iter().map(|field| field.path).collect();
+            assert_eq!(paths.len(), fields.len(), "{kind}");
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! Fields of `WorkloadEntry`s.
+
+use super::Field;
+
+pub(super) const FIELDS: &[Field] = &[];
