@@ -122,7 +122,11 @@ pub struct AgentConfig {
     /// Unix socket for meshctl [default: meshd.sock in the state folder].
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
-    /// Address for /metrics and /healthz.
+    /// Unix socket of this process alone, for `meshctl probe`: whether it is ready, serving or standing by, and whether it
+    /// lives [default: none].
+    #[arg(long, value_name = "PATH")]
+    pub probe_socket: Option<PathBuf>,
+    /// Address for /metrics, /healthz and /livez.
     #[arg(long, default_value = "127.0.0.1:15020", value_name = "ADDR:PORT")]
     pub metrics_addr: SocketAddr,
     /// Threads that carry connections [default: half of the CPUs].
@@ -146,7 +150,8 @@ pub struct AgentConfig {
     /// Life of a workload's certificate, such as 24h or 90s; renewed at half of it.
     #[arg(long, default_value = "24h", value_name = "TIME", value_parser = lifetime)]
     pub cert_ttl: Duration,
-    /// With another agent on this node: stand by until it ends, and take over then. Without this that is refused.
+    /// With another agent on this node: stand by until it ends, and take over then. Ready (--probe-socket) is one that
+    /// stands by when it could serve. Without this flag a second agent is refused.
     #[arg(long)]
     pub standby: bool,
     /// How long connections may go on after SIGTERM, or after their pod left the mesh.

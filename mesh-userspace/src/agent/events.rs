@@ -28,6 +28,8 @@ const REFILL: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of a note (events.k8s.io/v1: at most 1 kB).
 const LONGEST_NOTE: usize = 1000;
+/// Bytes of who reports (the same); a node's name may be longer.
+const LONGEST_INSTANCE: usize = 128;
 /// Pods and reasons that are remembered.
 const REMEMBERED: usize = 4096;
 
@@ -48,7 +50,8 @@ impl Events {
     /// Says them to the API server, on the runtime that this is called on, as the agent of `node`.
     pub(super) fn to(client: Client, node: &str) -> Self {
         let (events, queue) = mpsc::channel(QUEUE);
-        let reporter = Reporter { controller: "mesh-agent".to_owned(), instance: Some(node.to_owned()) };
+        let instance = Some(cut(node, LONGEST_INSTANCE));
+        let reporter = Reporter { controller: "mesh-agent".to_owned(), instance };
         tokio::spawn(say(queue, Recorder::new(client, reporter)));
         Self(Some(events))
     }
@@ -79,7 +82,7 @@ impl Events {
             ..ObjectReference::default()
         };
         // The queue is full: it is in the log.
-        let _ = events.try_send(Told { pod, reason, note: cut(note), type_ });
+        let _ = events.try_send(Told { pod, reason, note: cut(note, LONGEST_NOTE), type_ });
     }
 }
 
@@ -155,12 +158,12 @@ impl Limit {
     }
 }
 
-/// As much of a text as an event may have.
-fn cut(text: &str) -> String {
+/// As much of a text as an event may have, in bytes.
+fn cut(text: &str, longest: usize) -> String {
     text.chars()
         .scan(0, |length, one| {
             *length += one.len_utf8();
-            (*length <= LONGEST_NOTE).then_some(one)
+            (*length <= longest).then_some(one)
         })
         .collect()
 }
@@ -201,7 +204,8 @@ mod tests {
 
     #[test]
     fn a_note_is_cut_between_characters() {
-        assert_eq!(cut("short"), "short");
-        assert_eq!(cut(&"ü".repeat(LONGEST_NOTE)).len(), LONGEST_NOTE);
+        assert_eq!(cut("short", LONGEST_NOTE), "short");
+        assert_eq!(cut(&"ü".repeat(LONGEST_NOTE), LONGEST_NOTE).len(), LONGEST_NOTE);
+        assert_eq!(cut("aü", 2), "a");
     }
 }

@@ -22,6 +22,7 @@ mod rotate;
 mod route_status;
 mod service_report;
 mod source_report;
+mod standby;
 mod waiting;
 
 use std::fs::{self, File};
@@ -32,7 +33,7 @@ use std::time::{Duration, SystemTime};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::analyze::analyze;
@@ -58,7 +59,9 @@ use self::events::Events;
 use self::kube_proxy::ProxyPorts;
 use self::report::AgentData;
 use self::waiting::Waiting;
-use crate::admin::{AdminSocket, SocketError, serve_metrics, serve_socket};
+use crate::admin::{
+    AdminData as _, AdminSocket, Readiness, SocketError, serve_metrics, serve_probes, serve_socket,
+};
 use crate::cni::{self as plugin, InstallState};
 use crate::datapath::maps::MapReader;
 use crate::datapath::{
@@ -69,7 +72,7 @@ use crate::identity::ca::CaClientError;
 use crate::identity::{AuthorityError, CertificateState, CertificateStore, RotateError};
 use crate::kubernetes::{self, KubernetesError};
 use crate::memory;
-use crate::model::{IdentityError, MeshConfig, NodeName, Snapshot};
+use crate::model::{IdentityError, MeshConfig, NodeName, Snapshot, WorkloadUid};
 use crate::node::{self, EnrolError, Enroller, Namespaces};
 use crate::proxy::{Handles, Shared, Workers};
 use crate::sockets::{Ended, Reaper};
@@ -139,6 +142,18 @@ pub enum AgentError {
     /// The pods.
     #[error("cannot release the pods")]
     Enrol(#[source] EnrolError),
+    /// One pod.
+    #[error("pod {pod} cannot be released")]
+    Unreleased {
+        /// Which.
+        pod: WorkloadUid,
+        /// Why.
+        #[source]
+        source: EnrolError,
+    },
+    /// Not everything was taken off the node.
+    #[error("{} left on this node; what is remembered of it stays, so do this again: {}", things(.0.len()), .0.join("; "))]
+    Left(Vec<String>),
     /// Clients from outside.
     #[error("cannot serve clients from outside")]
     External(#[source] ExternalError),
@@ -160,6 +175,9 @@ pub enum AgentError {
     /// The API's socket.
     #[error("cannot open the socket for meshctl")]
     Socket(#[source] SocketError),
+    /// The socket for probes.
+    #[error("cannot open the socket for probes")]
+    Probes(#[source] SocketError),
     /// The metrics' port.
     #[error("cannot listen on {address} for metrics: give another with --metrics-addr")]
     Metrics {
@@ -185,6 +203,13 @@ pub enum AgentError {
     /// The controller ended without being told.
     #[error("the controller ended")]
     ControllerEnded,
+    /// So did the thread that waits for another agent's end.
+    #[error("the thread that waits for the other agent ended")]
+    StandbyEnded,
+}
+
+fn things(count: usize) -> String {
+    if count == 1 { "one thing is".to_owned() } else { format!("{count} things are") }
 }
 
 fn starting(what: &'static str) -> impl FnOnce(io::Error) -> AgentError {
@@ -205,17 +230,54 @@ pub fn run(config: AgentConfig) -> Result<(), AgentError> {
         Some(cgroup) => cgroup,
         None => check::cgroup2_mount().map_err(AgentError::Cgroup)?,
     };
-    let _claims = if config.standby {
-        Claims::awaited(&config.places, &cgroup)?
-    } else {
-        Claims::of_agent(&config.places, &cgroup)?
-    };
-    let replaces = config.kube_proxy.replaces();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(starting("the runtime"))?;
-    runtime.block_on(serve(config, cgroup, replaces, lifeline))
+    runtime.block_on(async {
+        let mut told = Signals::new()?;
+        let readiness = Readiness::default();
+        if let Some(path) = &config.probe_socket {
+            let socket = AdminSocket::bind(path).map_err(AgentError::Probes)?;
+            tokio::spawn(serve_probes(socket, readiness.clone(), std::future::pending()));
+        }
+        let _claims = if config.standby {
+            tokio::select! {
+                claims = standby::claim(&config, &cgroup, &readiness) => claims?,
+                // Nothing was begun yet that has to be ended.
+                () = told.to_end() => return Ok(()),
+            }
+        } else {
+            Claims::of_agent(&config.places, &cgroup)?
+        };
+        readiness.set_missing("the agent starts".to_owned());
+        let replaces = config.kube_proxy.replaces();
+        Box::pin(serve(config, cgroup, replaces, lifeline, told, readiness)).await
+    })
+}
+
+/// What tells this process to end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, AgentError> {
+        let handler = |kind| signal(kind).map_err(starting("the signal handlers"));
+        Ok(Self {
+            terminate: handler(SignalKind::terminate())?,
+            interrupt: handler(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Completes when it is told. Cancel safe.
+    async fn to_end(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// Makes the sysctls of pods writable. Without, what concerns no pod goes on, and so do the pods that have what they need.
@@ -258,27 +320,30 @@ pub fn uninstall(config: &UninstallConfig) -> Result<(), AgentError> {
         // One that holds something else stays.
         let _ = state.parent().map(fs::remove_dir);
     }
-    datapath::uninstall(&places.bpffs).map_err(AgentError::Datapath)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(starting("the runtime"))?;
-    runtime.block_on(external::uninstall()).map_err(AgentError::External)?;
-    for pod in node::uninstall(&places.state_dir).map_err(AgentError::Enrol)? {
-        tracing::info!(%pod, "released");
+    // What one of these cannot take off is no reason to leave the rest.
+    let kernel = datapath::uninstall(&places.bpffs).map_err(AgentError::Datapath);
+    let outside = runtime.block_on(external::uninstall()).map_err(AgentError::External);
+    let mut left: Vec<AgentError> = kernel.err().into_iter().chain(outside.err()).collect();
+    for (pod, released) in node::uninstall(&places.state_dir).map_err(AgentError::Enrol)? {
+        match released {
+            Ok(()) => tracing::info!(%pod, "released"),
+            Err(source) => left.push(AgentError::Unreleased { pod, source }),
+        }
     }
-    remove_state(&places.state_dir);
-    Ok(())
+    if left.is_empty() {
+        remove_state(&places.state_dir);
+        return Ok(());
+    }
+    Err(AgentError::Left(left.iter().map(|error| chain(error)).collect()))
 }
 
 /// Does nothing until SIGTERM or SIGINT.
 pub fn pause() -> Result<(), AgentError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(starting("the runtime"))?.block_on(async {
-        let mut terminate = signal(SignalKind::terminate()).map_err(starting("the signal handlers"))?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(starting("the signal handlers"))?;
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        Signals::new()?.to_end().await;
         Ok(())
     })
 }
@@ -302,9 +367,9 @@ async fn serve(
     cgroup: PathBuf,
     replaces: bool,
     lifeline: Lifeline,
+    mut told: Signals,
+    readiness: Readiness,
 ) -> Result<(), AgentError> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(starting("the signal handlers"))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(starting("the signal handlers"))?;
     let socket = AdminSocket::bind(&config.socket()).map_err(AgentError::Socket)?;
     let address = config.metrics_addr;
     let metrics_listener =
@@ -325,6 +390,8 @@ async fn serve(
     });
     let waits = async {
         let Some(waiting) = waiting else { return std::future::pending().await };
+        let asked = Arc::clone(&waiting);
+        readiness.ask(move || asked.health());
         let api = serve_socket(&socket, Arc::clone(&waiting), on(stopped.clone()));
         tokio::join!(api, serve_metrics(&metrics_listener, waiting, on(stopped.clone())));
     };
@@ -333,8 +400,7 @@ async fn serve(
         feed = first => feed.map_err(AgentError::Source)?,
         () = waits => return Ok(()),
         // Nothing was begun yet that has to be ended.
-        _ = terminate.recv() => return Ok(()),
-        _ = interrupt.recv() => return Ok(()),
+        () = told.to_end() => return Ok(()),
     };
     let telemetry = telemetry(&config.cluster, &certificates, &feed, replaces);
     let shared = Arc::new(Shared::new(
@@ -373,6 +439,8 @@ async fn serve(
         cni_problem: Arc::clone(&cni_problem),
     });
     tracing::info!(node = config.node, socket = %config.socket().display(), metrics = %address, "serving");
+    let asked = Arc::clone(&data);
+    readiness.ask(move || asked.health());
     // Only now can the plugin be answered.
     let _installer = match config.cni.install(&config.plugin()) {
         Some(install) => Some(plugin::install(install, cni_problem).map_err(starting("the CNI installer"))?),
@@ -384,8 +452,7 @@ async fn serve(
     let flush = flush(&telemetry);
     let ended = async {
         tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            () = told.to_end() => {}
             () = requests.closed() => return Err(AgentError::ControllerEnded),
         }
         tracing::info!("stopping: capture ends, connections have {:?} to end", config.drain);
@@ -394,8 +461,7 @@ async fn serve(
             tokio::select! {
                 // Gone without an answer is stopped as well.
                 _done = stopped => {}
-                _ = terminate.recv() => tracing::warn!("told twice: ending at once"),
-                _ = interrupt.recv() => tracing::warn!("told twice: ending at once"),
+                () = told.to_end() => tracing::warn!("told twice: ending at once"),
             }
         }
         stop.send_replace(true);

@@ -82,6 +82,15 @@ pub enum EnrolError {
         #[source]
         source: io::Error,
     },
+    /// It failed half-way, and what was done stays.
+    #[error("what a failed enrolment has done cannot be undone ({undo})")]
+    NotUndone {
+        /// Why it cannot be undone.
+        undo: String,
+        /// Why it failed.
+        #[source]
+        failed: Box<EnrolError>,
+    },
     /// The state file.
     #[error("cannot remember the pod")]
     State(#[source] io::Error),
@@ -202,11 +211,12 @@ impl Enroller {
                     self.steer(datapath, wanted, (looked, remembered), monitor, listeners)
                 });
                 done.map_err(|(error, remembered)| {
-                    if let Err(undo) = self.take_back(datapath, &remembered, None) {
-                        tracing::warn!(error = %undo, pod = %remembered.uid, "a failed enrolment could not be undone");
-                    }
+                    let undone = self.take_back(datapath, &remembered, None);
                     self.disown(remembered.cookie, &steered);
-                    error
+                    match undone {
+                        Ok(()) => error,
+                        Err(undo) => EnrolError::NotUndone { undo: told(&undo), failed: Box::new(error) },
+                    }
                 })
             })
             .collect()
@@ -376,8 +386,12 @@ impl Enroller {
         let strays: Vec<Remembered> = self.remembered.values().filter(|pod| !stays(pod)).cloned().collect();
         let mut errors = Vec::new();
         for pod in strays {
-            tracing::info!(pod = %pod.uid, "released: enrolled by an earlier agent and no longer wanted");
-            errors.extend(self.take_back(datapath, &pod, None).err());
+            match self.take_back(datapath, &pod, None) {
+                Ok(()) => {
+                    tracing::info!(pod = %pod.uid, "released: enrolled by an earlier agent and no longer wanted");
+                }
+                Err(error) => errors.push(error),
+            }
         }
         let unknown = |cookie: &u64| !enrolled(*cookie) && !self.remembered.contains_key(cookie);
         for cookie in datapath.known_pods().into_iter().filter(unknown) {
@@ -450,6 +464,12 @@ impl Enrolment {
     }
 }
 
+/// A failure with what it comes from.
+fn told(error: &EnrolError) -> String {
+    let source = std::error::Error::source(error).map(|source| format!(": {source}"));
+    format!("{error}{}", source.unwrap_or_default())
+}
+
 /// What a namespace is and has.
 fn look(place: &Place) -> Result<Looked, EnrolError> {
     let path = || place.path.clone();
@@ -492,16 +512,22 @@ pub(super) fn set_listeners(
     Ok(())
 }
 
-/// Leaves no trace of any agent on this machine's pods: for `meshd uninstall`. The pins are removed elsewhere.
-pub fn uninstall(state_dir: &Path) -> Result<Vec<WorkloadUid>, EnrolError> {
+/// Leaves no trace of any agent on this machine's pods: for `meshd uninstall`. The pins are removed elsewhere. One result a pod:
+/// what cannot be taken out of one stays remembered, for another try.
+pub fn uninstall(state_dir: &Path) -> Result<Vec<(WorkloadUid, Result<(), EnrolError>)>, EnrolError> {
     let state = StateDir::open(state_dir).map_err(EnrolError::State)?;
-    let mut released = Vec::new();
-    for (cookie, pod) in state.load() {
-        find_and_take_up(&pod)?;
-        state.forget(cookie);
-        released.push(pod.uid);
-    }
-    Ok(released)
+    Ok(release_all(&state, find_and_take_up))
+}
+
+fn release_all(
+    state: &StateDir,
+    take_up: impl Fn(&Remembered) -> Result<(), EnrolError>,
+) -> Vec<(WorkloadUid, Result<(), EnrolError>)> {
+    let release = |(cookie, pod): (u64, Remembered)| {
+        let released = take_up(&pod).inspect(|()| state.forget(cookie));
+        (pod.uid, released)
+    };
+    state.load().into_iter().map(release).collect()
 }
 
 /// Takes rules, routes and sysctls out of a namespace.

@@ -204,6 +204,8 @@ impl Worker {
 
     async fn accept(self, pod: Arc<Pod>, role: Role, listener: TcpListener) {
         let mut stop = pod.stop.clone();
+        // The same failure again and again is one line.
+        let mut told = None;
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -211,12 +213,18 @@ impl Worker {
                 _stopped = stop.wait_for(|stop| *stop > Stop::Serving) => return,
             };
             match accepted {
-                Ok((socket, _)) => self.place(Arc::clone(&pod), role, socket),
+                Ok((socket, _)) => {
+                    told = None;
+                    self.place(Arc::clone(&pod), role, socket);
+                }
                 Err(error) if is_of_the_connection(&error) => {}
                 // The socket was shut down from outside; the controller opens another.
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return,
                 Err(error) => {
-                    tracing::warn!(%error, pod = %pod.uid(), "cannot accept");
+                    if told != error.raw_os_error() {
+                        tracing::warn!(%error, pod = %pod.uid(), "cannot accept");
+                        told = error.raw_os_error();
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }

@@ -45,7 +45,10 @@ impl Controller {
                 self.shared.telemetry.metrics().pod_mended(kind);
             }
             let what = kinds.into_values().flatten().collect::<Vec<_>>().join("; ");
-            tracing::warn!(pod = %pod.enrolment.uid, what, "mended");
+            // Somebody may take it away again and again.
+            if self.told.is_news(&format!("mended {}", pod.enrolment.uid), &what) {
+                tracing::warn!(pod = %pod.enrolment.uid, what, "mended");
+            }
             self.events.mended(&pod.workload, &what);
             pod.mended = Some(Mend { when: SystemTime::now(), what });
         }
@@ -65,13 +68,19 @@ impl Controller {
         if off.is_empty() {
             return;
         }
+        let programs = off.join(" ");
         match self.datapath.reattach() {
             Ok(()) => {
-                tracing::warn!(programs = off.join(" "), "mended: programs were not in force");
+                if self.told.is_news("programs", &programs) {
+                    tracing::warn!(programs, "mended: programs were not in force");
+                }
                 self.shared.telemetry.metrics().pod_mended("programs");
             }
             Err(error) => {
-                tracing::error!(programs = off.join(" "), error = %chain(&error), "programs cannot be put in force");
+                let error = chain(&error);
+                if self.told.is_news("programs", &error) {
+                    tracing::error!(programs, error, "programs cannot be put in force");
+                }
             }
         }
     }

@@ -7,6 +7,7 @@ mod look;
 mod pods;
 mod status;
 mod stop;
+mod told;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use self::here::Here;
 use self::pods::{Enrolled, Leaving, Pending};
 pub(super) use self::status::{NodeStatus, PodState, ROLES};
+use self::told::Told;
 use super::AgentError;
 use super::events::Events;
 use crate::datapath::maps::MapReader;
@@ -92,6 +94,8 @@ pub(super) struct Controller {
     looks: u64,
     has_started: bool,
     sync_errors: Vec<String>,
+    /// Of what is found again and again.
+    told: Told,
     generation: u64,
 }
 
@@ -118,6 +122,7 @@ impl Controller {
             looks: 0,
             has_started: false,
             sync_errors: Vec::new(),
+            told: Told::default(),
             generation: 0,
         };
         controller.apply(snapshot);

@@ -338,7 +338,10 @@ impl Controller {
         }
         let awaited = |uid: &WorkloadUid| pending.contains_key(uid);
         for error in self.enroller.release_strays(&mut self.datapath, enrolled, awaited) {
-            tracing::warn!(error = %chain(&error), "a pod of an earlier agent could not be released");
+            let error = chain(&error);
+            if self.told.is_news(&format!("stray {error}"), &error) {
+                tracing::warn!(error, "a pod of an earlier agent could not be released");
+            }
         }
     }
 
