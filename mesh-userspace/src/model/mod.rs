@@ -13,7 +13,7 @@ mod name;
 mod policies;
 mod sandbox;
 mod service;
-mod shared;
+pub(crate) mod shared;
 mod snapshot;
 mod workload;
 
