@@ -24,6 +24,7 @@ pub mod cli;
 pub mod cni;
 pub mod datapath;
 pub mod external;
+mod file;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod identity;

@@ -82,6 +82,7 @@ impl AgentBuilder {
             ("--ca-dir", node.ca_dir()),
             ("--bpffs", node.bpffs()),
             ("--state-dir", node.state_dir()),
+            ("--source-state", node.source_state()),
             ("--cgroup", node.cgroup().to_owned()),
             ("--metrics-addr", PathBuf::from(METRICS)),
         ];

@@ -342,6 +342,11 @@ impl Node {
         self.registry.folder().join(&self.name)
     }
 
+    /// File that keeps the last state of an agent's source.
+    pub fn source_state(&self) -> PathBuf {
+        self.registry.folder().join("source").join(format!("{}.json.gz", self.name))
+    }
+
     /// Folder of the certificate authority, one for the lab.
     pub fn ca_dir(&self) -> PathBuf {
         self.registry.folder().join("ca")

@@ -60,6 +60,12 @@ pub struct SourceReport {
     pub error: Option<String>,
     /// What is known is of this time at least; `None`: not everything is known yet.
     pub as_of: Option<u64>,
+    /// Of when the state kept on disk is, while that is in force because the API server was away at the start.
+    pub stored: Option<u64>,
+    /// Of when the state on disk is that this agent has written.
+    pub kept: Option<u64>,
+    /// Why it cannot be written.
+    pub keep_error: Option<String>,
     /// Kind by kind.
     pub kinds: Vec<SourceKindReport>,
 }
@@ -70,7 +76,7 @@ pub struct SourceReport {
 pub struct SourceKindReport {
     /// Its name.
     pub kind: String,
-    /// `synced`, `absent` (not installed), `waiting` (for its first listing), `failing`.
+    /// `synced`, `absent` (not installed), `stored` (as kept on disk), `waiting` (for its first listing), `failing`.
     pub state: String,
     /// Objects that are known.
     pub objects: usize,

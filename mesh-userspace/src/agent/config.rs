@@ -47,6 +47,10 @@ pub struct Places {
     /// Folder for the lock, the socket and what is remembered of enrolled pods; should not survive a reboot.
     #[arg(long, default_value = "/run/mesh", value_name = "DIR")]
     pub state_dir: PathBuf,
+    /// File that keeps the last state of --kubernetes, for an agent that starts while the API server is away; should survive
+    /// a reboot.
+    #[arg(long, default_value = "/var/lib/mesh/state.json.gz", value_name = "FILE")]
+    pub source_state: PathBuf,
 }
 
 /// Flags of `meshd uninstall`.
@@ -104,6 +108,9 @@ pub struct AgentConfig {
     /// Follow the Kubernetes API server that KUBECONFIG names, else that of the cluster that this runs in.
     #[arg(long)]
     pub kubernetes: bool,
+    /// How long the API server is waited for at the start, before the last state that was kept is in force.
+    #[arg(long, default_value = "5s", value_name = "TIME", value_parser = duration)]
+    pub source_wait: Duration,
     /// Name of this node, as in a Pod's `spec.nodeName`.
     #[arg(long, env = "NODE_NAME", value_name = "NAME", default_value_t = hostname())]
     pub node: String,

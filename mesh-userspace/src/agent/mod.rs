@@ -62,7 +62,7 @@ use self::waiting::Waiting;
 use crate::admin::{
     AdminData as _, AdminSocket, Readiness, SocketError, serve_metrics, serve_probes, serve_socket,
 };
-use crate::cni::{self as plugin, InstallState};
+use crate::cni::{self as plugin, InstallState, Installer};
 use crate::datapath::maps::MapReader;
 use crate::datapath::{
     self, CounterReader, Datapath, DatapathConfig, DatapathError, FlowEvents, Lifeline, check,
@@ -76,7 +76,7 @@ use crate::model::{IdentityError, MeshConfig, NodeName, Snapshot, WorkloadUid};
 use crate::node::{self, EnrolError, Enroller, Namespaces};
 use crate::proxy::{Handles, Shared, Workers};
 use crate::sockets::{Ended, Reaper};
-use crate::source::{self, Feed, Input, Source, SourceError};
+use crate::source::{self, ApiState, Feed, Input, Source, SourceError, StateFile};
 use crate::sysctls;
 use crate::telemetry::{FlowLog, Metrics, Telemetry};
 
@@ -84,6 +84,8 @@ use crate::telemetry::{FlowLog, Metrics, Telemetry};
 const EVENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often long connections' bytes reach the metrics.
 const FLUSH: Duration = Duration::from_secs(5);
+/// Longest that the last state may take to reach the disk at the end.
+const KEEP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// So many connections fewer than at the last look make it worth while to give memory back.
 const BURST: u64 = 100;
@@ -310,7 +312,7 @@ pub fn uninstall(config: &UninstallConfig) -> Result<(), AgentError> {
         return Err(AgentError::NotRoot);
     }
     open_sysctls();
-    let _claims = Claims::of_uninstall(places)?;
+    let claims = Claims::of_uninstall(places)?;
     // First of all: no pod is to start with a plugin that finds no agent any more.
     if let (Some(conf_dir), Some(bin_dir)) = (&config.cni.cni_conf_dir, &config.cni.cni_bin_dir) {
         plugin::uninstall(conf_dir, bin_dir).map_err(AgentError::Cni)?;
@@ -332,11 +334,15 @@ pub fn uninstall(config: &UninstallConfig) -> Result<(), AgentError> {
             Err(source) => left.push(AgentError::Unreleased { pod, source }),
         }
     }
-    if left.is_empty() {
-        remove_state(&places.state_dir);
-        return Ok(());
+    if !left.is_empty() {
+        return Err(AgentError::Left(left.iter().map(|error| chain(error)).collect()));
     }
-    Err(AgentError::Left(left.iter().map(|error| chain(error)).collect()))
+    remove_state(&places.state_dir);
+    // One that is not there, or a folder that holds something else, is as it should be.
+    let _ = fs::remove_file(&places.source_state);
+    let _ = places.source_state.parent().map(fs::remove_dir);
+    claims.remove();
+    Ok(())
 }
 
 /// Does nothing until SIGTERM or SIGINT.
@@ -420,11 +426,12 @@ async fn serve(
         start_controller(&config, &cgroup, replaces, lifeline, &shared, &feed, pods).await?
     };
     if let Some(state) = config.cni.state() {
-        tokio::spawn(cni::remember(state, shared.node.clone(), feed.snapshot.clone()));
+        tokio::spawn(cni::remember(state, feed.snapshot.clone()));
     }
     let cni =
         sandboxed.serve(Arc::clone(&shared), feed.snapshot.clone(), requests.clone(), config.kubernetes);
     let cni_problem = Arc::new(InstallState::default());
+    let source = feed.api.clone();
     let data = Arc::new(AgentData {
         node: config.node.clone(),
         started: SystemTime::now(),
@@ -442,10 +449,7 @@ async fn serve(
     let asked = Arc::clone(&data);
     readiness.ask(move || asked.health());
     // Only now can the plugin be answered.
-    let _installer = match config.cni.install(&config.plugin()) {
-        Some(install) => Some(plugin::install(install, cni_problem).map_err(starting("the CNI installer"))?),
-        None => None,
-    };
+    let _installer = install_plugin(&config, &data.shared, cni_problem)?;
     let api = serve_socket(socket, Arc::clone(&data), on(stopped.clone()));
     let metrics = serve_metrics(metrics_listener, Arc::clone(&data), on(stopped.clone()));
     let proxy = proxy_ports.serve(data, on(stopped.clone()), on(stopped));
@@ -467,10 +471,33 @@ async fn serve(
         stop.send_replace(true);
         Ok(())
     };
-    tokio::select! {
+    let result = tokio::select! {
         result = ended => result,
         // None of these ends before `ended` does.
         ((), (), (), (), ()) = async { tokio::join!(api, metrics, proxy, flush, certificates.run()) } => Ok(()),
+    };
+    kept(source).await;
+    result
+}
+
+/// Installs the CNI plugin, where it is to be.
+fn install_plugin(
+    config: &AgentConfig,
+    shared: &Shared,
+    state: Arc<InstallState>,
+) -> Result<Option<Installer>, AgentError> {
+    let Some(install) = config.cni.install(&config.plugin()) else { return Ok(None) };
+    let mends = Arc::clone(&state);
+    shared.telemetry.metrics().on_scrape(move |metrics| metrics.set_cni_config_mends(mends.mends()));
+    plugin::install(install, state).map(Some).map_err(starting("the CNI installer"))
+}
+
+/// Waits until the last state is on disk.
+async fn kept(source: Option<Arc<ApiState>>) {
+    if let Some(source) = source
+        && tokio::time::timeout(KEEP_TIMEOUT, source.ended()).await.is_err()
+    {
+        tracing::warn!("the last state is not on disk yet: the one before stays");
     }
 }
 
@@ -525,7 +552,8 @@ async fn begin_source(config: &AgentConfig) -> Result<(Source, Events, Option<ku
     quick.read_timeout = Some(EVENT_TIMEOUT);
     quick.write_timeout = Some(EVENT_TIMEOUT);
     let client = kubernetes::client(quick).map_err(AgentError::Kubernetes)?;
-    let input = Input::Kubernetes(Box::new(api), NodeName::new(config.node.as_str()));
+    let file = StateFile { path: config.places.source_state.clone(), patience: config.source_wait };
+    let input = Input::Kubernetes(Box::new(api), NodeName::new(config.node.as_str()), Some(file));
     let source = Source::begin(input).map_err(AgentError::Source)?;
     Ok((source, Events::to(client.clone(), &config.node), Some(client)))
 }
@@ -669,7 +697,6 @@ async fn controller(
     };
     let reaper = Reaper::start(
         datapath.open_sockets().map_err(AgentError::Datapath)?,
-        shared.node.clone(),
         Arc::clone(shared.telemetry.metrics()),
         Arc::clone(ended),
         Box::new(workers.end_gone()),

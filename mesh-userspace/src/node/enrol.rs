@@ -4,6 +4,9 @@
 //! Many pods are enrolled at a time: what is done inside a namespace is done in several at once, what all of them share (the
 //! maps, the state folder) one pod after the other. No address is served for two pods: it is its first holder's until that one
 //! has lost it.
+//!
+//! A pod whose enrolment fails, and some of whose ports are strict, is closed all the same: the program that refuses those
+//! needs nothing inside the namespace. It is taken out again once the pod is enrolled, or not wanted any more.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -91,6 +94,9 @@ pub enum EnrolError {
         #[source]
         failed: Box<EnrolError>,
     },
+    /// It could not be enrolled, and nobody comes to its strict ports in plaintext for that.
+    #[error("its strict ports are closed until it can be enrolled")]
+    Closed(#[source] Box<EnrolError>),
     /// The state file.
     #[error("cannot remember the pod")]
     State(#[source] io::Error),
@@ -211,6 +217,14 @@ impl Enroller {
                     self.steer(datapath, wanted, (looked, remembered), monitor, listeners)
                 });
                 done.map_err(|(error, remembered)| {
+                    if wanted.modes.any_strict() {
+                        match close(datapath, wanted, &remembered) {
+                            Ok(()) => return EnrolError::Closed(Box::new(error)),
+                            Err(why) => {
+                                tracing::error!(error = %why, pod = %remembered.uid, "its strict ports cannot be closed");
+                            }
+                        }
+                    }
                     let undone = self.take_back(datapath, &remembered, None);
                     self.disown(remembered.cookie, &steered);
                     match undone {
@@ -388,10 +402,11 @@ impl Enroller {
         for pod in strays {
             match self.take_back(datapath, &pod, None) {
                 Ok(()) => {
-                    tracing::info!(pod = %pod.uid, "released: enrolled by an earlier agent and no longer wanted");
+                    tracing::info!(pod = %pod.uid, "released: enrolled by an earlier agent, or closed, and no longer wanted");
                 }
                 Err(error) => errors.push(error),
             }
+            self.disown(pod.cookie, &pod.steered);
         }
         let unknown = |cookie: &u64| !enrolled(*cookie) && !self.remembered.contains_key(cookie);
         for cookie in datapath.known_pods().into_iter().filter(unknown) {
@@ -496,6 +511,16 @@ fn prepare((looked, remembered): &(Looked, Remembered)) -> Result<(Monitor, Vec<
         let error = EnrolError::Plumbing { operation: "lay listeners, rules and routes", path, source };
         (error, Box::new(remembered.clone()))
     })
+}
+
+/// Refuses what comes to strict ports of a pod that nothing is laid in. The node's own processes pass.
+fn close(datapath: &mut Datapath, wanted: &Wanted, remembered: &Remembered) -> Result<(), EnrolError> {
+    let looked = look(&wanted.place)?;
+    if looked.netns.cookie() != remembered.cookie {
+        return Err(EnrolError::Taken(wanted.place.path.clone()));
+    }
+    datapath.set_inbound_modes(&remembered.steered, &wanted.modes)?;
+    Ok(datapath.attach_pod(remembered.cookie, looked.netns.file().as_fd())?)
 }
 
 /// Makes these sockets the listeners of these addresses.

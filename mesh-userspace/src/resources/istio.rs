@@ -5,14 +5,14 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// Fields that have no place of their own.
 pub(super) type Rest = BTreeMap<String, Value>;
 
 /// `networking.istio.io` `VirtualService`.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VirtualService {
     /// Name, namespace, age.
     #[serde(default)]
@@ -25,7 +25,7 @@ pub struct VirtualService {
 }
 
 /// `VirtualService.spec`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct VirtualServiceSpec {
     /// Whose clients are routed.
@@ -44,7 +44,7 @@ pub struct VirtualServiceSpec {
 }
 
 /// One `http`, `tls` or `tcp` route.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RouteEntry {
     /// Any of these must hold; none: it always does.
@@ -58,7 +58,7 @@ pub struct RouteEntry {
 }
 
 /// One alternative of a match.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Match {
     /// Name, for logs.
@@ -73,7 +73,7 @@ pub struct Match {
 }
 
 /// A destination and its weight.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RouteDestination {
     /// Where to.
@@ -86,7 +86,7 @@ pub struct RouteDestination {
 }
 
 /// `Destination`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Destination {
     /// The service's host.
@@ -101,7 +101,7 @@ pub struct Destination {
 }
 
 /// `PortSelector`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PortSelector {
     /// Port number.
@@ -112,7 +112,7 @@ pub struct PortSelector {
 }
 
 /// `networking.istio.io` `DestinationRule`.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DestinationRule {
     /// Name, namespace, age.
     #[serde(default)]
@@ -125,7 +125,7 @@ pub struct DestinationRule {
 }
 
 /// `DestinationRule.spec`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DestinationRuleSpec {
     /// The service's host.
@@ -138,7 +138,7 @@ pub struct DestinationRuleSpec {
 }
 
 /// A named set of a service's endpoints.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Subset {
     /// Its name.
@@ -151,7 +151,7 @@ pub struct Subset {
 }
 
 /// `security.istio.io` `PeerAuthentication`.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PeerAuthentication {
     /// Name, namespace, age.
     #[serde(default)]
@@ -165,7 +165,7 @@ pub struct PeerAuthentication {
 }
 
 /// `PeerAuthentication.spec`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct PeerAuthenticationSpec {
     /// Whom it concerns; absent: the whole namespace.
@@ -180,7 +180,7 @@ pub struct PeerAuthenticationSpec {
 }
 
 /// `WorkloadSelector`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct LabelSelector {
     /// Labels that a workload must have.
@@ -191,7 +191,7 @@ pub struct LabelSelector {
 }
 
 /// `MutualTLS`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MutualTls {
     /// The mode.
@@ -202,7 +202,7 @@ pub struct MutualTls {
 }
 
 /// `MutualTLS.Mode` as written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum IstioMode {
     /// Inherit.

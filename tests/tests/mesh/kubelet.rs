@@ -48,7 +48,7 @@ pub(crate) fn state(agent: &Agent, pod: &Pod) -> Result<(String, String)> {
     Ok((text("state"), text("detail")))
 }
 
-fn wait_state(agent: &Agent, pod: &Pod, wanted: &str) -> Result<String> {
+pub(crate) fn wait_state(agent: &Agent, pod: &Pod, wanted: &str) -> Result<String> {
     let found = eventually(SECONDS_30, &format!("{} is {wanted}", pod.uid()), || {
         let (state, detail) = state(agent, pod).ok()?;
         (state == wanted).then_some(detail)

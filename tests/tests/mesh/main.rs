@@ -5,6 +5,7 @@ mod authorization;
 mod carry;
 mod certificates;
 mod choice;
+mod closed;
 mod ending;
 mod explain;
 mod external;

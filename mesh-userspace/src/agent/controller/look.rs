@@ -20,9 +20,14 @@ impl Controller {
     pub(super) fn mend(&mut self, all: bool) {
         self.mend_programs();
         self.looks = self.looks.wrapping_add(1);
+        self.mend_pods(all, |_| true);
+    }
+
+    /// The same of these pods alone.
+    pub(super) fn mend_pods(&mut self, all: bool, which: impl Fn(&Enrolled) -> bool) {
         let listening = self.datapath.listening();
         let mut opened = Vec::new();
-        for pod in self.pods.values_mut() {
+        for pod in self.pods.values_mut().filter(|pod| which(pod)) {
             let full = all || pod.enrolment.cookie % ROUNDS == self.looks % ROUNDS;
             let mended =
                 self.enroller.mend(&mut self.datapath, &mut pod.enrolment, &pod.modes, &listening, full);
