@@ -105,7 +105,7 @@ async fn loads(config: &AgentConfig) -> Result<(), String> {
 async fn knows(config: &AgentConfig, readiness: &Readiness) -> Result<(), String> {
     let input = if config.kubernetes {
         let api = kubernetes::config().await.map_err(|error| chain(&error))?;
-        Input::Kubernetes(Box::new(api), NodeName::new(config.node.as_str()))
+        Input::Kubernetes(Box::new(api), NodeName::new(config.node.as_str()), None)
     } else {
         Input::Manifests(config.manifests.clone())
     };
