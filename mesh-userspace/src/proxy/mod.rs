@@ -9,6 +9,7 @@ pub(crate) mod ask;
 mod canary;
 pub(crate) mod carried;
 pub(crate) mod copy;
+pub(crate) mod establish;
 pub(crate) mod forward;
 mod gate;
 pub(crate) mod hbone;

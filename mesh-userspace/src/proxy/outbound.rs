@@ -6,19 +6,16 @@ use std::sync::Arc;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
-use super::ask::Ask;
+use super::establish::{Client, Establish, Established};
 use super::forward::{CONNECT_DEADLINE, Forward, Upstream, UpstreamError, carry, note_failure};
 use super::record::{party, service_at};
 use super::route::{self, Destination, Way};
 use super::worker::Worker;
 use super::{Pod, inbound, upstream};
-use crate::datapath::{Stay, Stayer};
-use crate::model::{Service, Snapshot, Workload};
+use crate::datapath::Stayer;
+use crate::model::{Endpoint, Service, Snapshot, Workload};
 use crate::socket::{canonical, reset_on_close};
-use crate::telemetry::{ConnectionRecord, Direction, OpenedConnection, Outcome, Reporter, Security};
-
-/// How many endpoints are tried before a connection is given up; nothing of it has been sent until one answers.
-pub(crate) const TRIES: usize = 3;
+use crate::telemetry::{ConnectionRecord, Direction, OpenedConnection, Reporter, Security};
 
 /// Serves one captured connection to its end.
 pub(super) async fn serve(worker: &Worker, pod: &Arc<Pod>, client: TcpStream) {
@@ -32,9 +29,9 @@ pub(super) async fn serve(worker: &Worker, pod: &Arc<Pod>, client: TcpStream) {
     let snapshot = worker.shared.snapshot.load_full();
     let workload = pod.workload(&snapshot);
     let started = Instant::now();
-    let attempt = Attempt { worker, pod, workload: &workload, snapshot: &snapshot, asked, source, started };
+    let captured = Captured { worker, pod, workload: &workload, snapshot: &snapshot, asked, source, started };
     let connected = tokio::select! {
-        connected = attempt.connect_any() => connected,
+        connected = captured.connect() => connected,
         () = pod.cut() => None,
     };
     // A connection may last for days; the state of the mesh that it was routed by need not.
@@ -54,7 +51,8 @@ pub(super) async fn serve(worker: &Worker, pod: &Arc<Pod>, client: TcpStream) {
     }
 }
 
-struct Attempt<'a> {
+/// A captured connection, and what it is to the mesh.
+struct Captured<'a> {
     worker: &'a Worker,
     pod: &'a Arc<Pod>,
     workload: &'a Arc<Workload>,
@@ -64,75 +62,39 @@ struct Attempt<'a> {
     started: Instant,
 }
 
-impl<'a> Attempt<'a> {
-    /// Connects to an endpoint, to another where one fails and nothing of the client's has been sent. One record, whatever
-    /// the number of tries; `None` where all have failed.
+impl Captured<'_> {
+    /// Connects to where it goes: one record, whatever the number of tries; `None` where all have failed.
     /// The endpoint's address is there where a service led to it.
-    async fn connect_any(&self) -> Option<(Upstream, ConnectionRecord, Option<SocketAddr>)> {
-        let ask = route::ask(self.snapshot, self.asked);
-        if let Some(ask) = ask.as_ref().filter(|ask| !ask.admits(self.source.ip())) {
-            self.fail_service(ask.service, &UpstreamError::OutOfRange(ask.service.name.to_string()));
+    async fn connect(&self) -> Option<(Upstream, ConnectionRecord, Option<SocketAddr>)> {
+        let Some(ask) = route::ask(self.snapshot, self.asked) else {
+            let (upstream, record) = self.direct().await?;
+            return Some((upstream, record, None));
+        };
+        let asking = Asking { captured: self, service: ask.service };
+        let establish = Establish { worker: self.worker, client: &asking, ask: &ask, asked: self.asked };
+        if !ask.admits(self.source.ip()) {
+            establish.fail(&UpstreamError::OutOfRange(ask.service.name.to_string()));
             return None;
         }
-        let stay = ask.as_ref().and_then(|ask| self.stay(ask));
-        let stays = stay.as_ref().and_then(Stay::backend);
-        let mut failed = Vec::new();
-        loop {
-            let random = fastrand::u64(..);
-            let picked = route::pick(self.snapshot, ask.as_ref(), self.asked, stays, random, &failed);
-            let destination = match picked {
-                Ok(destination) => destination,
-                Err(none) => {
-                    let error = UpstreamError::NoEndpoint(none.service.name.to_string());
-                    self.fail_service(&none.service, &error);
-                    return None;
-                }
-            };
-            let error = match self.connect(&destination).await {
-                Ok(upstream) => {
-                    if let Some(Err(error)) = stay.map(|stay| stay.keep(destination.address)) {
-                        tracing::debug!(%error, src.addr = %self.source, "client's affinity not kept");
-                    }
-                    let record = self.open(&destination, upstream.security());
-                    let endpoint = destination.service.is_some().then_some(destination.address);
-                    return Some((upstream, record, endpoint));
-                }
-                Err(error) => error,
-            };
-            note_failure(self.worker, &error);
-            let again = error.is_retryable()
-                && destination.service.is_some()
-                && failed.len() + 1 < TRIES
-                && self.has_other(ask.as_ref(), &failed, destination.address);
-            tracing::debug!(%error, orig_dst = %self.asked, dst.addr = %destination.address, again, "upstream failed");
-            // Who was refused for who they are is told of, whoever served the client in their place.
-            if !again || error.outcome() == Outcome::TlsFailed {
+        let Established { upstream, record, endpoint } = establish.run().await?;
+        Some((upstream, record, Some(endpoint)))
+    }
+
+    /// To an address that is no service's: there is one way, and one try.
+    async fn direct(&self) -> Option<(Upstream, ConnectionRecord)> {
+        let destination = Destination::plain(self.snapshot, self.asked);
+        match self.connect_to(&destination).await {
+            Ok(upstream) => {
+                let record = self.open(&destination, upstream.security());
+                Some((upstream, record))
+            }
+            Err(error) => {
+                note_failure(self.worker, &error);
+                tracing::debug!(%error, orig_dst = %self.asked, "upstream failed");
                 self.open(&destination, Security::Unknown).fail(error.outcome(), &error);
+                None
             }
-            if !again {
-                return None;
-            }
-            failed.push(destination.address);
         }
-    }
-
-    /// Where the pod stays with an endpoint of the service (`sessionAffinity`), as the kernel keeps it too.
-    fn stay(&self, ask: &Ask<'_>) -> Option<Stay<'a>> {
-        ask.service.affinity_seconds?;
-        let stayer = Stayer::Netns(self.pod.netns().cookie());
-        self.worker.handles.affinities.of(ask.frontend, self.asked.is_ipv4(), stayer)
-    }
-
-    fn has_other(&self, ask: Option<&Ask<'_>>, failed: &[SocketAddr], last: SocketAddr) -> bool {
-        let mut avoid = failed.to_vec();
-        avoid.push(last);
-        route::pick(self.snapshot, ask, self.asked, None, 0, &avoid).is_ok()
-    }
-
-    fn fail_service(&self, service: &Arc<Service>, error: &UpstreamError) {
-        let destination =
-            Destination { address: self.asked, workload: None, service: Some(Arc::clone(service)) };
-        self.open(&destination, Security::Unknown).fail(error.outcome(), error);
     }
 
     fn open(&self, destination: &Destination, security: Security) -> ConnectionRecord {
@@ -153,7 +115,7 @@ impl<'a> Attempt<'a> {
         })
     }
 
-    async fn connect(&self, destination: &Destination) -> Result<Upstream, UpstreamError> {
+    async fn connect_to(&self, destination: &Destination) -> Result<Upstream, UpstreamError> {
         let address = destination.address;
         let (shared, identity) = (&self.worker.shared, &self.workload.identity);
         let forward = Forward { worker: self.worker, client: self.source, started: self.started };
@@ -178,5 +140,34 @@ impl<'a> Attempt<'a> {
         let connect = timeout(CONNECT_DEADLINE, upstream::plain(&self.pod.netns, address)).await;
         let socket = connect.map_err(|_elapsed| UpstreamError::Timeout(address))?;
         socket.map_err(|source| UpstreamError::Connect { address, source })
+    }
+}
+
+/// A captured connection that asked for a service.
+struct Asking<'a> {
+    captured: &'a Captured<'a>,
+    service: &'a Arc<Service>,
+}
+
+impl Client for Asking<'_> {
+    fn stayer(&self) -> Stayer {
+        Stayer::Netns(self.captured.pod.netns().cookie())
+    }
+
+    async fn connect(&self, endpoint: &Endpoint) -> Result<Upstream, UpstreamError> {
+        self.captured.connect_to(&Destination::of(self.captured.snapshot, self.service, endpoint)).await
+    }
+
+    fn open(&self, endpoint: Option<&Endpoint>, upstream: Option<&Upstream>) -> ConnectionRecord {
+        let security = upstream.map_or(Security::Unknown, Upstream::security);
+        let destination = match endpoint {
+            Some(endpoint) => Destination::of(self.captured.snapshot, self.service, endpoint),
+            None => Destination {
+                address: self.captured.asked,
+                workload: None,
+                service: Some(Arc::clone(self.service)),
+            },
+        };
+        self.captured.open(&destination, security)
     }
 }
