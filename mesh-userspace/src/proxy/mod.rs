@@ -18,6 +18,7 @@ pub(crate) mod outbound;
 pub(crate) mod pod;
 pub(crate) mod record;
 pub(crate) mod route;
+pub(crate) mod sni;
 mod upstream;
 pub(crate) mod worker;
 
