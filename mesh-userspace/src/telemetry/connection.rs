@@ -9,8 +9,8 @@ use slab::Slab;
 use tokio::time::Instant;
 
 use super::{
-    ConnectionMetrics, Direction, FlowLog, FlowRecord, Metrics, Outcome, Party, PolicyMark, Reporter,
-    Security, ServiceAt, TrafficLabels,
+    ConnectionMetrics, Direction, FlowFlags, FlowLog, FlowRecord, Metrics, Outcome, Party, PolicyMark,
+    Reporter, Security, ServiceAt, TrafficLabels,
 };
 
 /// Where connections are recorded. Clones are the same.
@@ -139,6 +139,7 @@ impl Telemetry {
             key,
             end: (Outcome::AgentShutdown, None),
             policy: None,
+            delayed: false,
         }
     }
 
@@ -170,6 +171,7 @@ pub struct ConnectionRecord {
     key: usize,
     end: (Outcome, Option<String>),
     policy: Option<Box<PolicyMark>>,
+    delayed: bool,
 }
 
 impl ConnectionRecord {
@@ -186,6 +188,11 @@ impl ConnectionRecord {
     /// Policy said this of the connection.
     pub fn note_policy(&mut self, mark: Option<Box<PolicyMark>>) {
         self.policy = mark;
+    }
+
+    /// It was delayed on purpose before it was established.
+    pub const fn note_delayed(&mut self) {
+        self.delayed = true;
     }
 
     /// The connection ended so.
@@ -217,7 +224,8 @@ impl Drop for ConnectionRecord {
         shared.live.lock().unwrap_or_else(PoisonError::into_inner).try_remove(self.key);
         self.live.flush();
         let (outcome, error) = (self.end.0, self.end.1.take());
-        self.live.metrics.closed(outcome.flags());
+        let flags = FlowFlags { delayed: self.delayed, end: outcome.flags() };
+        self.live.metrics.closed(flags);
         shared.metrics.connection_closed();
         let connection = &mut self.connection;
         shared.metrics.flow_ended(connection.reporter, connection.direction, outcome);
@@ -238,7 +246,7 @@ impl Drop for ConnectionRecord {
             bytes_received,
             security: connection.security,
             outcome,
-            response_flags: outcome.flags(),
+            response_flags: flags,
             error,
             policy: self.policy.take(),
             srtt_us: None,

@@ -14,7 +14,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use super::declare::metrics;
-use super::{Direction, Outcome, Reporter, SyncRecorder, TrafficMetrics};
+use super::{ActionMetrics, Direction, Outcome, Reporter, SyncRecorder, TrafficMetrics};
 use crate::source::{ApiStatus, ChangeLog};
 
 /// Content type of [`Metrics::render`].
@@ -113,6 +113,7 @@ pub struct Metrics {
     proxy: Option<Registry>,
     sync: SyncRecorder,
     traffic: TrafficMetrics,
+    actions: ActionMetrics,
     families: Families,
     /// Policies that are a label.
     policies: Mutex<HashSet<String>>,
@@ -136,9 +137,10 @@ impl Metrics {
     pub fn following(version: &str, changes: Arc<ChangeLog>, replaces_kube_proxy: bool) -> Self {
         let mut registry = Registry::default();
         let (traffic, families) = (TrafficMetrics::default(), Families::default());
-        let sync = SyncRecorder::new(changes);
+        let (sync, actions) = (SyncRecorder::new(changes), ActionMetrics::default());
         traffic.register(&mut registry);
         families.register(&mut registry);
+        actions.register(&mut registry);
         sync.register(&mut registry);
         let mut proxy = replaces_kube_proxy.then(Registry::default);
         if let Some(proxy) = &mut proxy {
@@ -152,6 +154,7 @@ impl Metrics {
             proxy,
             sync,
             traffic,
+            actions,
             families,
             policies: Mutex::default(),
             refresh: Mutex::default(),
@@ -166,6 +169,11 @@ impl Metrics {
     /// Istio's metrics.
     pub const fn traffic(&self) -> &TrafficMetrics {
         &self.traffic
+    }
+
+    /// Faults and mirrors.
+    pub const fn actions(&self) -> &ActionMetrics {
+        &self.actions
     }
 
     /// Calls `refresh` before each scrape, to set what is kept elsewhere. It must not render.
