@@ -592,8 +592,8 @@ async fn controller(
         })
     };
     let handles = (0..config.workers()).map(|_| handles()).collect::<Result<_, _>>();
-    let workers =
-        Workers::start(handles.map_err(AgentError::Datapath)?, shared).map_err(starting("the workers"))?;
+    let workers = Workers::start(handles.map_err(AgentError::Datapath)?, shared, config.seed)
+        .map_err(starting("the workers"))?;
     let external = if translates {
         Some(outside::open(config, shared, snapshots)?)
     } else {

@@ -18,6 +18,7 @@ use crate::datapath::Stayer;
 use crate::model::{Endpoint, Protocol, Snapshot};
 use crate::policy::authorization::Refusal;
 use crate::proxy::ask::Ask;
+use crate::proxy::copy::NoTap;
 use crate::proxy::establish::{Client, Establish, Established};
 use crate::proxy::forward::{CONNECT_DEADLINE, Forward, Upstream, UpstreamError, carry};
 use crate::proxy::inbound::{self, DeliveryError};
@@ -95,7 +96,7 @@ async fn serve(worker: &Worker, entry: &Entry, client: TcpStream) {
     let carried = worker.carried.enter(asked, endpoint);
     let gone = carried.gone(&worker.shared.snapshot.load());
     tokio::select! {
-        outcome = carry(worker, &client, upstream, &record, gone) => record.finish(outcome),
+        outcome = carry(worker, &client, upstream, &record, gone, &NoTap) => record.finish(outcome),
         () = entry.cut() => reset_on_close(&client),
     }
 }
@@ -155,7 +156,8 @@ impl Client for Arrived<'_> {
             is_frontend: self.entry.is_frontend(self.snapshot, address, Protocol::Tcp),
             is_here: self.entry.is_here(endpoint, workload.map(|workload| &**workload)),
         };
-        let forward = Forward { worker: self.worker, client: self.source, started: self.started };
+        let forward =
+            Forward { worker: self.worker, client: self.source, started: self.started, is_copy: false };
         match arrival.entrance(|uid| self.worker.shared.pod(uid)) {
             Entrance::Loop => Err(UpstreamError::Loop(address)),
             Entrance::Local(pod, workload) => forward.deliver(&pod, workload, None, address).await,

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::admission::{self, Admission};
-use super::copy::{SocketIs, tcp_to_tcp, tcp_to_tunnel};
+use super::copy::{SocketIs, Tap, Tunnel, tcp_to_tcp, tcp_to_tunnel};
 use super::hbone::client::ClientError;
 use super::hbone::{Baggage, Lease, Peer};
 use super::inbound::{self, Delivery, DeliveryError};
@@ -86,7 +86,13 @@ pub(crate) enum Upstream {
     Unserved(TcpStream, Admission),
     /// A pod of this node.
     Local(TcpStream, Box<AtDestination>),
-    Tunnel(super::copy::Tunnel, Lease),
+    Tunnel(Tunnel, Lease),
+}
+
+/// An upstream, as far as bytes go.
+pub(crate) enum Server {
+    Socket(TcpStream),
+    Tunnel(Tunnel, Lease),
 }
 
 /// What the destination's agent would hold of a connection.
@@ -117,6 +123,8 @@ pub(crate) struct Forward<'a> {
     pub(crate) client: SocketAddr,
     /// When it was accepted.
     pub(crate) started: Instant,
+    /// Whether it is a copy of one, which must not come in the way of others.
+    pub(crate) is_copy: bool,
 }
 
 impl Forward<'_> {
@@ -129,7 +137,7 @@ impl Forward<'_> {
         source: Option<&Identity>,
         address: SocketAddr,
     ) -> Result<Upstream, UpstreamError> {
-        let Self { worker, client, started } = *self;
+        let Self { worker, client, started, .. } = *self;
         let mut record = inbound::open(worker, workload, client, address, source, started);
         let delivery = Delivery { worker, pod, source, client, destination: address };
         match delivery.connect(&mut record).await {
@@ -158,6 +166,7 @@ impl Forward<'_> {
             source: source.clone(),
             address: SocketAddr::new(address.ip(), mesh_common::abi::HBONE_PORT),
             destination: workload.identity.clone(),
+            is_copy: self.is_copy,
         };
         let certificates = &self.worker.shared.certificates;
         let tunnel = self.worker.pool.tunnel(&peer, netns, certificates, address, self.client, baggage);
@@ -178,34 +187,44 @@ pub(crate) fn note_failure(worker: &Worker, error: &UpstreamError) {
     }
 }
 
-/// Carries the connection to its end, or until its endpoint is gone or may no longer be reached.
+/// Carries the connection to its end, or until its endpoint is gone or may no longer be reached. `tap` is shown what the client
+/// sends.
 pub(crate) async fn carry(
     worker: &Worker,
     client: &TcpStream,
     upstream: Upstream,
     record: &ConnectionRecord,
     gone: impl Future<Output = ()>,
+    tap: &impl Tap,
 ) -> Outcome {
-    let (upstream, at_destination, mut admission, pod) = match upstream {
+    let bytes = record.bytes();
+    hold(worker, upstream, record, gone, async |server| match server {
+        Server::Socket(server) => tcp_to_tcp(client, &server, bytes, tap).await,
+        Server::Tunnel(tunnel, _lease) => tcp_to_tunnel(client, tunnel, SocketIs::Client, bytes, tap).await,
+    })
+    .await
+}
+
+/// Has `copy` carry the bytes to their end, or until the endpoint is gone or may no longer be reached.
+pub(crate) async fn hold(
+    worker: &Worker,
+    upstream: Upstream,
+    record: &ConnectionRecord,
+    gone: impl Future<Output = ()>,
+    copy: impl AsyncFnOnce(Server) -> Outcome,
+) -> Outcome {
+    let (server, at_destination, mut admission, pod) = match upstream {
         Upstream::Local(server, there) => {
-            (Upstream::Socket(server), Some(there.record), Some(there.admission), Some(there.pod))
+            (Server::Socket(server), Some(there.record), Some(there.admission), Some(there.pod))
         }
-        Upstream::Unserved(server, admission) => (Upstream::Socket(server), None, Some(admission), None),
-        upstream => (upstream, None, None, None),
+        Upstream::Unserved(server, admission) => (Server::Socket(server), None, Some(admission), None),
+        Upstream::Socket(server) => (Server::Socket(server), None, None, None),
+        Upstream::Tunnel(tunnel, lease) => (Server::Tunnel(tunnel, lease), None, None, None),
     };
     let cut = async {
         match &pod {
             Some(pod) => pod.cut().await,
             None => std::future::pending().await,
-        }
-    };
-    let bytes = record.bytes();
-    let carried = async {
-        match upstream {
-            Upstream::Socket(server) | Upstream::Unserved(server, _) | Upstream::Local(server, _) => {
-                tcp_to_tcp(client, &server, bytes).await
-            }
-            Upstream::Tunnel(tunnel, _lease) => tcp_to_tunnel(client, tunnel, SocketIs::Client, bytes).await,
         }
     };
     let revoked = async {
@@ -216,7 +235,7 @@ pub(crate) async fn carry(
     };
     // What is dropped while it carries is reset on both sides.
     let (outcome, refusal) = tokio::select! {
-        outcome = carried => (outcome, None),
+        outcome = copy(server) => (outcome, None),
         () = gone => (Outcome::Withdrawn, None),
         () = cut => (Outcome::Withdrawn, None),
         refusal = revoked => (Outcome::Revoked, Some(refusal)),
@@ -225,7 +244,7 @@ pub(crate) async fn carry(
         admission::refused(worker.shared.telemetry.metrics(), "revoked", refusal);
     }
     if let Some(at_destination) = at_destination {
-        let (to_server, to_client) = bytes.totals();
+        let (to_server, to_client) = record.bytes().totals();
         at_destination.bytes().add_to_server(to_server);
         at_destination.bytes().add_to_client(to_client);
         match refusal {

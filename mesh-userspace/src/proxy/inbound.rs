@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::admission::{self, Admission};
-use super::copy::{SocketIs, tcp_to_tcp, tcp_to_tunnel};
+use super::copy::{NoTap, SocketIs, tcp_to_tcp, tcp_to_tunnel};
 use super::hbone::server::{self, ServerError, TunnelRequest};
 use super::record::party;
 use super::worker::Worker;
@@ -125,7 +125,7 @@ pub(super) async fn plaintext(worker: &Worker, pod: &Arc<Pod>, client: TcpStream
             Ok((server, mut admission)) => {
                 // What is dropped while it carries is reset on both sides.
                 tokio::select! {
-                    outcome = tcp_to_tcp(&client, &server, record.bytes()) => record.finish(outcome),
+                    outcome = tcp_to_tcp(&client, &server, record.bytes(), &NoTap) => record.finish(outcome),
                     refusal = admission.revoked() => revoked(worker, record, &refusal),
                 }
             }
@@ -257,7 +257,9 @@ async fn tunnel(worker: &Worker, pod: &Arc<Pod>, request: TunnelRequest) {
         };
         match request.accept() {
             Ok(tunnel) => tokio::select! {
-                outcome = tcp_to_tunnel(&server, tunnel, SocketIs::Server, record.bytes()) => record.finish(outcome),
+                outcome = tcp_to_tunnel(&server, tunnel, SocketIs::Server, record.bytes(), &NoTap) => {
+                    record.finish(outcome);
+                }
                 refusal = admission.revoked() => revoked(worker, record, &refusal),
             },
             Err(error) => {

@@ -8,12 +8,15 @@ pub(crate) mod admission;
 pub(crate) mod ask;
 mod canary;
 pub(crate) mod carried;
+mod chance;
 pub(crate) mod copy;
 pub(crate) mod establish;
+mod fault;
 pub(crate) mod forward;
 mod gate;
 pub(crate) mod hbone;
 pub(crate) mod inbound;
+mod mirror;
 pub(crate) mod outbound;
 pub(crate) mod pod;
 pub(crate) mod record;
@@ -55,6 +58,10 @@ pub struct Shared {
     pods_changed: watch::Sender<()>,
     /// Who may come to every pod that may have connections, those that are leaving or not enrolled yet among them.
     followers: Mutex<Vec<Weak<Gate>>>,
+    /// Places for connections that a fault delays.
+    delays: fault::Delays,
+    /// What copies may take.
+    mirrors: Arc<mirror::Room>,
     pools: Mutex<HashMap<usize, (usize, usize, usize)>>,
 }
 
@@ -77,6 +84,8 @@ impl Shared {
             pods: ArcSwap::default(),
             pods_changed: watch::Sender::new(()),
             followers: Mutex::default(),
+            delays: fault::Delays::default(),
+            mirrors: Arc::default(),
             pools: Mutex::default(),
         }
     }
