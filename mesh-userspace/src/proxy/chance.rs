@@ -22,7 +22,7 @@ impl Chance {
         };
         let mut root = Rng::with_seed(seed);
         for _ in 0..2 * worker {
-            root.fork();
+            let _another = root.fork();
         }
         Self { faults: RefCell::new(root.fork()), mirrors: RefCell::new(root.fork()) }
     }

@@ -59,6 +59,12 @@ pub(crate) async fn exchange(stream: &mut TcpStream, args: &Connect, number: u64
             SockRef::from(&*stream).set_linger(Some(Duration::ZERO))?;
             Ok(Seen::default())
         }
+        Mode::Hang => {
+            let mut digest = Digest::default();
+            send(stream, number, args.bytes, &args.marker, &mut digest).await?;
+            stream.shutdown().await?;
+            Ok(Seen { sent: digest.count(), ..Seen::default() })
+        }
         Mode::HalfClose => {
             same(stream.read(&mut [0; 16]).await? == 0)?;
             let mut digest = Digest::default();

@@ -17,6 +17,8 @@ pub(crate) enum Mode {
     Reset,
     /// The client resets the connection once the server (`echo`) has answered.
     Abort,
+    /// The server takes the connection, reads nothing and never ends it; the client sends its bytes and half-closes.
+    Hang,
     /// The server half-closes at once; the client sees that, and only then sends its bytes (see the server's report).
     HalfClose,
 }

@@ -163,6 +163,7 @@ async fn answer(
             stream.read_exact(&mut chunk[..1]).await?;
             SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
         }
+        Mode::Hang => std::future::pending().await,
         Mode::HalfClose => {
             stream.shutdown().await?;
             take(&mut stream, digest).await?;
