@@ -201,6 +201,7 @@ impl Route {
     }
 
     /// The same, with what is done to connections that take it.
+    #[must_use]
     pub fn with_actions(self, actions: Arc<RouteActions>) -> Self {
         Self { actions, ..self }
     }
@@ -229,7 +230,7 @@ pub fn combine_weights(targets: &[RouteTarget], family: impl Fn(&Endpoint) -> bo
     if members.iter().all(|(_, shares)| shares.is_empty()) {
         return Vec::new();
     }
-    let denominators = members.iter().flat_map(|(_, shares)| shares).map(|share| share.of);
+    let mut denominators = members.iter().flat_map(|(_, shares)| shares).map(|share| share.of);
     let scale = denominators
         .try_fold(1_u64, |multiple, count| {
             (multiple / gcd(multiple, count)).checked_mul(count).filter(|&scale| scale < 1 << 24)

@@ -6,6 +6,7 @@
 
 pub(crate) mod admission;
 pub(crate) mod ask;
+pub(crate) mod bounds;
 mod canary;
 pub(crate) mod carried;
 pub(crate) mod copy;
@@ -32,6 +33,7 @@ use self::gate::Gate;
 pub use self::pod::{Pod, Stop};
 pub use self::worker::{Handles, Workers};
 
+use crate::balance::Balancers;
 use crate::identity::CertificateStore;
 use crate::model::{Identity, MeshConfig, NodeName, Snapshot, Workload, WorkloadUid};
 use crate::telemetry::Telemetry;
@@ -48,6 +50,8 @@ pub struct Shared {
     pub certificates: CertificateStore,
     /// Where connections are recorded.
     pub telemetry: Telemetry,
+    /// Picks endpoints, and knows how they are.
+    pub balancers: Balancers,
     /// The self-test's far end.
     pub canary: Canary,
     pods: ArcSwap<HashMap<WorkloadUid, Arc<Pod>>>,
@@ -72,6 +76,7 @@ impl Shared {
             snapshot,
             certificates,
             telemetry,
+            balancers: Balancers::default(),
             canary: Canary::default(),
             pods: ArcSwap::default(),
             pods_changed: watch::Sender::new(()),

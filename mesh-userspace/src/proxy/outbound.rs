@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
@@ -36,19 +37,25 @@ pub(super) async fn serve(worker: &Worker, pod: &Arc<Pod>, client: TcpStream) {
     };
     // A connection may last for days; the state of the mesh that it was routed by need not.
     drop(snapshot);
-    let Some((upstream, record, endpoint)) = connected else { return reset_on_close(&client) };
-    let entry = endpoint.map(|endpoint| worker.carried.enter(asked, endpoint));
-    let gone = entry.as_ref().map(|entry| entry.gone(&worker.shared.snapshot.load()));
-    let gone = async {
-        match gone {
-            Some(gone) => gone.await,
-            None => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        outcome = carry(worker, &client, upstream, &record, gone) => record.finish(outcome),
-        () = pod.cut() => reset_on_close(&client),
+    match connected {
+        None => reset_on_close(&client),
+        Some(Connected::Service(established)) => tokio::select! {
+            () = established.carry(worker, &client, asked) => {}
+            () = pod.cut() => reset_on_close(&client),
+        },
+        Some(Connected::Address(upstream, record)) => tokio::select! {
+            outcome = carry(worker, &client, upstream, &record, std::future::pending()) => record.finish(outcome),
+            () = pod.cut() => reset_on_close(&client),
+        },
     }
+}
+
+/// Where a captured connection has come to.
+enum Connected {
+    /// An endpoint of a service.
+    Service(Established),
+    /// The address that was asked for, which is no service's.
+    Address(Upstream, ConnectionRecord),
 }
 
 /// A captured connection, and what it is to the mesh.
@@ -64,26 +71,25 @@ struct Captured<'a> {
 
 impl Captured<'_> {
     /// Connects to where it goes: one record, whatever the number of tries; `None` where all have failed.
-    /// The endpoint's address is there where a service led to it.
-    async fn connect(&self) -> Option<(Upstream, ConnectionRecord, Option<SocketAddr>)> {
+    async fn connect(&self) -> Option<Connected> {
         let Some(ask) = route::ask(self.snapshot, self.asked) else {
             let (upstream, record) = self.direct().await?;
-            return Some((upstream, record, None));
+            return Some(Connected::Address(upstream, record));
         };
         let asking = Asking { captured: self, service: ask.service };
-        let establish = Establish { worker: self.worker, client: &asking, ask: &ask, asked: self.asked };
-        if !ask.admits(self.source.ip()) {
+        let (worker, asked, source) = (self.worker, self.asked, self.source);
+        let establish = Establish { worker, client: &asking, ask: &ask, route: ask.route, asked, source };
+        if !ask.admits(source.ip()) {
             establish.fail(&UpstreamError::OutOfRange(ask.service.name.to_string()));
             return None;
         }
-        let Established { upstream, record, endpoint } = establish.run().await?;
-        Some((upstream, record, Some(endpoint)))
+        establish.run().await.map(Connected::Service)
     }
 
     /// To an address that is no service's: there is one way, and one try.
     async fn direct(&self) -> Option<(Upstream, ConnectionRecord)> {
         let destination = Destination::plain(self.snapshot, self.asked);
-        match self.connect_to(&destination).await {
+        match self.connect_to(&destination, CONNECT_DEADLINE).await {
             Ok(upstream) => {
                 let record = self.open(&destination, upstream.security());
                 Some((upstream, record))
@@ -115,10 +121,14 @@ impl Captured<'_> {
         })
     }
 
-    async fn connect_to(&self, destination: &Destination) -> Result<Upstream, UpstreamError> {
+    async fn connect_to(
+        &self,
+        destination: &Destination,
+        within: Duration,
+    ) -> Result<Upstream, UpstreamError> {
         let address = destination.address;
         let (shared, identity) = (&self.worker.shared, &self.workload.identity);
-        let forward = Forward { worker: self.worker, client: self.source, started: self.started };
+        let forward = Forward { worker: self.worker, client: self.source, started: self.started, within };
         match destination.way(&shared.node, |uid| shared.pod(uid)) {
             Way::Local(pod, workload) => forward.deliver(&pod, workload, Some(identity), address).await,
             Way::Tunnel(workload) => {
@@ -129,15 +139,15 @@ impl Captured<'_> {
                 let (worker, source) = (self.worker, Some(identity));
                 let admission =
                     inbound::judge(worker, self.snapshot, workload, source, self.source, address)?;
-                Ok(Upstream::Unserved(self.dial(address).await?, admission))
+                Ok(Upstream::Unserved(self.dial(address, within).await?, admission))
             }
-            Way::Plain => self.dial(address).await.map(Upstream::Socket),
+            Way::Plain => self.dial(address, within).await.map(Upstream::Socket),
         }
     }
 
     /// In plaintext from inside the pod's namespace.
-    async fn dial(&self, address: SocketAddr) -> Result<TcpStream, UpstreamError> {
-        let connect = timeout(CONNECT_DEADLINE, upstream::plain(&self.pod.netns, address)).await;
+    async fn dial(&self, address: SocketAddr, within: Duration) -> Result<TcpStream, UpstreamError> {
+        let connect = timeout(within, upstream::plain(&self.pod.netns, address)).await;
         let socket = connect.map_err(|_elapsed| UpstreamError::Timeout(address))?;
         socket.map_err(|source| UpstreamError::Connect { address, source })
     }
@@ -154,8 +164,9 @@ impl Client for Asking<'_> {
         Stayer::Netns(self.captured.pod.netns().cookie())
     }
 
-    async fn connect(&self, endpoint: &Endpoint) -> Result<Upstream, UpstreamError> {
-        self.captured.connect_to(&Destination::of(self.captured.snapshot, self.service, endpoint)).await
+    async fn connect(&self, endpoint: &Endpoint, within: Duration) -> Result<Upstream, UpstreamError> {
+        let destination = Destination::of(self.captured.snapshot, self.service, endpoint);
+        self.captured.connect_to(&destination, within).await
     }
 
     fn open(&self, endpoint: Option<&Endpoint>, upstream: Option<&Upstream>) -> ConnectionRecord {

@@ -14,7 +14,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use super::declare::metrics;
-use super::{Direction, Outcome, Reporter, SyncRecorder, TrafficMetrics};
+use super::{BalanceMetrics, Direction, Outcome, Reporter, SyncRecorder, TrafficMetrics};
 use crate::source::{ApiStatus, ChangeLog};
 
 /// Content type of [`Metrics::render`].
@@ -113,6 +113,7 @@ pub struct Metrics {
     proxy: Option<Registry>,
     sync: SyncRecorder,
     traffic: TrafficMetrics,
+    balance: BalanceMetrics,
     families: Families,
     /// Policies that are a label.
     policies: Mutex<HashSet<String>>,
@@ -139,6 +140,8 @@ impl Metrics {
         let sync = SyncRecorder::new(changes);
         traffic.register(&mut registry);
         families.register(&mut registry);
+        let balance = BalanceMetrics::default();
+        balance.register(&mut registry);
         sync.register(&mut registry);
         let mut proxy = replaces_kube_proxy.then(Registry::default);
         if let Some(proxy) = &mut proxy {
@@ -152,6 +155,7 @@ impl Metrics {
             proxy,
             sync,
             traffic,
+            balance,
             families,
             policies: Mutex::default(),
             refresh: Mutex::default(),
@@ -166,6 +170,11 @@ impl Metrics {
     /// Istio's metrics.
     pub const fn traffic(&self) -> &TrafficMetrics {
         &self.traffic
+    }
+
+    /// Limits, retries, outlier detection.
+    pub const fn balance(&self) -> &BalanceMetrics {
+        &self.balance
     }
 
     /// Calls `refresh` before each scrape, to set what is kept elsewhere. It must not render.

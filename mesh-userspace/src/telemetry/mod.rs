@@ -4,6 +4,7 @@
 //! one record whatever happens. Nothing here decides anything, and nothing is done per packet: the copying loop adds to
 //! two counters of its connection.
 
+mod balance;
 mod connection;
 pub(crate) mod declare;
 mod flow;
@@ -11,7 +12,8 @@ mod metrics;
 mod sync;
 mod traffic;
 
-pub use connection::{ByteCounters, ConnectionRecord, OpenedConnection, Telemetry};
+pub use balance::{BalanceMetrics, RetryResult};
+pub use connection::{ByteCounters, ConnectionRecord, End, OpenedConnection, Telemetry};
 pub use flow::{
     Direction, FlowLog, FlowRecord, Outcome, Party, PolicyMark, Reporter, ResponseFlags, Security, ServiceAt,
 };

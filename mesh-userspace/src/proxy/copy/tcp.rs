@@ -8,12 +8,20 @@ use tokio::task::coop::consume_budget;
 
 use super::pipe::Pipe;
 use super::{Broken, ResetUnlessDone, SCRATCH, both, broke, finish, with_scratch, write_all};
-use crate::telemetry::{ByteCounters, Outcome};
+use crate::telemetry::{ByteCounters, End, Outcome};
 
 /// Carries a connection between two sockets to its end.
 pub(crate) async fn tcp_to_tcp(client: &TcpStream, server: &TcpStream, bytes: &ByteCounters) -> Outcome {
-    let up = pump(client, server, (Broken::Client, Broken::Server), |count| bytes.add_to_server(count));
-    let down = pump(server, client, (Broken::Server, Broken::Client), |count| bytes.add_to_client(count));
+    let up = async {
+        pump(client, server, (Broken::Client, Broken::Server), |count| bytes.add_to_server(count)).await?;
+        bytes.ended(End::Client);
+        Ok(())
+    };
+    let down = async {
+        pump(server, client, (Broken::Server, Broken::Client), |count| bytes.add_to_client(count)).await?;
+        bytes.ended(End::Server);
+        Ok(())
+    };
     let guard = ResetUnlessDone::new([client, server]);
     guard.end(both(up, down, broke(client), broke(server)).await)
 }
