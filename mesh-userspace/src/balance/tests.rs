@@ -216,7 +216,8 @@ fn picks_are_as_the_algorithm_says() {
         assert!(counts[1..4].iter().all(|count| (1800..2200).contains(count)), "{balancer:?} {counts:?}");
     }
     let turns = of(Balancer::RoundRobin, 10);
-    assert_eq!(picks(&balancers.look(&turns), 3000, &[])[1..4], [1000; 3]);
+    let counts = picks(&balancers.look(&turns), 3000, &[]);
+    assert!(counts[1..4].iter().all(|count| count.abs_diff(1000) <= 1), "{counts:?}");
     let hashed = of(Balancer::SourceIp, 11);
     let counts = picks(&balancers.look(&hashed), 100, &[]);
     assert!(counts.contains(&100), "{counts:?}");
@@ -235,7 +236,8 @@ fn turns_go_on_where_somebody_is_avoided() {
     let target = target(&[1, 2, 3], with_balancer(Balancer::RoundRobin));
     let looked = balancers.look(&target);
     let counts = picks(&looked, 1000, &[2]);
-    assert_eq!((counts[1], counts[2], counts[3]), (500, 0, 500));
+    // Where the turns begin is by chance.
+    assert!(counts[2] == 0 && counts[1].abs_diff(counts[3]) <= 2, "{counts:?}");
     assert_eq!(picks(&looked, 10, &[1, 2, 3]), [0; 16], "nobody is left");
     assert!(!looked.has_other(true, CLIENT, &[at(1), at(2), at(3)]));
     assert!(looked.has_other(true, CLIENT, &[at(1), at(2)]) && !looked.has_other(false, CLIENT, &[]));
@@ -335,11 +337,10 @@ async fn who_fails_is_left_out_and_returns() {
     // Again at once: for twice as long.
     fail(&looked, 1, 3);
     assert_eq!(told.lock().unwrap()[2], (at(1), ejected(60, 2)));
-    sleep(Duration::from_secs(62)).await;
+    sleep(Duration::from_secs(75)).await;
     assert_eq!(told.lock().unwrap()[3], (at(1), Event::Returned));
     // After some intervals of health it begins anew.
     sleep(Duration::from_secs(60)).await;
-    looked.admit().unwrap();
     fail(&balancers.look(&target), 1, 3);
     assert_eq!(told.lock().unwrap()[4], (at(1), ejected(30, 3)));
     running.abort();
