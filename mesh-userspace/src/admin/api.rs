@@ -280,6 +280,23 @@ pub struct BackendReport {
     pub mode: Mode,
     /// Whether it is enrolled.
     pub enrolled: bool,
+    /// What the agent knows of it from connections that it carries; `None`: it has carried none lately.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub live: Option<LiveReport>,
+}
+
+/// The live state of an endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LiveReport {
+    /// Connections of this node's agent to it, those that are being established among them.
+    pub open: u32,
+    /// Failures in a row, where outlier detection counts them.
+    pub failures: u32,
+    /// How often it was ejected.
+    pub ejections: u32,
+    /// Until when at least it gets no new connections; `None`: it is not ejected.
+    pub ejected_until: Option<u64>,
 }
 
 /// `GET /v1/workloads`: one element a workload.

@@ -15,6 +15,7 @@ mod events;
 mod explain;
 mod fill;
 mod kube_proxy;
+mod outliers;
 mod outside;
 mod policies;
 mod report;
@@ -344,7 +345,7 @@ async fn serve(
         certificates.clone(),
         telemetry.clone(),
     ));
-    tokio::spawn(follow_policy(feed.snapshot.clone(), Arc::clone(&shared)));
+    follow(&feed, &shared, &events);
     tell_routes(client, &config, &feed);
     let (requests, maps) = {
         let found = config.discovery.config(&cgroup);
@@ -436,10 +437,17 @@ async fn flush(telemetry: &Telemetry) {
     }
 }
 
-/// Ends connections that a new snapshot no longer allows, whatever the controller is busy with.
+/// What goes on beside the controller: connections follow the snapshots, endpoints that failed come back.
+fn follow(feed: &Feed, shared: &Arc<Shared>, events: &Events) {
+    tokio::spawn(follow_policy(feed.snapshot.clone(), Arc::clone(shared)));
+    tokio::spawn(outliers::tell(Arc::clone(shared), events.clone()));
+}
+
+/// Ends connections that a new snapshot no longer allows, whatever the controller is busy with, and forgets destinations that are gone.
 async fn follow_policy(mut snapshots: watch::Receiver<Arc<Snapshot>>, shared: Arc<Shared>) {
     while snapshots.changed().await.is_ok() {
         shared.refresh_pods();
+        shared.balancers.follow(&shared.snapshot.load());
     }
 }
 

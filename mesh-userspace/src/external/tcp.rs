@@ -7,6 +7,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::net::{TcpSocket, TcpStream};
@@ -18,9 +19,8 @@ use crate::datapath::Stayer;
 use crate::model::{Endpoint, Protocol, Snapshot};
 use crate::policy::authorization::Refusal;
 use crate::proxy::ask::Ask;
-use crate::proxy::copy::NoTap;
-use crate::proxy::establish::{Client, Establish, Established};
-use crate::proxy::forward::{CONNECT_DEADLINE, Forward, Upstream, UpstreamError, carry};
+use crate::proxy::establish::{Client, Establish};
+use crate::proxy::forward::{Forward, Upstream, UpstreamError};
 use crate::proxy::inbound::{self, DeliveryError};
 use crate::proxy::record::{party, service_at};
 use crate::proxy::route::{Arrival, Entrance};
@@ -85,18 +85,16 @@ async fn serve(worker: &Worker, entry: &Entry, client: TcpStream) {
     };
     let arrived =
         Arrived { worker, entry, snapshot: &snapshot, ask: &ask, asked, source, started: Instant::now() };
-    let establish = Establish { worker, client: &arrived, ask: &ask, asked };
+    let establish = Establish { worker, client: &arrived, ask: &ask, route: ask.route, asked, source };
     let connected = tokio::select! {
         connected = establish.run() => connected,
         () = entry.cut() => None,
     };
     // A connection may last for days; the state of the mesh that it was routed by need not.
     drop(snapshot);
-    let Some(Established { upstream, record, endpoint }) = connected else { return reset_on_close(&client) };
-    let carried = worker.carried.enter(asked, endpoint);
-    let gone = carried.gone(&worker.shared.snapshot.load());
+    let Some(established) = connected else { return reset_on_close(&client) };
     tokio::select! {
-        outcome = carry(worker, &client, upstream, &record, gone, &NoTap) => record.finish(outcome),
+        () = established.carry(worker, &client, asked, None) => {}
         () = entry.cut() => reset_on_close(&client),
     }
 }
@@ -147,7 +145,7 @@ impl Client for Arrived<'_> {
         })
     }
 
-    async fn connect(&self, endpoint: &Endpoint) -> Result<Upstream, UpstreamError> {
+    async fn connect(&self, endpoint: &Endpoint, within: Duration) -> Result<Upstream, UpstreamError> {
         let address = endpoint.address;
         let workload = Arrival::workload(self.snapshot, endpoint);
         let arrival = Arrival {
@@ -156,8 +154,7 @@ impl Client for Arrived<'_> {
             is_frontend: self.entry.is_frontend(self.snapshot, address, Protocol::Tcp),
             is_here: self.entry.is_here(endpoint, workload.map(|workload| &**workload)),
         };
-        let forward =
-            Forward { worker: self.worker, client: self.source, started: self.started, is_copy: false };
+        let forward = Forward { worker: self.worker, client: self.source, started: self.started, within, is_copy: false };
         match arrival.entrance(|uid| self.worker.shared.pod(uid)) {
             Entrance::Loop => Err(UpstreamError::Loop(address)),
             Entrance::Local(pod, workload) => forward.deliver(&pod, workload, None, address).await,
@@ -170,18 +167,18 @@ impl Client for Arrived<'_> {
             Entrance::Unserved(workload) => {
                 let (worker, client) = (self.worker, self.source);
                 let admission = inbound::judge(worker, self.snapshot, workload, None, client, address)?;
-                Ok(Upstream::Unserved(self.dial(endpoint).await?, admission))
+                Ok(Upstream::Unserved(self.dial(endpoint, within).await?, admission))
             }
-            Entrance::Plain => self.dial(endpoint).await.map(Upstream::Socket),
+            Entrance::Plain => self.dial(endpoint, within).await.map(Upstream::Socket),
         }
     }
 }
 
 impl Arrived<'_> {
     /// In plaintext from the node's own namespace. An application of this node is told whom the connection is for.
-    async fn dial(&self, endpoint: &Endpoint) -> Result<TcpStream, UpstreamError> {
+    async fn dial(&self, endpoint: &Endpoint, within: Duration) -> Result<TcpStream, UpstreamError> {
         let address = endpoint.address;
-        let connect = timeout(CONNECT_DEADLINE, dial(self.worker, address, self.source)).await;
+        let connect = timeout(within, dial(self.worker, address, self.source)).await;
         let socket = connect.map_err(|_elapsed| UpstreamError::Timeout(address))?;
         socket.map_err(|source| UpstreamError::Connect { address, source })
     }

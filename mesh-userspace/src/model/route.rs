@@ -155,25 +155,6 @@ impl RouteTarget {
     }
 }
 
-impl RouteTarget {
-    /// The endpoint of a family that a random number picks, as the target's share is spread. Costs what it has in endpoints.
-    pub fn draw(&self, is_v4: bool, random: u64) -> Option<&Endpoint> {
-        let members = shares(self, &|endpoint: &Endpoint| endpoint.address.is_ipv4() == is_v4);
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "shares of a whole, and a random number: 53 bits are enough"
-        )]
-        let (part, at) =
-            (|share: &Share<'_>| share.part as f64 / share.of as f64, random as f64 / 2_f64.powi(64));
-        let mut left = at * members.iter().map(part).sum::<f64>();
-        let drawn = members.iter().find(|share| {
-            left -= part(share);
-            left < 0.0
-        });
-        drawn.or(members.last()).map(|share| share.endpoint)
-    }
-}
-
 /// Where connections to a service port go.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Route {
@@ -348,27 +329,6 @@ mod tests {
     fn without_any_endpoint_the_set_is_empty() {
         assert!(combine_weights(&[target(1, 0..0), target(1, 0..0)], |_| true).is_empty());
         assert!(combine_weights(&[target(1, 0..2)], |e| e.address.is_ipv6()).is_empty());
-    }
-
-    proptest! {
-        /// What is drawn for one connection is spread as what is combined for many.
-        #[test]
-        fn draws_of_a_target_are_spread_as_its_weights(weights in proptest::collection::vec(0_u32..5, 1..6), draws in 1_u64..200) {
-            let mut one = target(1, 0..weights.len());
-            let endpoints: Vec<_> =
-                one.endpoints.iter().zip(&weights).map(|(end, &weight)| Endpoint { weight, ..end.clone() }).collect();
-            one.endpoints = endpoints.into();
-            let combined = combine_weights(std::slice::from_ref(&one), |_| true);
-            let sum: u64 = combined.iter().map(|backend| backend.weight).sum();
-            let step = u64::MAX / draws;
-            for backend in &combined {
-                let drawn = (0..draws).filter(|n| one.draw(true, n * step) == backend.endpoint.as_ref()).count() as u64;
-                let expected = draws * backend.weight / sum;
-                prop_assert!(drawn.abs_diff(expected) <= 1, "{drawn} {expected}");
-            }
-            prop_assert_eq!(one.draw(true, 0).is_none(), combined.is_empty());
-            prop_assert!(one.draw(false, 0).is_none());
-        }
     }
 
     #[test]

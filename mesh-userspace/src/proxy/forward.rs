@@ -15,10 +15,13 @@ use super::hbone::{Baggage, Lease, Peer};
 use super::inbound::{self, Delivery, DeliveryError};
 use super::pod::{Held, Pod};
 use super::worker::Worker;
-use crate::model::{Identity, Workload};
+use crate::balance::{Failure, Overflow};
+use crate::model::{Identity, Keepalive, Workload};
 use crate::node::NetNs;
+use crate::socket::set_keepalive;
 use crate::telemetry::{ConnectionRecord, Outcome, Security};
 
+/// How long one try may take where nothing is said (Istio's `connectTimeout` by default).
 pub(crate) const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Why the upstream could not be had.
@@ -46,6 +49,8 @@ pub(crate) enum UpstreamError {
     OutOfRange(String),
     #[error("{0} is an endpoint and a service of this node at once")]
     Loop(SocketAddr),
+    #[error("{service}: {overflow}")]
+    Overflow { service: String, overflow: Overflow },
 }
 
 impl UpstreamError {
@@ -55,6 +60,7 @@ impl UpstreamError {
             Self::Timeout(_) => Outcome::ConnectTimeout,
             Self::NoEndpoint(_) => Outcome::NoEndpoint,
             Self::OutOfRange(_) => Outcome::RefusedPolicy,
+            Self::Overflow { .. } => Outcome::Overflow,
             Self::Delivery(error) => error.outcome(),
             Self::Tunnel { source, .. } => match source {
                 ClientError::Tls(_) | ClientError::Alert(_) => Outcome::TlsFailed,
@@ -75,8 +81,52 @@ impl UpstreamError {
             Self::Connect { .. } | Self::Timeout(_) | Self::Loop(_) => true,
             Self::Tunnel { source, .. } => source.is_retryable(),
             Self::Delivery(error) => error.is_retryable(),
-            Self::NoEndpoint(_) | Self::OutOfRange(_) => false,
+            Self::NoEndpoint(_) | Self::OutOfRange(_) | Self::Overflow { .. } => false,
         }
+    }
+
+    /// What it says of the endpoint; nothing where it is policy, or this side's own trouble.
+    pub(crate) fn failure(&self) -> Option<Failure> {
+        match self {
+            Self::Connect { source, .. }
+            | Self::Delivery(DeliveryError::Connect { source, .. })
+            | Self::Tunnel { source: ClientError::Connect { source, .. }, .. } => failure_of(source),
+            Self::Timeout(_)
+            | Self::Delivery(DeliveryError::Timeout(_))
+            | Self::Tunnel { source: ClientError::Deadline(_), .. } => Some(Failure::Timeout),
+            Self::Tunnel { source, .. } => {
+                let is_own = matches!(
+                    source,
+                    ClientError::Refused(http::StatusCode::UNAUTHORIZED)
+                        | ClientError::Authority(_)
+                        | ClientError::Certificate(_)
+                        | ClientError::Config(_)
+                );
+                (!is_own).then_some(Failure::Connect)
+            }
+            Self::Delivery(DeliveryError::Refused { .. })
+            | Self::NoEndpoint(_)
+            | Self::OutOfRange(_)
+            | Self::Loop(_)
+            | Self::Overflow { .. } => None,
+        }
+    }
+}
+
+/// What an error of a socket says of whom it was for: that this node has no descriptors, memory or ports left is not its
+/// fault.
+fn failure_of(error: &io::Error) -> Option<Failure> {
+    match error.raw_os_error() {
+        Some(
+            libc::EMFILE
+            | libc::ENFILE
+            | libc::ENOMEM
+            | libc::ENOBUFS
+            | libc::EADDRNOTAVAIL
+            | libc::EADDRINUSE,
+        ) => None,
+        Some(libc::ETIMEDOUT) => Some(Failure::Timeout),
+        _ => Some(Failure::Connect),
     }
 }
 
@@ -113,6 +163,17 @@ impl Upstream {
             Self::Local(..) | Self::Tunnel(..) => Security::MutualTls,
         }
     }
+
+    /// Has the kernel ask an endpoint that is silent whether it is still there. A tunnel is one of many on its connection, which HTTP/2
+    /// asks by itself.
+    pub(super) fn keep_alive(&self, settings: &Keepalive) {
+        let (Self::Socket(socket) | Self::Unserved(socket, _) | Self::Local(socket, _)) = self else {
+            return;
+        };
+        if let Err(error) = set_keepalive(socket, settings) {
+            tracing::debug!(%error, "keepalive of an upstream");
+        }
+    }
 }
 
 /// A client's connection that is to go to an endpoint in the mesh.
@@ -123,6 +184,8 @@ pub(crate) struct Forward<'a> {
     pub(crate) client: SocketAddr,
     /// When it was accepted.
     pub(crate) started: Instant,
+    /// How long it may take to have it.
+    pub(crate) within: Duration,
     /// Whether it is a copy of one, which must not come in the way of others.
     pub(crate) is_copy: bool,
 }
@@ -137,9 +200,9 @@ impl Forward<'_> {
         source: Option<&Identity>,
         address: SocketAddr,
     ) -> Result<Upstream, UpstreamError> {
-        let Self { worker, client, started, .. } = *self;
+        let Self { worker, client, started, within, .. } = *self;
         let mut record = inbound::open(worker, workload, client, address, source, started);
-        let delivery = Delivery { worker, pod, source, client, destination: address };
+        let delivery = Delivery { worker, pod, source, client, destination: address, within };
         match delivery.connect(&mut record).await {
             Ok((socket, admission)) => {
                 let pod = Held::new(pod);
@@ -172,7 +235,7 @@ impl Forward<'_> {
         let tunnel = self.worker.pool.tunnel(&peer, netns, certificates, address, self.client, baggage);
         // One deadline for all of it: a place in the pool, TCP, TLS, HTTP/2, and the application behind.
         let tunnel =
-            timeout(CONNECT_DEADLINE, tunnel).await.map_err(|_elapsed| UpstreamError::Timeout(address))?;
+            timeout(self.within, tunnel).await.map_err(|_elapsed| UpstreamError::Timeout(address))?;
         let (tunnel, lease) = tunnel.map_err(|source| UpstreamError::Tunnel { address, source })?;
         Ok(Upstream::Tunnel(tunnel, lease))
     }
@@ -187,30 +250,30 @@ pub(crate) fn note_failure(worker: &Worker, error: &UpstreamError) {
     }
 }
 
-/// Carries the connection to its end, or until its endpoint is gone or may no longer be reached. `tap` is shown what the client
-/// sends.
+/// Carries the connection to its end, or until it is to end so: its endpoint is gone, it has reached a bound, or it may no longer
+/// be reached. `tap` is shown what the client sends.
 pub(crate) async fn carry(
     worker: &Worker,
     client: &TcpStream,
     upstream: Upstream,
     record: &ConnectionRecord,
-    gone: impl Future<Output = ()>,
+    ends: impl Future<Output = Outcome>,
     tap: &impl Tap,
 ) -> Outcome {
     let bytes = record.bytes();
-    hold(worker, upstream, record, gone, async |server| match server {
+    hold(worker, upstream, record, ends, async |server| match server {
         Server::Socket(server) => tcp_to_tcp(client, &server, bytes, tap).await,
         Server::Tunnel(tunnel, _lease) => tcp_to_tunnel(client, tunnel, SocketIs::Client, bytes, tap).await,
     })
     .await
 }
 
-/// Has `copy` carry the bytes to their end, or until the endpoint is gone or may no longer be reached.
+/// Has `copy` carry the bytes to their end, or until the connection is to end so or may no longer be.
 pub(crate) async fn hold(
     worker: &Worker,
     upstream: Upstream,
     record: &ConnectionRecord,
-    gone: impl Future<Output = ()>,
+    ends: impl Future<Output = Outcome>,
     copy: impl AsyncFnOnce(Server) -> Outcome,
 ) -> Outcome {
     let (server, at_destination, mut admission, pod) = match upstream {
@@ -236,7 +299,7 @@ pub(crate) async fn hold(
     // What is dropped while it carries is reset on both sides.
     let (outcome, refusal) = tokio::select! {
         outcome = copy(server) => (outcome, None),
-        () = gone => (Outcome::Withdrawn, None),
+        outcome = ends => (outcome, None),
         () = cut => (Outcome::Withdrawn, None),
         refusal = revoked => (Outcome::Revoked, Some(refusal)),
     };

@@ -6,6 +6,7 @@
 
 pub(crate) mod admission;
 pub(crate) mod ask;
+pub(crate) mod bounds;
 mod canary;
 pub(crate) mod carried;
 mod chance;
@@ -36,6 +37,7 @@ use self::gate::Gate;
 pub use self::pod::{Pod, Stop};
 pub use self::worker::{Handles, Workers};
 
+use crate::balance::Balancers;
 use crate::identity::CertificateStore;
 use crate::model::{Identity, MeshConfig, NodeName, Snapshot, Workload, WorkloadUid};
 use crate::telemetry::Telemetry;
@@ -52,6 +54,8 @@ pub struct Shared {
     pub certificates: CertificateStore,
     /// Where connections are recorded.
     pub telemetry: Telemetry,
+    /// Picks endpoints, and knows how they are.
+    pub balancers: Balancers,
     /// The self-test's far end.
     pub canary: Canary,
     pods: ArcSwap<HashMap<WorkloadUid, Arc<Pod>>>,
@@ -80,6 +84,7 @@ impl Shared {
             snapshot,
             certificates,
             telemetry,
+            balancers: Balancers::default(),
             canary: Canary::default(),
             pods: ArcSwap::default(),
             pods_changed: watch::Sender::new(()),

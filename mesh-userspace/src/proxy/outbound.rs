@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
@@ -15,9 +16,9 @@ use super::mirror::{Mirrors, Source};
 use super::record::{party, service_at};
 use super::route::{self, Destination, Way};
 use super::worker::Worker;
-use super::{Pod, inbound, upstream};
+use super::{Pod, inbound, sni, upstream};
 use crate::datapath::Stayer;
-use crate::model::{Endpoint, Service, Snapshot, Workload};
+use crate::model::{Connecting, Endpoint, Service, Snapshot, Workload};
 use crate::socket::{canonical, reset_on_close};
 use crate::telemetry::{ConnectionRecord, Direction, OpenedConnection, Reporter, Security};
 
@@ -30,15 +31,24 @@ pub(super) async fn serve(worker: &Worker, pod: &Arc<Pod>, client: TcpStream) {
     if worker.shared.canary.answer(pod, asked, &client) {
         return;
     }
-    let started = Instant::now();
-    let now = || Captured::now(worker, pod, asked, source, started);
-    let mut captured = now();
-    let fault = captured.fault();
-    if !fault.is_none() {
+    let accepted = Accepted { worker, pod, asked, source, started: Instant::now() };
+    let mut captured = Captured::now(accepted);
+    if captured.asks_server_name() {
         // It may take long: nothing of the mesh's state is held meanwhile, and what is in force then routes the connection.
         drop(captured);
+        let server_name = tokio::select! {
+            server_name = sni::server_name(&client) => server_name,
+            () = pod.cut() => return reset_on_close(&client),
+        };
+        captured = Captured { server_name, ..Captured::now(accepted) };
+    }
+    let fault = captured.fault();
+    if !fault.is_none() {
+        // So may this.
+        let server_name = captured.server_name.take();
+        drop(captured);
         let injected = fault.inject(worker, &client, pod.cut()).await;
-        captured = Captured { delayed: injected.delayed, ..now() };
+        captured = Captured { server_name, delayed: injected.delayed, ..Captured::now(accepted) };
         if let Some(end) = injected.end {
             captured.fail_injected(end);
             return reset_on_close(&client);
@@ -48,87 +58,117 @@ pub(super) async fn serve(worker: &Worker, pod: &Arc<Pod>, client: TcpStream) {
         connected = captured.connect() => connected,
         () = pod.cut() => None,
     };
-    let mirrors = connected.as_ref().and_then(|_| captured.mirrors());
+    let mirrors = match &connected {
+        Some(Connected::Service(_)) => captured.mirrors(),
+        Some(Connected::Address(..)) | None => None,
+    };
     // A connection may last for days; the state of the mesh that it was routed by need not.
     drop(captured);
-    let Some((upstream, record, endpoint)) = connected else { return reset_on_close(&client) };
-    let entry = endpoint.map(|endpoint| worker.carried.enter(asked, endpoint));
-    let gone = entry.as_ref().map(|entry| entry.gone(&worker.shared.snapshot.load()));
-    let gone = async {
-        match gone {
-            Some(gone) => gone.await,
-            None => std::future::pending().await,
-        }
-    };
-    let carried = async {
-        match mirrors {
-            None => carry(worker, &client, upstream, &record, gone, &NoTap).await,
-            Some(mirrors) => Box::pin(carry(worker, &client, upstream, &record, gone, &mirrors)).await,
-        }
-    };
-    tokio::select! {
-        outcome = carried => record.finish(outcome),
-        () = pod.cut() => reset_on_close(&client),
+    match connected {
+        None => reset_on_close(&client),
+        Some(Connected::Service(established)) => tokio::select! {
+            () = established.carry(worker, &client, asked, mirrors) => {}
+            () = pod.cut() => reset_on_close(&client),
+        },
+        Some(Connected::Address(upstream, record)) => tokio::select! {
+            outcome = carry(worker, &client, upstream, &record, std::future::pending(), &NoTap) => {
+                record.finish(outcome);
+            }
+            () = pod.cut() => reset_on_close(&client),
+        },
     }
 }
 
-/// Connects to a shadow, as the client whose connection is copied.
+/// Connects to a shadow, as the client whose connection is copied; it may take so long.
 pub(super) async fn reach_shadow(
     copied: &Source<'_>,
     destination: &Destination,
+    within: Duration,
 ) -> Result<Upstream, UpstreamError> {
     let &Source { worker, pod, workload, snapshot, asked, client } = copied;
     let captured = Captured {
-        worker,
-        pod,
+        accepted: Accepted { worker, pod, asked, source: client, started: Instant::now() },
         workload: Arc::clone(workload),
         snapshot: Arc::clone(snapshot),
-        asked,
-        source: client,
-        started: Instant::now(),
+        server_name: None,
         delayed: false,
         is_copy: true,
     };
-    captured.connect_to(destination).await
+    captured.connect_to(destination, within).await
+}
+
+/// Where a captured connection has come to.
+enum Connected {
+    /// An endpoint of a service.
+    Service(Established),
+    /// The address that was asked for, which is no service's.
+    Address(Upstream, ConnectionRecord),
+}
+
+/// A connection as it was accepted.
+#[derive(Clone, Copy)]
+struct Accepted<'a> {
+    worker: &'a Worker,
+    pod: &'a Arc<Pod>,
+    asked: SocketAddr,
+    source: SocketAddr,
+    started: Instant,
 }
 
 /// A captured connection, and what it is to the mesh.
 struct Captured<'a> {
-    worker: &'a Worker,
-    pod: &'a Arc<Pod>,
+    accepted: Accepted<'a>,
     workload: Arc<Workload>,
     snapshot: Arc<Snapshot>,
-    asked: SocketAddr,
-    source: SocketAddr,
-    started: Instant,
+    /// What the client's TLS asks for, where a route asks for that.
+    server_name: Option<String>,
     /// Whether a fault delayed it.
     delayed: bool,
     /// Whether it is a copy of a client's, to a shadow.
     is_copy: bool,
 }
 
+impl<'a> std::ops::Deref for Captured<'a> {
+    type Target = Accepted<'a>;
+
+    fn deref(&self) -> &Accepted<'a> {
+        &self.accepted
+    }
+}
+
 impl<'a> Captured<'a> {
     /// By the mesh as it is now.
-    fn now(
-        worker: &'a Worker,
-        pod: &'a Arc<Pod>,
-        asked: SocketAddr,
-        source: SocketAddr,
-        started: Instant,
-    ) -> Self {
-        let snapshot = worker.shared.snapshot.load_full();
-        let workload = pod.workload(&snapshot);
-        Self { worker, pod, workload, snapshot, asked, source, started, delayed: false, is_copy: false }
+    fn now(accepted: Accepted<'a>) -> Self {
+        let snapshot = accepted.worker.shared.snapshot.load_full();
+        let workload = accepted.pod.workload(&snapshot);
+        Self { accepted, workload, snapshot, server_name: None, delayed: false, is_copy: false }
     }
 
-    /// The service that was asked for, if it is one.
+    /// What the routes can tell of it.
+    fn connecting(&self) -> Connecting<'_> {
+        Connecting {
+            source: Some(&self.workload),
+            source_address: self.source.ip(),
+            asked: self.asked.ip(),
+            server_name: self.server_name.as_deref(),
+        }
+    }
+
+    /// The service that was asked for, if it is one, and the route to it.
     fn ask(&self) -> Option<Ask<'_>> {
-        route::ask(&self.snapshot, self.asked)
+        Some(route::ask(&self.snapshot, self.asked)?.routed(&self.connecting()))
+    }
+
+    /// Whether the server name of the client's TLS decides on its route.
+    fn asks_server_name(&self) -> bool {
+        let ask = route::ask(&self.snapshot, self.asked);
+        ask.is_some_and(|ask| ask.admits(self.source.ip()) && ask.asks_server_name(&self.connecting()))
     }
 
     /// What its route does to it before it is connected.
     fn fault(&self) -> Fault {
-        self.ask().map_or_else(Fault::default, |ask| Fault::of(&ask.route.actions, &self.worker.chance))
+        let ask = self.ask().filter(|ask| ask.admits(self.source.ip()));
+        ask.map_or_else(Fault::default, |ask| Fault::of(&ask.route.actions, &self.worker.chance))
     }
 
     /// A fault ended it.
@@ -140,32 +180,32 @@ impl<'a> Captured<'a> {
 
     /// Begins the copies that its route asks for.
     fn mirrors(&self) -> Option<Mirrors> {
-        let Self { worker, pod, workload, snapshot, asked, source, .. } = self;
-        let copied = Source { worker, pod, workload, snapshot, asked: *asked, client: *source };
+        let Self { workload, snapshot, .. } = self;
+        let Accepted { worker, pod, asked, source: client, .. } = self.accepted;
+        let copied = Source { worker, pod, workload, snapshot, asked, client };
         Mirrors::begin(&copied, &self.ask()?.route.actions.mirrors)
     }
 
     /// Connects to where it goes: one record, whatever the number of tries; `None` where all have failed.
-    /// The endpoint's address is there where a service led to it.
-    async fn connect(&self) -> Option<(Upstream, ConnectionRecord, Option<SocketAddr>)> {
+    async fn connect(&self) -> Option<Connected> {
         let Some(ask) = self.ask() else {
             let (upstream, record) = self.direct().await?;
-            return Some((upstream, record, None));
+            return Some(Connected::Address(upstream, record));
         };
         let asking = Asking { captured: self, service: ask.service };
-        let establish = Establish { worker: self.worker, client: &asking, ask: &ask, asked: self.asked };
-        if !ask.admits(self.source.ip()) {
+        let (worker, asked, source) = (self.worker, self.asked, self.source);
+        let establish = Establish { worker, client: &asking, ask: &ask, route: ask.route, asked, source };
+        if !ask.admits(source.ip()) {
             establish.fail(&UpstreamError::OutOfRange(ask.service.name.to_string()));
             return None;
         }
-        let Established { upstream, record, endpoint } = establish.run().await?;
-        Some((upstream, record, Some(endpoint)))
+        establish.run().await.map(Connected::Service)
     }
 
     /// To an address that is no service's: there is one way, and one try.
     async fn direct(&self) -> Option<(Upstream, ConnectionRecord)> {
         let destination = Destination::plain(&self.snapshot, self.asked);
-        match self.connect_to(&destination).await {
+        match self.connect_to(&destination, CONNECT_DEADLINE).await {
             Ok(upstream) => {
                 let record = self.open(&destination, upstream.security());
                 Some((upstream, record))
@@ -201,11 +241,15 @@ impl<'a> Captured<'a> {
         record
     }
 
-    async fn connect_to(&self, destination: &Destination) -> Result<Upstream, UpstreamError> {
+    async fn connect_to(
+        &self,
+        destination: &Destination,
+        within: Duration,
+    ) -> Result<Upstream, UpstreamError> {
         let address = destination.address;
         let (shared, identity) = (&self.worker.shared, &self.workload.identity);
-        let Self { worker, source: client, started, is_copy, .. } = *self;
-        let forward = Forward { worker, client, started, is_copy };
+        let (is_copy, Accepted { worker, source: client, started, .. }) = (self.is_copy, self.accepted);
+        let forward = Forward { worker, client, started, within, is_copy };
         match destination.way(&shared.node, |uid| shared.pod(uid)) {
             Way::Local(pod, workload) => forward.deliver(&pod, workload, Some(identity), address).await,
             Way::Tunnel(workload) => {
@@ -216,15 +260,15 @@ impl<'a> Captured<'a> {
                 let (worker, source) = (self.worker, Some(identity));
                 let admission =
                     inbound::judge(worker, &self.snapshot, workload, source, self.source, address)?;
-                Ok(Upstream::Unserved(self.dial(address).await?, admission))
+                Ok(Upstream::Unserved(self.dial(address, within).await?, admission))
             }
-            Way::Plain => self.dial(address).await.map(Upstream::Socket),
+            Way::Plain => self.dial(address, within).await.map(Upstream::Socket),
         }
     }
 
     /// In plaintext from inside the pod's namespace.
-    async fn dial(&self, address: SocketAddr) -> Result<TcpStream, UpstreamError> {
-        let connect = timeout(CONNECT_DEADLINE, upstream::plain(&self.pod.netns, address)).await;
+    async fn dial(&self, address: SocketAddr, within: Duration) -> Result<TcpStream, UpstreamError> {
+        let connect = timeout(within, upstream::plain(&self.pod.netns, address)).await;
         let socket = connect.map_err(|_elapsed| UpstreamError::Timeout(address))?;
         socket.map_err(|source| UpstreamError::Connect { address, source })
     }
@@ -241,8 +285,9 @@ impl Client for Asking<'_> {
         Stayer::Netns(self.captured.pod.netns().cookie())
     }
 
-    async fn connect(&self, endpoint: &Endpoint) -> Result<Upstream, UpstreamError> {
-        self.captured.connect_to(&Destination::of(&self.captured.snapshot, self.service, endpoint)).await
+    async fn connect(&self, endpoint: &Endpoint, within: Duration) -> Result<Upstream, UpstreamError> {
+        let destination = Destination::of(&self.captured.snapshot, self.service, endpoint);
+        self.captured.connect_to(&destination, within).await
     }
 
     fn open(&self, endpoint: Option<&Endpoint>, upstream: Option<&Upstream>) -> ConnectionRecord {

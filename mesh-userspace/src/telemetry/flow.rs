@@ -120,6 +120,8 @@ pub enum Outcome {
     TlsFailed,
     /// Nothing moved for too long.
     IdleTimeout,
+    /// It lasted as long as it may.
+    MaxDuration,
     /// The endpoint that it had went away.
     Withdrawn,
     /// Policy became different and no longer allows it.
@@ -150,6 +152,7 @@ impl Outcome {
             Self::Overflow => "overflow",
             Self::TlsFailed => "tls_failed",
             Self::IdleTimeout => "idle_timeout",
+            Self::MaxDuration => "max_duration",
             Self::Withdrawn => "withdrawn",
             Self::Revoked => "revoked",
             Self::FaultAborted => "fault_aborted",
@@ -174,6 +177,7 @@ impl Outcome {
             Self::Overflow => ResponseFlags::UpstreamOverflow,
             Self::IdleTimeout => ResponseFlags::IdleTimeout,
             Self::FaultAborted => ResponseFlags::FaultInjected,
+            Self::MaxDuration => ResponseFlags::DurationTimeout,
             Self::AgentShutdown | Self::InternalError | Self::MirrorBehind => ResponseFlags::LocalReset,
         }
     }
@@ -194,6 +198,9 @@ pub enum ResponseFlags {
     /// Upstream connection failure.
     #[serde(rename = "UF")]
     UpstreamFailure,
+    /// Upstream connection failure, at as many tries as there may be, which were several.
+    #[serde(rename = "UF,URX")]
+    UpstreamRetryLimit,
     /// No healthy upstream.
     #[serde(rename = "UH")]
     NoHealthyUpstream,
@@ -212,6 +219,9 @@ pub enum ResponseFlags {
     /// Idle timeout.
     #[serde(rename = "SI")]
     IdleTimeout,
+    /// Duration timeout.
+    #[serde(rename = "DT")]
+    DurationTimeout,
     /// Local reset.
     #[serde(rename = "LR")]
     LocalReset,
@@ -224,17 +234,28 @@ pub enum ResponseFlags {
 }
 
 impl ResponseFlags {
+    /// The same where retries were made and have not helped.
+    #[must_use]
+    pub const fn after_retries(self) -> Self {
+        match self {
+            Self::UpstreamFailure => Self::UpstreamRetryLimit,
+            other => other,
+        }
+    }
+
     /// As a label.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::None => "-",
             Self::UpstreamFailure => "UF",
+            Self::UpstreamRetryLimit => "UF,URX",
             Self::NoHealthyUpstream => "UH",
             Self::UpstreamOverflow => "UO",
             Self::UpstreamTermination => "UC",
             Self::DownstreamTermination => "DC",
             Self::NoRoute => "NR",
             Self::IdleTimeout => "SI",
+            Self::DurationTimeout => "DT",
             Self::LocalReset => "LR",
             Self::Denied => "DENY",
             Self::FaultInjected => "FI",
@@ -528,6 +549,8 @@ mod tests {
             (Outcome::ConnectFailed, "UF"),
             (Outcome::NoEndpoint, "UH"),
             (Outcome::Overflow, "UO"),
+            (Outcome::IdleTimeout, "SI"),
+            (Outcome::MaxDuration, "DT"),
             (Outcome::NoRoute, "NR"),
             (Outcome::RefusedPolicy, "DENY"),
             (Outcome::FaultAborted, "FI"),
@@ -538,6 +561,8 @@ mod tests {
             let label = serde_json::to_value(outcome).unwrap();
             assert_eq!(label, outcome.as_str());
         }
+        assert_eq!(Outcome::ConnectTimeout.flags().after_retries().as_str(), "UF,URX");
+        assert_eq!(Outcome::NoEndpoint.flags().after_retries().as_str(), "UH");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use super::declare::metrics;
-use super::{ActionMetrics, Direction, Outcome, Reporter, SyncRecorder, TrafficMetrics};
+use super::{ActionMetrics, BalanceMetrics, Direction, Outcome, Reporter, SyncRecorder, TrafficMetrics};
 use crate::source::{ApiStatus, ChangeLog};
 
 /// Content type of [`Metrics::render`].
@@ -114,6 +114,7 @@ pub struct Metrics {
     sync: SyncRecorder,
     traffic: TrafficMetrics,
     actions: ActionMetrics,
+    balance: BalanceMetrics,
     families: Families,
     /// Policies that are a label.
     policies: Mutex<HashSet<String>>,
@@ -141,6 +142,8 @@ impl Metrics {
         traffic.register(&mut registry);
         families.register(&mut registry);
         actions.register(&mut registry);
+        let balance = BalanceMetrics::default();
+        balance.register(&mut registry);
         sync.register(&mut registry);
         let mut proxy = replaces_kube_proxy.then(Registry::default);
         if let Some(proxy) = &mut proxy {
@@ -155,6 +158,7 @@ impl Metrics {
             sync,
             traffic,
             actions,
+            balance,
             families,
             policies: Mutex::default(),
             refresh: Mutex::default(),
@@ -174,6 +178,11 @@ impl Metrics {
     /// Faults and mirrors.
     pub const fn actions(&self) -> &ActionMetrics {
         &self.actions
+    }
+
+    /// Limits, retries, outlier detection.
+    pub const fn balance(&self) -> &BalanceMetrics {
+        &self.balance
     }
 
     /// Calls `refresh` before each scrape, to set what is kept elsewhere. It must not render.

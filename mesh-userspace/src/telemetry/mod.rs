@@ -5,6 +5,7 @@
 //! two counters of its connection.
 
 mod actions;
+mod balance;
 mod connection;
 pub(crate) mod declare;
 mod flow;
@@ -13,7 +14,8 @@ mod sync;
 mod traffic;
 
 pub use actions::ActionMetrics;
-pub use connection::{ByteCounters, ConnectionRecord, OpenedConnection, Telemetry};
+pub use balance::{BalanceMetrics, RetryResult};
+pub use connection::{ByteCounters, ConnectionRecord, End, OpenedConnection, Telemetry};
 pub use flow::{
     Direction, FlowFlags, FlowLog, FlowRecord, Outcome, Party, PolicyMark, Reporter, ResponseFlags, Security,
     ServiceAt,

@@ -22,4 +22,5 @@ mod rotation;
 mod services;
 mod standby;
 mod traffic_actions;
+mod traffic_limits;
 mod world;

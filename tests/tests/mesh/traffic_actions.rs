@@ -179,7 +179,7 @@ fn what_a_shadow_does_or_does_not_is_nothing_to_the_primary() -> Result<()> {
     // Nobody listens; then one that reads nothing; one that resets; and a service without an endpoint.
     for (shadow, mode, end) in [
         ("near", None, "connect_failed"),
-        ("near", Some("hang"), "behind"),
+        ("near", Some("stall"), "behind"),
         ("outside", Some("reset"), "shadow_reset"),
         ("nobody", None, "no_endpoint"),
     ] {

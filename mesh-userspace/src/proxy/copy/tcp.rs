@@ -9,7 +9,7 @@ use tokio::task::yield_now;
 
 use super::pipe::Pipe;
 use super::{Broken, NoTap, ResetUnlessDone, SCRATCH, Tap, both, broke, finish, with_scratch, write_all};
-use crate::telemetry::{ByteCounters, Outcome};
+use crate::telemetry::{ByteCounters, End, Outcome};
 
 /// Carries a connection between two sockets to its end; `tap` is shown what the client sends.
 pub(crate) async fn tcp_to_tcp(
@@ -18,9 +18,18 @@ pub(crate) async fn tcp_to_tcp(
     bytes: &ByteCounters,
     tap: &impl Tap,
 ) -> Outcome {
-    let up = pump(client, server, tap, (Broken::Client, Broken::Server), |count| bytes.add_to_server(count));
-    let down =
-        pump(server, client, &NoTap, (Broken::Server, Broken::Client), |count| bytes.add_to_client(count));
+    let up = async {
+        let sides = (Broken::Client, Broken::Server);
+        pump(client, server, tap, sides, |count| bytes.add_to_server(count)).await?;
+        bytes.ended(End::Client);
+        Ok(())
+    };
+    let down = async {
+        let sides = (Broken::Server, Broken::Client);
+        pump(server, client, &NoTap, sides, |count| bytes.add_to_client(count)).await?;
+        bytes.ended(End::Server);
+        Ok(())
+    };
     let guard = ResetUnlessDone::new([client, server]);
     guard.end(both(up, down, broke(client), broke(server)).await)
 }
@@ -61,12 +70,13 @@ async fn pump(
         if tap.is_open() {
             // In bulk, whoever takes the copy gets its turn for each part of it.
             yield_now().await;
-        } else if splice(from, to, source, sink, &|moved| {
+            continue;
+        }
+        let count = |moved| {
             count(moved);
             tap.skip(moved);
-        })
-        .await?
-        {
+        };
+        if splice(from, to, source, sink, &count).await? {
             break;
         }
     }

@@ -10,7 +10,7 @@ use tokio::task::coop::consume_budget;
 use tokio::task::yield_now;
 
 use super::{Broken, ResetUnlessDone, SCRATCH, Tap, both, broke, finish, with_scratch, write_all};
-use crate::telemetry::{ByteCounters, Outcome};
+use crate::telemetry::{ByteCounters, End, Outcome};
 
 /// Size of a read in bulk, and of the DATA frames that come of it.
 const BULK: usize = 256 * 1024;
@@ -54,9 +54,21 @@ pub(crate) async fn tcp_to_tunnel(
         SocketIs::Server => bytes.add_to_server(count),
     };
     let guard = ResetUnlessDone::new([socket]);
+    let (near_end, far_end) = match socket_is {
+        SocketIs::Client => (End::Client, End::Server),
+        SocketIs::Server => (End::Server, End::Client),
+    };
     let result = {
-        let outgoing = into_tunnel(socket, &mut send, tap, near, far, count_out);
-        let incoming = out_of_tunnel(&mut receive, socket, near, far, count_in);
+        let outgoing = async {
+            into_tunnel(socket, &mut send, tap, near, far, count_out).await?;
+            bytes.ended(near_end);
+            Ok(())
+        };
+        let incoming = async {
+            out_of_tunnel(&mut receive, socket, near, far, count_in).await?;
+            bytes.ended(far_end);
+            Ok(())
+        };
         match socket_is {
             SocketIs::Client => both(outgoing, incoming, broke(socket), std::future::pending()).await,
             SocketIs::Server => both(incoming, outgoing, std::future::pending(), broke(socket)).await,

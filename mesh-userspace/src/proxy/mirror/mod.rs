@@ -1,8 +1,8 @@
 //! Copies of what clients send, to shadows (`mirror`, `mirrors`).
 //!
 //! A copy begins when the client's connection stands. Its shadow is connected like any destination, as the client: over the
-//! mesh where it is enrolled, asked for at its own end; once, without a retry, and over TLS connections that no client's own
-//! connection shares. What it answers is read and thrown away; the client's FIN and its reset are passed on.
+//! mesh where it is enrolled, asked for at its own end, within what its `DestinationRule` allows; once, without a retry, and
+//! over TLS connections that no client's own connection shares. What it answers is read and thrown away; the client's FIN and its reset are passed on.
 //!
 //! Invariant: nothing that a shadow does or fails to do is noticed by the connection that is copied. Bytes are handed over
 //! through a [`queue`] that never makes anyone wait; a shadow that does not keep up loses its connection by a reset, and the
@@ -40,6 +40,8 @@ enum End {
     ShadowReset,
     /// The shadow has no endpoint.
     NoEndpoint,
+    /// The shadow's own limit on connections was reached.
+    Overflow,
     /// It was not reached.
     ConnectFailed,
     /// It did not want the client.
@@ -48,6 +50,8 @@ enum End {
     Lingered,
     /// Its endpoint went.
     Withdrawn,
+    /// It reached a bound that the shadow's `DestinationRule` sets (`idleTimeout`, `maxConnectionDuration`).
+    Bound,
     /// Policy there became different.
     Revoked,
     /// The agent, or the client's enrolment, ended.
@@ -65,10 +69,12 @@ impl End {
             Self::ClientReset => "client_reset",
             Self::ShadowReset => "shadow_reset",
             Self::NoEndpoint => "no_endpoint",
+            Self::Overflow => "overflow",
             Self::ConnectFailed => "connect_failed",
             Self::Refused => "refused",
             Self::Lingered => "lingered",
             Self::Withdrawn => "withdrawn",
+            Self::Bound => "bound",
             Self::Revoked => "revoked",
             Self::Shutdown => "shutdown",
         }
@@ -82,9 +88,11 @@ impl End {
             Self::ClientReset => Outcome::ResetByClient,
             Self::ShadowReset => Outcome::ResetByServer,
             Self::NoEndpoint => Outcome::NoEndpoint,
+            Self::Overflow => Outcome::Overflow,
             Self::ConnectFailed => Outcome::ConnectFailed,
             Self::Refused => Outcome::RefusedPolicy,
             Self::Withdrawn => Outcome::Withdrawn,
+            Self::Bound => Outcome::MaxDuration,
             Self::Revoked => Outcome::Revoked,
             Self::Shutdown => Outcome::AgentShutdown,
         }

@@ -11,9 +11,11 @@ use tokio::time::Instant;
 use super::End;
 use super::feed::{feed, over};
 use super::queue::Queue;
+use crate::balance::Looked;
 use crate::model::{Mirror, Service, Snapshot, Workload};
+use crate::proxy::bounds::Held;
 use crate::proxy::carried::Entry;
-use crate::proxy::forward::{Upstream, UpstreamError, hold, note_failure};
+use crate::proxy::forward::{CONNECT_DEADLINE, Upstream, UpstreamError, hold, note_failure};
 use crate::proxy::record::{party, service_at};
 use crate::proxy::route::Destination;
 use crate::proxy::worker::Worker;
@@ -52,20 +54,23 @@ struct Shadow {
     _place: OwnedSemaphorePermit,
 }
 
+/// A shadow's connection that stands.
+struct Reached {
+    address: SocketAddr,
+    upstream: Upstream,
+    record: ConnectionRecord,
+    held: Held,
+}
+
 /// Begins a copy. It goes on until the queue says that it has ended.
 pub(super) fn begin(source: &Source<'_>, mirror: &Mirror, queue: Rc<Queue>, place: OwnedSemaphorePermit) {
     let snapshot = Arc::clone(source.snapshot);
-    let endpoint = mirror.target.draw(source.asked.is_ipv4(), fastrand::u64(..));
-    let service = snapshot.services.get(&mirror.target.service).cloned();
-    let destination = match (&service, endpoint) {
-        (Some(service), Some(endpoint)) => Some(Destination::of(&snapshot, service, endpoint)),
-        _ => None,
-    };
+    let looked = source.worker.shared.balancers.look(&mirror.target);
     let shadow = Shadow {
         worker: source.worker.clone(),
         pod: Arc::clone(source.pod),
         workload: Arc::clone(source.workload),
-        service,
+        service: snapshot.services.get(&mirror.target.service).cloned(),
         port: mirror.target.port,
         asked: source.asked,
         client: source.client,
@@ -75,7 +80,7 @@ pub(super) fn begin(source: &Source<'_>, mirror: &Mirror, queue: Rc<Queue>, plac
     };
     tokio::task::spawn_local(async move {
         let end = tokio::select! {
-            end = shadow.run(snapshot, destination) => end,
+            end = shadow.run(snapshot, looked) => end,
             () = shadow.pod.cut() => End::Shutdown,
         };
         shadow.queue.end(end);
@@ -83,36 +88,74 @@ pub(super) fn begin(source: &Source<'_>, mirror: &Mirror, queue: Rc<Queue>, plac
 }
 
 impl Shadow {
-    async fn run(&self, snapshot: Arc<Snapshot>, destination: Option<Destination>) -> End {
-        let Some(destination) = destination else {
-            let service = self.service.as_ref().map(|service| service.name.to_string());
-            let error = UpstreamError::NoEndpoint(service.unwrap_or_else(|| "the mirror".to_owned()));
-            self.open(self.asked, None, Security::Unknown).fail(Outcome::NoEndpoint, &error);
-            return End::NoEndpoint;
+    async fn run(&self, snapshot: Arc<Snapshot>, looked: Looked) -> End {
+        let reached = self.reach(&snapshot, &looked).await;
+        // As for every connection: it may last for days, and what it was routed by need not.
+        drop((snapshot, looked));
+        match reached {
+            Ok(reached) => self.copy(reached).await,
+            Err(end) => end,
+        }
+    }
+
+    /// Connects to an endpoint of the shadow, once. What comes of it is recorded.
+    async fn reach(&self, snapshot: &Arc<Snapshot>, looked: &Looked) -> Result<Reached, End> {
+        let name = || self.service.as_ref().map(|service| service.name.to_string()).unwrap_or_default();
+        let nowhere = |error: UpstreamError, end| {
+            self.open(self.asked, None, Security::Unknown).fail(error.outcome(), &error);
+            Err(end)
         };
+        let picked = looked.pick(self.asked.is_ipv4(), self.client.ip(), &[]);
+        let (Some(picked), Some(service)) = (picked, &self.service) else {
+            return nowhere(UpstreamError::NoEndpoint(name()), End::NoEndpoint);
+        };
+        let mut place = match looked.admit() {
+            Ok(place) => place,
+            Err(overflow) => {
+                self.worker.shared.telemetry.metrics().balance().refused(looked.key(), overflow.as_str());
+                return nowhere(UpstreamError::Overflow { service: name(), overflow }, End::Overflow);
+            }
+        };
+        place.at(picked);
+        let destination = Destination::of(snapshot, service, picked.endpoint);
         let (address, workload) = (destination.address, destination.workload.as_deref());
+        let within = looked.settings().limits.connect_timeout.unwrap_or(CONNECT_DEADLINE);
+        let Self { worker, pod, workload: own, asked, client, .. } = self;
+        let source = Source { worker, pod, workload: own, snapshot, asked: *asked, client: *client };
         let connected = tokio::select! {
             biased;
-            connected = self.connect(&snapshot, &destination) => connected,
+            connected = outbound::reach_shadow(&source, &destination, within) => connected,
             end = over(&self.queue) => {
                 self.open(address, workload, Security::Unknown).finish(end.outcome());
-                return end;
+                return Err(end);
             }
         };
-        // As for every connection: it may last for days.
-        drop(snapshot);
-        let upstream = match connected {
-            Ok(upstream) => upstream,
+        match connected {
+            Ok(upstream) => {
+                place.established();
+                if let Some(keepalive) = &looked.settings().limits.keepalive {
+                    upstream.keep_alive(keepalive);
+                }
+                let record = self.open(address, workload, upstream.security());
+                Ok(Reached { address, upstream, record, held: Held::new(place, looked.settings()) })
+            }
             Err(error) => {
-                note_failure(&self.worker, &error);
+                note_failure(worker, &error);
+                if let Some(failure) = error.failure() {
+                    place.failed(failure);
+                }
                 self.open(address, workload, Security::Unknown).fail(error.outcome(), &error);
-                return match error.outcome() {
+                Err(match error.outcome() {
                     Outcome::RefusedPolicy | Outcome::RefusedByPeer => End::Refused,
                     _ => End::ConnectFailed,
-                };
+                })
             }
-        };
-        let record = self.open(address, workload, upstream.security());
+        }
+    }
+
+    /// Sends what waits, to the end of the copy.
+    async fn copy(&self, reached: Reached) -> End {
+        let Reached { address, upstream, record, held } = reached;
         let entry = self.enter(address);
         let gone = entry.as_ref().map(|entry| entry.gone(&self.worker.shared.snapshot.load()));
         let gone = async {
@@ -121,26 +164,26 @@ impl Shadow {
                 None => std::future::pending().await,
             }
         };
+        let ends = async {
+            tokio::select! {
+                () = gone => Outcome::Withdrawn,
+                outcome = held.bounds(record.bytes()) => outcome,
+            }
+        };
         let fed = Cell::new(None);
-        let outcome = hold(&self.worker, upstream, &record, gone, async |server| {
+        let outcome = hold(&self.worker, upstream, &record, ends, async |server| {
             let end = feed(&self.queue, server, record.bytes()).await;
             fed.set(Some(end));
             end.outcome()
         })
         .await;
+        held.ended(outcome, record.bytes());
         record.finish(outcome);
-        let held = if outcome == Outcome::Revoked { End::Revoked } else { End::Withdrawn };
-        fed.get().unwrap_or(held)
-    }
-
-    async fn connect(
-        &self,
-        snapshot: &Arc<Snapshot>,
-        destination: &Destination,
-    ) -> Result<Upstream, UpstreamError> {
-        let Self { worker, pod, workload, asked, client, .. } = self;
-        let source = Source { worker, pod, workload, snapshot, asked: *asked, client: *client };
-        outbound::reach_shadow(&source, destination).await
+        fed.get().unwrap_or(match outcome {
+            Outcome::Revoked => End::Revoked,
+            Outcome::Withdrawn => End::Withdrawn,
+            _ => End::Bound,
+        })
     }
 
     /// Notes the copy, so that it ends when its endpoint goes: as what a client of the shadow's service would have asked for.
