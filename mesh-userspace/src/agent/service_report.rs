@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
-use crate::admin::api::{BackendReport, ServicePortReport, ServiceReport, TargetReport};
+use super::route_words;
+use crate::admin::api::{BackendReport, ServicePortReport, ServiceReport};
 use crate::datapath::BackendCount;
 use crate::model::{
     Backend, BackendSet, Endpoint, Protocol, Route, Service, ServiceName, ServicePort, Snapshot,
@@ -53,12 +54,6 @@ fn port_report(
     port: &ServicePort,
     counts: &Counts,
 ) -> ServicePortReport {
-    let targets = port.route.targets.iter().map(|target| TargetReport {
-        service: target.service.to_string(),
-        subset: target.subset.as_ref().map(ToString::to_string),
-        weight: target.weight,
-        endpoints: target.endpoints.len(),
-    });
     // Without an address of the cluster's everybody comes from outside.
     let policies = [service.internal, service.external.policy];
     let local = policies.contains(&TrafficPolicy::Local).then(|| port.route(TrafficPolicy::Local));
@@ -79,7 +74,13 @@ fn port_report(
         protocol: port.protocol,
         node_port: port.node_port,
         rule: port.route.rule.as_ref().map(ToString::to_string),
-        targets: targets.collect(),
+        targets: route_words::targets(&port.route, |_| true),
+        actions: route_words::actions(&port.route.actions),
+        rules: port
+            .rules
+            .iter()
+            .map(|rule| route_words::rule(rule, TrafficPolicy::Cluster, |_| true))
+            .collect(),
         backends,
     }
 }

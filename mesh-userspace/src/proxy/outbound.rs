@@ -13,7 +13,7 @@ use super::route::{self, Destination, Way};
 use super::worker::Worker;
 use super::{Pod, inbound, upstream};
 use crate::datapath::{Stay, Stayer};
-use crate::model::{Service, Snapshot, Workload};
+use crate::model::{Connecting, Service, Snapshot, Workload};
 use crate::socket::{canonical, reset_on_close};
 use crate::telemetry::{ConnectionRecord, Direction, OpenedConnection, Outcome, Reporter, Security};
 
@@ -74,6 +74,13 @@ impl<'a> Attempt<'a> {
             self.fail_service(ask.service, &UpstreamError::OutOfRange(ask.service.name.to_string()));
             return None;
         }
+        let connection = Connecting {
+            source: Some(self.workload),
+            source_address: self.source.ip(),
+            asked: self.asked.ip(),
+            server_name: None,
+        };
+        let ask = ask.map(|ask| ask.routed(&connection));
         let stay = ask.as_ref().and_then(|ask| self.stay(ask));
         let stays = stay.as_ref().and_then(Stay::backend);
         let mut failed = Vec::new();
