@@ -235,9 +235,31 @@ pub struct ServicePortReport {
     /// Targets of the route, as written.
     #[serde(default)]
     pub targets: Vec<TargetReport>,
+    /// What is done to connections of enrolled clients that take it, in words.
+    #[serde(default)]
+    pub actions: Vec<String>,
+    /// Routes for some connections of enrolled clients alone, which go before it, in their order.
+    #[serde(default)]
+    pub rules: Vec<RuleReport>,
     /// What is picked from, and endpoints that take no connections now.
     #[serde(default)]
     pub backends: Vec<BackendReport>,
+}
+
+/// A route for some connections of enrolled clients alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RuleReport {
+    /// `NAMESPACE/NAME` of the resource that says so.
+    pub rule: Option<String>,
+    /// For which connections, in words: it holds where one of these does.
+    pub matches: Vec<String>,
+    /// Its weighted targets.
+    pub targets: Vec<TargetReport>,
+    /// What is done to connections that take it, in words.
+    pub actions: Vec<String>,
+    /// Whether it holds for the connection that is asked about; `None`: none is, or its server name would have to be known.
+    pub holds: Option<bool>,
 }
 
 /// One weighted target of a route.

@@ -149,7 +149,7 @@ kind: VirtualService
 metadata: {name: web, namespace: shop}
 spec:
   hosts: [web]
-  http: [{timeout: 5s, route: [{destination: {host: web}}]}]
+  http: [{corsPolicy: {}, route: [{destination: {host: web}}]}]
 ---
 apiVersion: v1
 kind: Service
@@ -183,7 +183,7 @@ spec: {action: CUSTOM, rules: [{}]}
             "MESH0003 error true a.yaml:14 Service shop/web spec.ports[0].port",
             "MESH0502 error false a.yaml:23 AuthorizationPolicy shop/web spec.action",
             "MESH0101 warning false a.yaml:6 VirtualService shop/web spec.hosts",
-            "MESH0109 warning false a.yaml:7 VirtualService shop/web spec.http[0].timeout",
+            "MESH0109 warning false a.yaml:7 VirtualService shop/web spec.http[0].corsPolicy",
             "MESH0306 info false a.yaml:16 Service shop/out spec.type",
         ];
         assert_eq!(told.collect::<Vec<_>>(), expected, "{report:#?}");

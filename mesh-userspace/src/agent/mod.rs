@@ -21,6 +21,7 @@ mod policies;
 mod report;
 mod rotate;
 mod route_status;
+mod route_words;
 mod service_report;
 mod source_report;
 mod waiting;

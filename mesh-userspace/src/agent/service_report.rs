@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use super::report::seconds;
-use crate::admin::api::{BackendReport, LiveReport, ServicePortReport, ServiceReport, TargetReport};
+use super::route_words;
+use crate::admin::api::{BackendReport, LiveReport, ServicePortReport, ServiceReport};
 use crate::balance::{Balancers, Key, LiveState};
 use crate::datapath::BackendCount;
 use crate::model::{
@@ -65,12 +66,6 @@ fn port_report(
     counts: &Counts,
     balancers: &Balancers,
 ) -> ServicePortReport {
-    let targets = port.route.targets.iter().map(|target| TargetReport {
-        service: target.service.to_string(),
-        subset: target.subset.as_ref().map(ToString::to_string),
-        weight: target.weight,
-        endpoints: target.endpoints.len(),
-    });
     // Without an address of the cluster's everybody comes from outside.
     let policies = [service.internal, service.external.policy];
     let local = policies.contains(&TrafficPolicy::Local).then(|| port.route(TrafficPolicy::Local));
@@ -93,7 +88,13 @@ fn port_report(
         protocol: port.protocol,
         node_port: port.node_port,
         rule: port.route.rule.as_ref().map(ToString::to_string),
-        targets: targets.collect(),
+        targets: route_words::targets(&port.route, |_| true),
+        actions: route_words::actions(&port.route.actions),
+        rules: port
+            .rules
+            .iter()
+            .map(|rule| route_words::rule(rule, TrafficPolicy::Cluster, |_| true))
+            .collect(),
         backends,
     }
 }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::print::{View, mode};
 use super::table::{Rows, Tone, list, plain, span, yes};
-use crate::admin::api::{LiveReport, ServicePortReport, ServiceReport, TargetReport};
+use crate::admin::api::{LiveReport, RuleReport, ServicePortReport, ServiceReport, TargetReport};
 use crate::model::{EndpointState, Protocol, ServiceKind, TrafficPolicy};
 
 /// All services, a line a port.
@@ -41,7 +41,7 @@ pub(super) fn list_of(reports: &[ServiceReport], view: View) -> String {
                 (usable.to_string(), tone),
                 plain(port.rule.as_deref().unwrap_or_default()),
                 plain(&port.name),
-                list(targets(port)),
+                list(target_words(port)),
             ]);
         }
         if service.ports.is_empty() {
@@ -72,7 +72,7 @@ fn numbers(port: &ServicePortReport) -> String {
     }
 }
 
-fn targets(port: &ServicePortReport) -> Vec<String> {
+fn target_words(port: &ServicePortReport) -> Vec<String> {
     let target = |target: &TargetReport| match &target.subset {
         Some(subset) => format!("{}/{subset}={}", target.service, target.weight),
         None => format!("{}={}", target.service, target.weight),
@@ -134,17 +134,40 @@ pub(super) fn one(report: &ServiceReport, view: View) -> String {
         match &port.rule {
             Some(rule) => {
                 let _infallible = writeln!(text, ", routed by {rule}");
-                for TargetReport { service, subset, weight, endpoints } in &port.targets {
-                    let subset = subset.as_deref().map(|name| format!(" subset {name}")).unwrap_or_default();
-                    let _infallible =
-                        writeln!(text, "  weight {weight}: {service}{subset}, {endpoints} endpoints");
-                }
+                text.push_str(&targets(&port.targets, &port.actions));
             }
             None => text.push('\n'),
+        }
+        for rule in &port.rules {
+            let _infallible = writeln!(text, "  before it, for enrolled clients: {}", rule_words(rule));
+            text.push_str(&indented(&targets(&rule.targets, &rule.actions)));
         }
         text.push_str(&backends(report, port, view));
     }
     text
+}
+
+/// Targets and what is done to connections, a line each.
+pub(super) fn targets<'a>(targets: impl IntoIterator<Item = &'a TargetReport>, actions: &[String]) -> String {
+    let mut text = String::new();
+    for TargetReport { service, subset, weight, endpoints } in targets {
+        let subset = subset.as_deref().map(|name| format!(" subset {name}")).unwrap_or_default();
+        let _infallible = writeln!(text, "  weight {weight}: {service}{subset}, {endpoints} endpoints");
+    }
+    for action in actions {
+        let _infallible = writeln!(text, "  {action}");
+    }
+    text
+}
+
+/// Whose a route for some connections is, and for which.
+pub(super) fn rule_words(rule: &RuleReport) -> String {
+    let by = rule.rule.as_deref().unwrap_or("all endpoints alike");
+    format!("{by}, for {}", rule.matches.join("; or "))
+}
+
+fn indented(text: &str) -> String {
+    text.lines().fold(String::new(), |text, line| text + "  " + line + "\n")
 }
 
 /// Backends of the family that has the more: a pod with two addresses is one to each client.
@@ -259,6 +282,19 @@ mod tests {
                 weight: 90,
                 endpoints: 1,
             }],
+            actions: vec!["given up after 1s".to_owned()],
+            rules: vec![RuleReport {
+                rule: Some("default/front".to_owned()),
+                matches: vec!["client with app=front".to_owned(), "server name a.com".to_owned()],
+                targets: vec![TargetReport {
+                    service: "default/reviews".to_owned(),
+                    weight: 1,
+                    endpoints: 2,
+                    ..TargetReport::default()
+                }],
+                actions: vec!["50% are reset".to_owned()],
+                holds: None,
+            }],
             backends: vec![
                 backend,
                 BackendReport { weight: 1, share_ppm: 100_000, ..BackendReport::default() },
@@ -282,7 +318,9 @@ mod tests {
             "  Type            NodePort\n  Addresses       10.96.0.1\n",
             "  Policies        internal Cluster, external Cluster\n  Affinity        ClientIP, 600 s\n",
             "80/TCP (http), node port 30080, routed by default/split",
-            "  weight 90: default/reviews subset v1, 1 endpoints",
+            "  weight 90: default/reviews subset v1, 1 endpoints\n  given up after 1s\n",
+            "  before it, for enrolled clients: default/front, for client with app=front; or server name a.com\n    \
+             weight 1: default/reviews, 2 endpoints\n    50% are reset\n",
             "10.0.0.1:9080            9        90.00%   ready   17            4      2          for 12s (3x)   default/reviews-1   -      eu-1   STRICT",
             "(refused: no endpoint)   1        10.00%   -       0             0      0          -",
         ] {

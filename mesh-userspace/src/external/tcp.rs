@@ -154,7 +154,13 @@ impl Client for Arrived<'_> {
             is_frontend: self.entry.is_frontend(self.snapshot, address, Protocol::Tcp),
             is_here: self.entry.is_here(endpoint, workload.map(|workload| &**workload)),
         };
-        let forward = Forward { worker: self.worker, client: self.source, started: self.started, within, is_copy: false };
+        let forward = Forward {
+            worker: self.worker,
+            client: self.source,
+            started: self.started,
+            within,
+            is_copy: false,
+        };
         match arrival.entrance(|uid| self.worker.shared.pod(uid)) {
             Entrance::Loop => Err(UpstreamError::Loop(address)),
             Entrance::Local(pod, workload) => forward.deliver(&pod, workload, None, address).await,

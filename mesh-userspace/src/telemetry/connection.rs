@@ -427,7 +427,7 @@ mod tests {
         let mut record = telemetry.open(opened());
         record.note_retries();
         record.fail(Outcome::ConnectFailed, &std::io::Error::other("refused"));
-        assert_eq!(telemetry.flows().last(1)[0].response_flags.as_str(), "UF,URX");
+        assert_eq!(telemetry.flows().last(1)[0].response_flags.to_string(), "UF,URX");
         assert!(telemetry.metrics().render().contains("response_flags=\"UF,URX\""));
     }
 

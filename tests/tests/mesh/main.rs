@@ -23,4 +23,5 @@ mod services;
 mod standby;
 mod traffic_actions;
 mod traffic_limits;
+mod traffic_routes;
 mod world;

@@ -13,10 +13,12 @@ use crate::client::Connect;
 use crate::mode::Mode;
 use crate::stream::{CHUNK, read_head, send, take};
 use crate::tally::{Failure, Seen};
+use crate::tls;
 
 pub(crate) async fn exchange(stream: &mut TcpStream, args: &Connect, number: u64) -> Result<Seen, Failure> {
     match args.mode {
         Mode::Http => http(stream, args).await,
+        Mode::Tls => tls::ask(stream, &args.marker).await,
         Mode::Echo if args.keep => echo_kept(stream, args, number).await,
         Mode::Echo => echo(stream, args, number).await,
         Mode::Discard => {

@@ -7,6 +7,8 @@ use clap::ValueEnum;
 pub(crate) enum Mode {
     /// An HTTP/1.1 request; the answer says who served it and whom it saw.
     Http,
+    /// TLS for the server name that `--marker` is; the answer says who served it.
+    Tls,
     /// The client sends bytes and half-closes; the server sends them back as they come, and half-closes.
     Echo,
     /// The client sends bytes and half-closes; the server answers with their digest.
