@@ -19,6 +19,7 @@
 
 pub mod admin;
 pub mod agent;
+pub mod balance;
 pub mod ca;
 pub mod cli;
 pub mod cni;

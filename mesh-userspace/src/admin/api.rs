@@ -241,9 +241,31 @@ pub struct ServicePortReport {
     /// Targets of the route, as written.
     #[serde(default)]
     pub targets: Vec<TargetReport>,
+    /// What is done to connections of enrolled clients that take it, in words.
+    #[serde(default)]
+    pub actions: Vec<String>,
+    /// Routes for some connections of enrolled clients alone, which go before it, in their order.
+    #[serde(default)]
+    pub rules: Vec<RuleReport>,
     /// What is picked from, and endpoints that take no connections now.
     #[serde(default)]
     pub backends: Vec<BackendReport>,
+}
+
+/// A route for some connections of enrolled clients alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RuleReport {
+    /// `NAMESPACE/NAME` of the resource that says so.
+    pub rule: Option<String>,
+    /// For which connections, in words: it holds where one of these does.
+    pub matches: Vec<String>,
+    /// Its weighted targets.
+    pub targets: Vec<TargetReport>,
+    /// What is done to connections that take it, in words.
+    pub actions: Vec<String>,
+    /// Whether it holds for the connection that is asked about; `None`: none is, or its server name would have to be known.
+    pub holds: Option<bool>,
 }
 
 /// One weighted target of a route.
@@ -286,6 +308,23 @@ pub struct BackendReport {
     pub mode: Mode,
     /// Whether it is enrolled.
     pub enrolled: bool,
+    /// What the agent knows of it from connections that it carries; `None`: it has carried none lately.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub live: Option<LiveReport>,
+}
+
+/// The live state of an endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LiveReport {
+    /// Connections of this node's agent to it, those that are being established among them.
+    pub open: u32,
+    /// Failures in a row, where outlier detection counts them.
+    pub failures: u32,
+    /// How often it was ejected.
+    pub ejections: u32,
+    /// Until when at least it gets no new connections; `None`: it is not ejected.
+    pub ejected_until: Option<u64>,
 }
 
 /// `GET /v1/workloads`: one element a workload.

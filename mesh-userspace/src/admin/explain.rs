@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use super::api::TargetReport;
+use super::api::{RuleReport, TargetReport};
 use crate::model::{EndpointState, Mode, Protocol, TrafficPolicy};
 use crate::policy::authorization::PolicyVerdict;
 
@@ -17,6 +17,9 @@ pub struct ExplainQuery {
     pub to: String,
     /// Protocol.
     pub protocol: Protocol,
+    /// The server name that the client's TLS asks for, which routes may go by.
+    #[serde(default)]
+    pub server_name: Option<String>,
 }
 
 /// What becomes of a connection in the kernel of the client's node.
@@ -162,6 +165,12 @@ pub struct ExplainRoute {
     pub rule: Option<String>,
     /// Its weighted targets.
     pub targets: Vec<TargetReport>,
+    /// For which connections it is, in words; empty: for all.
+    pub matches: Vec<String>,
+    /// What is done to the connection, in words; for enrolled clients.
+    pub actions: Vec<String>,
+    /// The routes that go before it and do not hold, or do not without a server name, in their order; for enrolled clients.
+    pub before: Vec<RuleReport>,
 }
 
 /// How the bytes travel to an endpoint.

@@ -519,7 +519,7 @@ mod tests {
             bytes_received: 2,
             security: Security::None,
             outcome: Outcome::Closed,
-            response_flags: ResponseFlags::None,
+            response_flags: ResponseFlags::None.into(),
             error: None,
             policy: None,
             srtt_us: None,

@@ -149,7 +149,7 @@ kind: VirtualService
 metadata: {name: web, namespace: shop}
 spec:
   hosts: [web]
-  http: [{timeout: 5s, route: [{destination: {host: web}}]}]
+  http: [{corsPolicy: {}, route: [{destination: {host: web}}]}]
 ---
 apiVersion: v1
 kind: Service
@@ -183,7 +183,7 @@ spec: {action: CUSTOM, rules: [{}]}
             "MESH0003 error true a.yaml:14 Service shop/web spec.ports[0].port",
             "MESH0502 error false a.yaml:23 AuthorizationPolicy shop/web spec.action",
             "MESH0101 warning false a.yaml:6 VirtualService shop/web spec.hosts",
-            "MESH0109 warning false a.yaml:7 VirtualService shop/web spec.http[0].timeout",
+            "MESH0109 warning false a.yaml:7 VirtualService shop/web spec.http[0].corsPolicy",
             "MESH0306 info false a.yaml:16 Service shop/out spec.type",
         ];
         assert_eq!(told.collect::<Vec<_>>(), expected, "{report:#?}");
@@ -267,7 +267,15 @@ spec: {action: CUSTOM, rules: [{}]}
     #[test]
     fn nothing_is_wrong_with_the_demo() {
         let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/demo");
-        let variants = ["enrol", "permissive", "reviews-90-10", "reviews-v1", "details-viewer-dry-run"];
+        let variants = [
+            "enrol",
+            "permissive",
+            "reviews-90-10",
+            "reviews-v1",
+            "reviews-mirror-v3",
+            "reviews-one-connection",
+            "details-viewer-dry-run",
+        ];
         let files = fs::read_dir(&demo).unwrap().map(|entry| entry.unwrap().path());
         let paths: Vec<PathBuf> =
             files.filter(|path| !variants.iter().any(|name| path.file_stem().unwrap() == *name)).collect();

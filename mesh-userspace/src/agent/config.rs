@@ -139,6 +139,9 @@ pub struct AgentConfig {
     /// Threads that carry connections [default: half of the CPUs].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub workers: Option<u16>,
+    /// For tests: seed of what decides which connections get a fault or a copy [default: another each time].
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
     /// Trust domain of every identity.
     #[arg(long, default_value = "cluster.local", value_name = "DOMAIN")]
     pub trust_domain: TrustDomain,

@@ -1,4 +1,5 @@
-//! Events on pods: what `kubectl describe pod` tells of one that cannot be enrolled, and of one that can again.
+//! Events on pods: what `kubectl describe pod` tells of one that cannot be enrolled, and of one that can again; of one that
+//! outlier detection leaves out, and that comes back.
 //!
 //! The controller never waits for the API server: an event goes into a short queue and is dropped where that is full; it is in the
 //! log and in `meshctl status` all the same. The same of the same pod is said once in a while, all of it so many times a minute.
@@ -46,6 +47,13 @@ struct Told {
     type_: EventType,
 }
 
+impl Told {
+    /// What was done or tried (events.k8s.io/v1).
+    fn action(&self) -> &'static str {
+        if self.reason.starts_with("MeshEndpoint") { "Balance" } else { "Enrol" }
+    }
+}
+
 impl Events {
     /// Says them to the API server, on the runtime that this is called on, as the agent of `node`.
     pub(super) fn to(client: Client, node: &str) -> Self {
@@ -69,6 +77,16 @@ impl Events {
     /// Something of the pod was mended.
     pub(super) fn mended(&self, workload: &Workload, what: &str) {
         self.tell(workload, EventType::Normal, MENDED, what);
+    }
+
+    /// An endpoint of the pod gets no new connections.
+    pub(super) fn ejected(&self, workload: &Workload, note: &str) {
+        self.tell(workload, EventType::Warning, "MeshEndpointEjected", note);
+    }
+
+    /// It gets connections again.
+    pub(super) fn returned(&self, workload: &Workload, note: &str) {
+        self.tell(workload, EventType::Normal, "MeshEndpointReturned", note);
     }
 
     fn tell(&self, workload: &Workload, type_: EventType, reason: &'static str, note: &str) {
@@ -95,11 +113,12 @@ async fn say(mut queue: mpsc::Receiver<Told>, recorder: Recorder) {
         if !limit.admits(&told, Instant::now()) {
             continue;
         }
+        let action = told.action().to_owned();
         let event = Event {
             type_: told.type_,
             reason: told.reason.to_owned(),
             note: Some(told.note),
-            action: "Enrol".to_owned(),
+            action,
             secondary: None,
         };
         let said = tokio::time::timeout(PATIENCE, recorder.publish(&event, &told.pod)).await;

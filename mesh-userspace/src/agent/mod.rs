@@ -15,11 +15,13 @@ mod events;
 mod explain;
 mod fill;
 mod kube_proxy;
+mod outliers;
 mod outside;
 mod policies;
 mod report;
 mod rotate;
 mod route_status;
+mod route_words;
 mod service_report;
 mod source_report;
 mod standby;
@@ -416,7 +418,7 @@ async fn serve(
         certificates.clone(),
         telemetry.clone(),
     ));
-    tokio::spawn(follow_policy(feed.snapshot.clone(), Arc::clone(&shared)));
+    follow(&feed, &shared, &events);
     tell_routes(client, &config, &feed);
     let (requests, maps) = {
         let found = config.discovery.config(&cgroup);
@@ -529,10 +531,17 @@ async fn flush(telemetry: &Telemetry) {
     }
 }
 
-/// Ends connections that a new snapshot no longer allows, whatever the controller is busy with.
+/// What goes on beside the controller: connections follow the snapshots, endpoints that failed come back.
+fn follow(feed: &Feed, shared: &Arc<Shared>, events: &Events) {
+    tokio::spawn(follow_policy(feed.snapshot.clone(), Arc::clone(shared)));
+    tokio::spawn(outliers::tell(Arc::clone(shared), events.clone()));
+}
+
+/// Ends connections that a new snapshot no longer allows, whatever the controller is busy with, and forgets destinations that are gone.
 async fn follow_policy(mut snapshots: watch::Receiver<Arc<Snapshot>>, shared: Arc<Shared>) {
     while snapshots.changed().await.is_ok() {
         shared.refresh_pods();
+        shared.balancers.follow(&shared.snapshot.load());
     }
 }
 
@@ -686,8 +695,8 @@ async fn controller(
         })
     };
     let handles = (0..config.workers()).map(|_| handles()).collect::<Result<_, _>>();
-    let workers =
-        Workers::start(handles.map_err(AgentError::Datapath)?, shared).map_err(starting("the workers"))?;
+    let workers = Workers::start(handles.map_err(AgentError::Datapath)?, shared, config.seed)
+        .map_err(starting("the workers"))?;
     let external = if translates {
         Some(outside::open(config, shared, snapshots)?)
     } else {

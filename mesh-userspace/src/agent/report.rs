@@ -199,7 +199,7 @@ impl AdminData for AgentData {
             Err(_gone) => Vec::new(),
         };
         let snapshot = self.feed.current.load_full();
-        service_report::all(&snapshot, &counts)
+        service_report::all(&snapshot, &counts, &self.shared.balancers)
     }
 
     async fn workloads(&self) -> Vec<WorkloadReport> {

@@ -95,6 +95,9 @@ pub enum Command {
         /// Over UDP instead of TCP
         #[arg(long)]
         udp: bool,
+        /// With TLS that asks for this server name, which routes may go by
+        #[arg(long, value_name = "NAME", conflicts_with = "udp")]
+        sni: Option<String>,
         /// Instead of an agent.
         #[command(flatten)]
         manifests: Manifests,

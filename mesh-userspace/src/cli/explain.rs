@@ -3,7 +3,7 @@
 use std::fmt::{Display, Write as _};
 
 use super::print::{View, mode};
-use super::services::share;
+use super::services::{rule_words, share, targets};
 use super::table::{Rows, Tone, plain, yes};
 use crate::admin::explain::{
     Basis, ExplainBackend, ExplainPath, ExplainReport, ExplainRoute, ExplainSource, Outcome, Transport,
@@ -97,10 +97,17 @@ fn route_words(route: &ExplainRoute) -> String {
     let local = if route.policy == TrafficPolicy::Local { ", those of this node alone" } else { "" };
     let mut text = String::new();
     line(&mut text, "Route", format!("{} port {}, {by}{local}", route.service, route.port));
-    for target in route.targets.iter().filter(|_| route.rule.is_some()) {
-        let subset = target.subset.as_ref().map(|subset| format!(" subset {subset}")).unwrap_or_default();
-        let (weight, service, endpoints) = (target.weight, &target.service, target.endpoints);
-        let _infallible = writeln!(text, "  weight {weight}: {service}{subset}, {endpoints} endpoints");
+    for one in &route.matches {
+        let _infallible = writeln!(text, "  for {one}");
+    }
+    text.push_str(&targets(route.targets.iter().filter(|_| route.rule.is_some()), &route.actions));
+    for rule in &route.before {
+        let state = if rule.holds == Some(false) {
+            "does not hold"
+        } else {
+            "may hold: give the server name (--sni)"
+        };
+        let _infallible = writeln!(text, "  before it, {state}: {}", rule_words(rule));
     }
     text
 }
@@ -261,7 +268,7 @@ fn rules(policy: &PolicyVerdict) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::api::TargetReport;
+    use crate::admin::api::{RuleReport, TargetReport};
     use crate::admin::explain::ExplainStep;
     use crate::model::{Mode, PolicyName};
     use crate::policy::authorization::RuleVerdict;
@@ -333,6 +340,16 @@ mod tests {
                     weight: 90,
                     ..TargetReport::default()
                 }],
+                matches: vec!["client with app=front".to_owned()],
+                actions: vec!["given up after 1s".to_owned()],
+                before: [Some(false), None]
+                    .map(|holds| RuleReport {
+                        rule: Some("shop/other".to_owned()),
+                        matches: vec!["server name a.com".to_owned()],
+                        holds,
+                        ..RuleReport::default()
+                    })
+                    .to_vec(),
                 ..ExplainRoute::default()
             }),
             paths: vec![path.clone(), path, nowhere],
@@ -349,7 +366,10 @@ mod tests {
         let head = "pod shop/a to 10.96.0.1:80 TCP: differs by endpoint (1 of 2 endpoints let it through)\n\
                     Kernel   captured, as the snapshot says (the agent carries it)\n  agent         alive\n\
                     Source   shop/a, enrolled, spiffe://cluster.local/ns/shop/sa/a\n\
-                    Route    shop/web port 80, by VirtualService shop/split\n  weight 90: shop/web, 0 endpoints\n\n\
+                    Route    shop/web port 80, by VirtualService shop/split\n  for client with app=front\n  \
+                    weight 90: shop/web, 0 endpoints\n  given up after 1s\n  \
+                    before it, does not hold: shop/other, for server name a.com\n  \
+                    before it, may hold: give the server name (--sni): shop/other, for server name a.com\n\n\
                     ENDPOINT";
         assert!(text.starts_with(head), "{text}");
         for part in [

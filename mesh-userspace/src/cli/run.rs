@@ -244,16 +244,19 @@ async fn run(cli: &Cli, local: Local, colour: bool, out: &mut dyn Write) -> Resu
             write(out, *output, &report, || policies::policies(&report, view(*output)))?;
             Ok(true)
         }
-        Command::Explain { from, to, udp, manifests, output } => {
+        Command::Explain { from, to, udp, sni, manifests, output } => {
             let report = if manifests.given() {
                 let protocol = if *udp { Protocol::Udp } else { Protocol::Tcp };
-                let query = ExplainQuery { from: from.clone(), to: to.clone(), protocol };
+                let (from, to, server_name) = (from.clone(), to.clone(), sni.clone());
+                let query = ExplainQuery { from, to, protocol, server_name };
                 (local.explain)(&manifests.paths, manifests.mesh(), &query)
                     .map_err(|error| Failure::local(&error))?
             } else {
                 let protocol = if *udp { "UDP" } else { "TCP" };
                 let (from, to) = (escaped(from), escaped(to));
-                let asked = format!("/v1/explain?from={from}&to={to}&protocol={protocol}");
+                let sni =
+                    sni.as_ref().map(|name| format!("&server_name={}", escaped(name))).unwrap_or_default();
+                let asked = format!("/v1/explain?from={from}&to={to}&protocol={protocol}{sni}");
                 client.document(&asked).await.map_err(Failure::question)?
             };
             write(out, *output, &report, || explain::explain(&report, view(*output)))?;

@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use super::print::{View, mode};
-use super::table::{Rows, Tone, list, plain, yes};
-use crate::admin::api::{ServicePortReport, ServiceReport, TargetReport};
+use super::table::{Rows, Tone, list, plain, span, yes};
+use crate::admin::api::{LiveReport, RuleReport, ServicePortReport, ServiceReport, TargetReport};
 use crate::model::{EndpointState, Protocol, ServiceKind, TrafficPolicy};
 
 /// All services, a line a port.
@@ -41,7 +41,7 @@ pub(super) fn list_of(reports: &[ServiceReport], view: View) -> String {
                 (usable.to_string(), tone),
                 plain(port.rule.as_deref().unwrap_or_default()),
                 plain(&port.name),
-                list(targets(port)),
+                list(target_words(port)),
             ]);
         }
         if service.ports.is_empty() {
@@ -72,7 +72,7 @@ fn numbers(port: &ServicePortReport) -> String {
     }
 }
 
-fn targets(port: &ServicePortReport) -> Vec<String> {
+fn target_words(port: &ServicePortReport) -> Vec<String> {
     let target = |target: &TargetReport| match &target.subset {
         Some(subset) => format!("{}/{subset}={}", target.service, target.weight),
         None => format!("{}={}", target.service, target.weight),
@@ -134,17 +134,40 @@ pub(super) fn one(report: &ServiceReport, view: View) -> String {
         match &port.rule {
             Some(rule) => {
                 let _infallible = writeln!(text, ", routed by {rule}");
-                for TargetReport { service, subset, weight, endpoints } in &port.targets {
-                    let subset = subset.as_deref().map(|name| format!(" subset {name}")).unwrap_or_default();
-                    let _infallible =
-                        writeln!(text, "  weight {weight}: {service}{subset}, {endpoints} endpoints");
-                }
+                text.push_str(&targets(&port.targets, &port.actions));
             }
             None => text.push('\n'),
+        }
+        for rule in &port.rules {
+            let _infallible = writeln!(text, "  before it, for enrolled clients: {}", rule_words(rule));
+            text.push_str(&indented(&targets(&rule.targets, &rule.actions)));
         }
         text.push_str(&backends(report, port, view));
     }
     text
+}
+
+/// Targets and what is done to connections, a line each.
+pub(super) fn targets<'a>(targets: impl IntoIterator<Item = &'a TargetReport>, actions: &[String]) -> String {
+    let mut text = String::new();
+    for TargetReport { service, subset, weight, endpoints } in targets {
+        let subset = subset.as_deref().map(|name| format!(" subset {name}")).unwrap_or_default();
+        let _infallible = writeln!(text, "  weight {weight}: {service}{subset}, {endpoints} endpoints");
+    }
+    for action in actions {
+        let _infallible = writeln!(text, "  {action}");
+    }
+    text
+}
+
+/// Whose a route for some connections is, and for which.
+pub(super) fn rule_words(rule: &RuleReport) -> String {
+    let by = rule.rule.as_deref().unwrap_or("all endpoints alike");
+    format!("{by}, for {}", rule.matches.join("; or "))
+}
+
+fn indented(text: &str) -> String {
+    text.lines().fold(String::new(), |text, line| text + "  " + line + "\n")
 }
 
 /// Backends of the family that has the more: a pod with two addresses is one to each client.
@@ -162,6 +185,9 @@ fn backends(report: &ServiceReport, port: &ServicePortReport, view: View) -> Str
         "SHARE",
         "STATE",
         "CONNECTIONS",
+        "OPEN",
+        "FAILURES",
+        "EJECTED",
         "WORKLOAD",
         "NODE",
         "ZONE",
@@ -171,7 +197,7 @@ fn backends(report: &ServiceReport, port: &ServicePortReport, view: View) -> Str
     ];
     let has_local =
         report.internal_policy == TrafficPolicy::Local || report.external_policy == TrafficPolicy::Local;
-    let mut rows = Rows::new(if has_local { &header } else { &header[..10] }, view.colour);
+    let mut rows = Rows::new(if has_local { &header } else { &header[..13] }, view.colour);
     for backend in &port.backends {
         let address = match backend.address {
             Some(address) => plain(address),
@@ -183,12 +209,17 @@ fn backends(report: &ServiceReport, port: &ServicePortReport, view: View) -> Str
             Some(EndpointState::Terminating) => ("terminating".to_owned(), Tone::Warn),
             Some(EndpointState::Unready) => ("not ready".to_owned(), Tone::Warn),
         };
+        let live =
+            |value: fn(&LiveReport) -> u32| plain(backend.live.as_ref().map(value).unwrap_or_default());
         rows.add([
             address,
             plain(backend.weight),
             plain(share(backend.share_ppm)),
             state,
             plain(backend.connections),
+            live(|live| live.open),
+            live(|live| live.failures),
+            ejected(backend.live.as_ref(), view),
             plain(backend.workload.as_deref().unwrap_or_default()),
             plain(backend.node.as_deref().unwrap_or_default()),
             plain(backend.zone.as_deref().unwrap_or_default()),
@@ -198,6 +229,18 @@ fn backends(report: &ServiceReport, port: &ServicePortReport, view: View) -> Str
         ]);
     }
     rows.render()
+}
+
+/// For how much longer an endpoint is left out, and how often that has happened.
+fn ejected(live: Option<&LiveReport>, view: View) -> (String, Tone) {
+    match live {
+        None | Some(LiveReport { ejected_until: None, ejections: 0, .. }) => plain(""),
+        Some(LiveReport { ejected_until: None, ejections, .. }) => plain(format!("no (was {ejections}x)")),
+        Some(LiveReport { ejected_until: Some(until), ejections, .. }) => {
+            let left = span(until.saturating_sub(view.now));
+            (format!("for {left} ({ejections}x)"), Tone::Bad)
+        }
+    }
 }
 
 /// Millionths as per cent.
@@ -224,6 +267,7 @@ mod tests {
             zone: Some("eu-1".to_owned()),
             mode: Mode::Strict,
             enrolled: true,
+            live: Some(LiveReport { open: 4, failures: 2, ejections: 3, ejected_until: Some(VIEW.now + 12) }),
             ..BackendReport::default()
         };
         let port = ServicePortReport {
@@ -237,6 +281,19 @@ mod tests {
                 subset: Some("v1".to_owned()),
                 weight: 90,
                 endpoints: 1,
+            }],
+            actions: vec!["given up after 1s".to_owned()],
+            rules: vec![RuleReport {
+                rule: Some("default/front".to_owned()),
+                matches: vec!["client with app=front".to_owned(), "server name a.com".to_owned()],
+                targets: vec![TargetReport {
+                    service: "default/reviews".to_owned(),
+                    weight: 1,
+                    endpoints: 2,
+                    ..TargetReport::default()
+                }],
+                actions: vec!["50% are reset".to_owned()],
+                holds: None,
             }],
             backends: vec![
                 backend,
@@ -261,9 +318,11 @@ mod tests {
             "  Type            NodePort\n  Addresses       10.96.0.1\n",
             "  Policies        internal Cluster, external Cluster\n  Affinity        ClientIP, 600 s\n",
             "80/TCP (http), node port 30080, routed by default/split",
-            "  weight 90: default/reviews subset v1, 1 endpoints",
-            "10.0.0.1:9080            9        90.00%   ready   17            default/reviews-1   -      eu-1   STRICT",
-            "(refused: no endpoint)   1        10.00%   -       0",
+            "  weight 90: default/reviews subset v1, 1 endpoints\n  given up after 1s\n",
+            "  before it, for enrolled clients: default/front, for client with app=front; or server name a.com\n    \
+             weight 1: default/reviews, 2 endpoints\n    50% are reset\n",
+            "10.0.0.1:9080            9        90.00%   ready   17            4      2          for 12s (3x)   default/reviews-1   -      eu-1   STRICT",
+            "(refused: no endpoint)   1        10.00%   -       0             0      0          -",
         ] {
             assert!(text.contains(part), "{part:?} not in\n{text}");
         }

@@ -1,9 +1,25 @@
 //! What has become of a backend that a connection was sent to: whether to leave the connection alone, to move it on or to
 //! end it is for whoever asks.
+//!
+//! Invariant: a TCP backend is gone only where its endpoint, its service or what was asked for is. That routes lead elsewhere now is
+//! no reason: a change of routes is for the connections that come after it.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
+use std::sync::OnceLock;
 
 use super::{BackendSet, Endpoint, Frontend, Protocol, Route, ServicePort, Snapshot};
+
+/// The endpoints that any service lists at a TCP port; put together when somebody asks first. A clone has to do it anew, for
+/// it may be changed.
+#[derive(Debug, Default)]
+pub struct Listed(OnceLock<HashSet<SocketAddr>>);
+
+impl Clone for Listed {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
 
 /// How a backend stands with the service that led to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,31 +42,44 @@ impl Snapshot {
     }
 
     /// The fate of `backend`, to which a client was sent that had asked for `asked`. Both as the model has them: an IPv4
-    /// address is one, not mapped into IPv6. Costs what the service has in endpoints.
+    /// address is one, not mapped into IPv6. Costs what the service has in endpoints; for a backend that none of its routes
+    /// leads to, once a snapshot, what all services have.
     pub fn fate(&self, asked: Frontend, backend: SocketAddr) -> Fate {
         let found = match asked.address {
             Some(address) => self.service_at(SocketAddr::new(address, asked.port), asked.protocol),
             None => self.service_at_node_port(asked.port, asked.protocol),
         };
         let Some((_, port)) = found else { return Fate::Gone };
-        let mut routes = [Some(&port.route), port.local.as_ref()].into_iter().flatten();
-        if routes.any(|route| draws(&route.v4, backend) || draws(&route.v6, backend)) {
+        if port.routes().any(|route| draws(&route.v4, backend) || draws(&route.v6, backend)) {
             Fate::Serving
-        } else if lists(&port.listed, backend) || self.is_listed_by_target(port, backend) {
+        } else if lists(&port.listed, backend)
+            || port.routes().any(|route| self.is_listed_by_target(route, port, backend))
+            || (asked.protocol == Protocol::Tcp && self.lists_anywhere(backend))
+        {
             Fate::Listed
         } else {
             Fate::Gone
         }
     }
 
-    /// Whether a destination of the port's route lists the backend, whatever the subset and the weight.
-    fn is_listed_by_target(&self, port: &ServicePort, backend: SocketAddr) -> bool {
-        let Route { rule: Some(_), targets, .. } = &port.route else { return false };
-        targets.iter().any(|target| {
-            let service = self.services.get(&target.service);
-            let port = service.and_then(|service| service.port(target.port, port.protocol));
-            port.is_some_and(|port| lists(&port.listed, backend))
-        })
+    /// Whether a destination of a route lists the backend, whatever the subset and the weight.
+    fn is_listed_by_target(&self, route: &Route, port: &ServicePort, backend: SocketAddr) -> bool {
+        route.rule.is_some()
+            && route.targets.iter().any(|target| {
+                let service = self.services.get(&target.service);
+                let port = service.and_then(|service| service.port(target.port, port.protocol));
+                port.is_some_and(|port| lists(&port.listed, backend))
+            })
+    }
+
+    /// Whether any service lists the backend: one that a route led to before.
+    fn lists_anywhere(&self, backend: SocketAddr) -> bool {
+        let listed = self.listed.0.get_or_init(|| {
+            let ports = self.services.values().flat_map(|service| &service.ports);
+            let tcp = ports.filter(|port| port.protocol == Protocol::Tcp);
+            tcp.flat_map(|port| &*port.listed).map(|endpoint| endpoint.address).collect()
+        });
+        listed.contains(&backend)
     }
 }
 
@@ -66,8 +95,12 @@ fn lists(endpoints: &[Endpoint], backend: SocketAddr) -> bool {
 mod tests {
     use std::sync::Arc;
 
+    use proptest::prelude::*;
+
     use super::*;
-    use crate::model::{External, RouteTarget, Service, ServiceName, TrafficPolicy};
+    use crate::model::{
+        ConditionalRoute, ConnectionMatch, External, RouteTarget, Service, ServiceName, TrafficPolicy,
+    };
 
     fn endpoints(last: &[u8]) -> Arc<[Endpoint]> {
         last.iter().map(|&last| Endpoint::at(at(last))).collect()
@@ -135,6 +168,78 @@ mod tests {
                 assert_eq!(snapshot.frontend_of(called, Protocol::Udp) == asked, there || address.is_some());
                 let tcp = Frontend { protocol: Protocol::Tcp, ..asked };
                 assert_eq!(snapshot.fate(tcp, backend), Fate::Gone, "{name}: another protocol");
+            }
+        }
+    }
+
+    /// Routes of a port: for each the services that it leads to, with their weights, and whether it holds for some alone.
+    type Routes = Vec<(Vec<(usize, u32)>, bool)>;
+
+    const NAMES: [&str; 3] = ["web", "canary", "other"];
+
+    /// Three services, each of which lists its own two endpoints; clients ask for the first, which has these routes.
+    fn routed(routes: &Routes, listed: &[bool; 6]) -> Snapshot {
+        let own = |service: usize| -> Vec<u8> {
+            let both = [2 * service, 2 * service + 1];
+            both.into_iter().filter(|&one| listed[one]).map(|one| 10 + u8::try_from(one).unwrap()).collect()
+        };
+        let mut snapshot = Snapshot::default();
+        for (index, name) in NAMES.into_iter().enumerate() {
+            let name = ServiceName::new("shop", name);
+            let mut port = ServicePort::plain(&name, 80, Protocol::Tcp, endpoints(&own(index)));
+            for (targets, conditional) in routes.iter().filter(|_| index == 0) {
+                let lists: Vec<Vec<u8>> = targets.iter().map(|&(service, _)| own(service)).collect();
+                let targets = targets.iter().zip(&lists);
+                let targets: Vec<(&str, u32, &[u8])> =
+                    targets.map(|(&(service, weight), list)| (NAMES[service], weight, &**list)).collect();
+                let route = route(Some("shop/rule"), &targets);
+                if *conditional {
+                    let matches = vec![ConnectionMatch {
+                        source_namespaces: vec!["shop".into()],
+                        ..ConnectionMatch::default()
+                    }];
+                    port.rules.push(ConditionalRoute { matches, route, local: None });
+                } else {
+                    port.route = route;
+                }
+            }
+            let address = [10, 96, 0, u8::try_from(index).unwrap()].into();
+            let service = Arc::new(Service::internal(name.clone(), "host".into(), vec![address], vec![port]));
+            for frontend in service.frontends() {
+                snapshot.frontends.insert(frontend, Arc::clone(&service));
+            }
+            snapshot.services.insert(name, service);
+        }
+        snapshot
+    }
+
+    fn routes() -> impl Strategy<Value = Routes> {
+        let targets = prop::collection::vec((0_usize..3, 0_u32..3), 1..4);
+        prop::collection::vec((targets, any::<bool>()), 0..4)
+    }
+
+    proptest! {
+        /// Whatever routes come after those that a connection was sent by, it is ended where its endpoint is no longer listed,
+        /// and only there.
+        #[test]
+        fn no_change_of_routes_ends_a_connection(
+            before in routes(),
+            after in routes(),
+            stays in any::<[bool; 6]>(),
+        ) {
+            let asked = Frontend { address: Some([10, 96, 0, 0].into()), port: 80, protocol: Protocol::Tcp };
+            let first = routed(&before, &[true; 6]);
+            let (_, port) = first.service_at(SocketAddr::from(([10, 96, 0, 0], 80)), Protocol::Tcp).unwrap();
+            let drawn: Vec<SocketAddr> = port
+                .routes()
+                .flat_map(|route| route.v4.backends())
+                .map(|backend| backend.endpoint.as_ref().unwrap().address)
+                .collect();
+            let then = routed(&after, &stays);
+            for backend in drawn {
+                let SocketAddr::V4(address) = backend else { unreachable!() };
+                let is_there = stays[usize::from(address.ip().octets()[3]) - 10];
+                prop_assert_eq!(then.fate(asked, backend) != Fate::Gone, is_there, "{}", backend);
             }
         }
     }

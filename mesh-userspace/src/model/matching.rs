@@ -1,6 +1,7 @@
 //! Which connections a route is for.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -12,8 +13,9 @@ use super::Workload;
 /// was decided when the route was translated.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConnectionMatch {
-    /// `sourceNamespace`.
-    pub source_namespace: Option<Arc<str>>,
+    /// `sourceNamespace`, and the namespaces that a rule is exported to: the client's workload is in one of them; empty: any,
+    /// and clients of which nothing is known.
+    pub source_namespaces: Vec<Arc<str>>,
     /// `sourceLabels`: the client's workload has all of them.
     pub source_labels: BTreeMap<String, String>,
     /// `sourceSubnet`.
@@ -44,29 +46,58 @@ pub struct Connecting<'a> {
 impl ConnectionMatch {
     /// Whether it holds for a connection.
     pub fn holds(&self, connection: &Connecting<'_>) -> bool {
-        let namespace = self.source_namespace.as_deref();
-        let labels = |source: &Workload| {
+        let has_name = |name| self.sni_hosts.iter().any(|host| host.has(name));
+        self.holds_but_for_name(connection)
+            && (self.sni_hosts.is_empty() || connection.server_name.is_some_and(has_name))
+    }
+
+    /// Whether it holds for a connection as far as that can be told without its server name.
+    pub fn holds_but_for_name(&self, connection: &Connecting<'_>) -> bool {
+        let is_in = |source: &Workload| self.source_namespaces.contains(&source.namespace);
+        let has_labels = |source: &Workload| {
             self.source_labels.iter().all(|(key, value)| source.labels.get(key) == Some(value))
         };
-        namespace.is_none_or(|wanted| connection.source.is_some_and(|source| *source.namespace == *wanted))
-            && (self.source_labels.is_empty() || connection.source.is_some_and(labels))
+        (self.source_namespaces.is_empty() || connection.source.is_some_and(is_in))
+            && (self.source_labels.is_empty() || connection.source.is_some_and(has_labels))
             && self.source_subnet.is_none_or(|subnet| subnet.contains(&connection.source_address))
             && (self.destination_subnets.is_empty()
                 || self.destination_subnets.iter().any(|subnet| subnet.contains(&connection.asked)))
-            && (self.sni_hosts.is_empty()
-                || connection
-                    .server_name
-                    .is_some_and(|name| self.sni_hosts.iter().any(|host| host.has(name))))
     }
 
     /// Whether the server name must be known to tell.
-    pub fn asks_server_name(&self) -> bool {
+    pub const fn asks_server_name(&self) -> bool {
         !self.sni_hosts.is_empty()
     }
 
     /// Whether it holds for every connection.
     pub fn always(&self) -> bool {
         *self == Self::default()
+    }
+}
+
+/// What it asks for, for whoever reads it.
+impl fmt::Display for ConnectionMatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let labels: Vec<String> =
+            self.source_labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let subnets: Vec<String> = self.destination_subnets.iter().map(ToString::to_string).collect();
+        let names: Vec<&str> = self.sni_hosts.iter().map(ServerNames::as_str).collect();
+        let namespaces: Vec<&str> = self.source_namespaces.iter().map(|one| &**one).collect();
+        let source_subnet: Vec<String> = self.source_subnet.iter().map(ToString::to_string).collect();
+        let parts = [
+            ("client in namespace", namespaces.join(" or ")),
+            ("client with", labels.join(" and ")),
+            ("client from", source_subnet.join(" or ")),
+            ("asks for", subnets.join(" or ")),
+            ("server name", names.join(" or ")),
+        ];
+        let told: Vec<String> = parts
+            .into_iter()
+            .filter(|(_, value)| !value.is_empty())
+            .map(|(what, value)| format!("{what} {value}"))
+            .collect();
+        f.write_str(if told.is_empty() { "every connection" } else { "" })?;
+        f.write_str(&told.join(", "))
     }
 }
 
@@ -140,7 +171,7 @@ mod tests {
             ),
             (
                 "a namespace that is not known",
-                ConnectionMatch { source_namespace: Some("shop".into()), ..Default::default() },
+                ConnectionMatch { source_namespaces: vec!["shop".into()], ..Default::default() },
                 false,
             ),
             (
@@ -151,6 +182,24 @@ mod tests {
         ];
         for (name, one, holds) in cases {
             assert_eq!(one.holds(&connection), holds, "{name}");
+            // Whether it holds once the name is known is not told before.
+            assert_eq!(one.holds_but_for_name(&connection), holds || one.asks_server_name(), "{name}");
+            assert_eq!(one.always(), name == "nothing");
         }
+    }
+
+    #[test]
+    fn what_is_asked_can_be_read() {
+        assert_eq!(ConnectionMatch::default().to_string(), "every connection");
+        let all = ConnectionMatch {
+            source_namespaces: vec!["shop".into(), "bank".into()],
+            source_labels: [("app".to_owned(), "web".to_owned())].into(),
+            source_subnet: Some("10.244.1.0/24".parse().unwrap()),
+            destination_subnets: vec!["10.96.0.0/16".parse().unwrap()],
+            sni_hosts: vec![ServerNames::new("*.Example.com")],
+        };
+        let wanted = "client in namespace shop or bank, client with app=web, client from 10.244.1.0/24, asks for 10.96.0.0/16, \
+                      server name *.example.com";
+        assert_eq!(all.to_string(), wanted);
     }
 }

@@ -26,7 +26,7 @@ pub use authorization::{
     AuthorizationPolicy, Clause, Condition, PolicyAction, PolicyName, PolicyRule, PolicyScope,
     ServiceAccountName, TextMatch, Values,
 };
-pub use fate::Fate;
+pub use fate::{Fate, Listed};
 pub use gateway::{CONTROLLER, ParentState, RouteCondition, RouteKind, RouteName, RouteState};
 pub use identity::{Identity, IdentityError, TrustDomain};
 pub use locality::{Group, Locality, Spread};

@@ -1,14 +1,15 @@
 //! Where connections to a service port go: endpoints, the weighted sets that a connection is drawn from, and the routes that
 //! decide between them.
 
+use std::iter;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AliasTable, ConnectionMatch, Locality, Mode, NodeName, RouteActions, ServiceName, Spread, TrafficPolicy,
-    TrafficSettings, WorkloadUid,
+    AliasTable, Connecting, ConnectionMatch, Locality, Mode, NodeName, RouteActions, ServiceName, Spread,
+    TrafficPolicy, TrafficSettings, WorkloadUid,
 };
 
 /// What is said of an endpoint (`EndpointConditions` of `discovery.k8s.io/v1`).
@@ -183,6 +184,16 @@ pub struct ConditionalRoute {
 }
 
 impl ConditionalRoute {
+    /// Whether it holds for a connection.
+    pub fn holds(&self, connection: &Connecting<'_>) -> bool {
+        self.matches.iter().any(|one| one.holds(connection))
+    }
+
+    /// Both routes.
+    pub fn routes(&self) -> impl Iterator<Item = &Route> {
+        iter::once(&self.route).chain(&self.local)
+    }
+
     /// Where connections go under a policy.
     pub fn route(&self, policy: TrafficPolicy) -> &Route {
         match (policy, &self.local) {
@@ -201,6 +212,7 @@ impl Route {
     }
 
     /// The same, with what is done to connections that take it.
+    #[must_use]
     pub fn with_actions(self, actions: Arc<RouteActions>) -> Self {
         Self { actions, ..self }
     }

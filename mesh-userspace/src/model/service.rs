@@ -81,6 +81,12 @@ impl ServicePort {
         }
     }
 
+    /// All routes that any connection may take, under either policy.
+    pub fn routes(&self) -> impl Iterator<Item = &Route> {
+        let conditional = self.rules.iter().flat_map(ConditionalRoute::routes);
+        [Some(&self.route), self.local.as_ref()].into_iter().flatten().chain(conditional)
+    }
+
     /// Whether an enrolled client's connections must go through the agent: some endpoint is in the mesh, or a rule asks for
     /// what the agent alone can do. `v4`: of the family of the address that was asked for.
     pub fn needs_agent(&self, policy: TrafficPolicy, v4: bool) -> bool {

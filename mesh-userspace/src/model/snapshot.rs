@@ -7,8 +7,8 @@ use std::sync::Arc;
 use imbl::{HashMap, OrdMap};
 
 use super::{
-    NodeName, PeerPolicy, Policies, PolicyName, Protocol, RouteName, RouteState, Service, ServiceName,
-    ServicePort, TrustDomain, Workload, WorkloadUid,
+    Listed, NodeName, PeerPolicy, Policies, PolicyName, Protocol, RouteName, RouteState, Service,
+    ServiceName, ServicePort, TrustDomain, Workload, WorkloadUid,
 };
 
 /// What holds for the whole mesh.
@@ -99,6 +99,8 @@ pub struct Snapshot {
     pub peer_policies: OrdMap<PolicyName, Arc<PeerPolicy>>,
     /// What has become of Gateway API routes with a Service for a parent.
     pub routes: OrdMap<RouteName, Arc<RouteState>>,
+    /// What any service lists, for [`Snapshot::fate`].
+    pub listed: Listed,
 }
 
 impl Snapshot {

@@ -55,6 +55,31 @@ pub struct Workload {
 }
 
 impl Workload {
+    /// A workload without labels or addresses, on no node and not enrolled.
+    #[cfg(test)]
+    pub(crate) fn for_tests(namespace: &str, name: &str) -> Self {
+        Self {
+            uid: WorkloadUid::pod(namespace, name),
+            namespace: namespace.into(),
+            name: name.into(),
+            workload_name: name.into(),
+            addresses: Vec::new(),
+            node: None,
+            identity: format!("spiffe://cluster.local/ns/{namespace}/sa/{name}")
+                .parse()
+                .expect("an identity"),
+            labels: Arc::default(),
+            canonical_name: name.into(),
+            canonical_revision: "latest".into(),
+            enrolled: false,
+            host_network: false,
+            pod_uid: None,
+            netns: None,
+            mtls: MtlsModes::default(),
+            guarded: false,
+        }
+    }
+
     /// Whether the pod itself says that it is not to be in the mesh, whatever its namespace says.
     pub fn opts_out(&self) -> bool {
         self.labels.get(DATAPLANE_MODE).is_some_and(|mode| mode == "none")

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use super::route;
 use crate::model::{
-    BackendSet, Endpoint, Frontend, Protocol, Route, Service, ServicePort, Snapshot, TrafficPolicy,
+    BackendSet, Connecting, ConnectionMatch, Endpoint, Frontend, Protocol, Route, Service, ServicePort,
+    Snapshot, TrafficPolicy,
 };
 
 /// What was asked for.
@@ -17,6 +18,8 @@ pub(crate) struct Ask<'a> {
     pub(crate) service: &'a Arc<Service>,
     /// Its port.
     pub(crate) port: &'a ServicePort,
+    /// The policy that holds for what was asked for.
+    pub(crate) policy: TrafficPolicy,
     /// Where connections to it go.
     pub(crate) route: &'a Route,
     /// The endpoints that may be given.
@@ -42,7 +45,33 @@ impl<'a> Ask<'a> {
         };
         let frontend = Frontend { address, port: asked.port(), protocol };
         let route = port.route(policy);
-        Some(Self { frontend, service, port, route, set: route.backends(asked.ip()) })
+        Some(Self { frontend, service, port, policy, route, set: route.backends(asked.ip()) })
+    }
+
+    /// The same for a connection of an enrolled client: the first conditional route that holds for it goes before
+    /// [`Self::route`]. `server_name` is to be known by then where [`Self::asks_server_name`] says so.
+    pub(crate) fn routed(self, connection: &Connecting<'_>) -> Self {
+        let route = self.route_for(connection);
+        Self { route, set: route.backends(connection.asked), ..self }
+    }
+
+    /// The route that an enrolled client's connection takes.
+    pub(crate) fn route_for(&self, connection: &Connecting<'_>) -> &'a Route {
+        let conditional = self.port.rules.iter().find(|rule| rule.holds(connection));
+        conditional.map_or_else(|| self.port.route(self.policy), |rule| rule.route(self.policy))
+    }
+
+    /// Whether the server name of the client's TLS decides where the connection goes: some route that may be taken asks for
+    /// it, and none before that holds whatever the name.
+    pub(crate) fn asks_server_name(&self, connection: &Connecting<'_>) -> bool {
+        for rule in &self.port.rules {
+            let mut may_hold =
+                rule.matches.iter().filter(|one| one.holds_but_for_name(connection)).peekable();
+            if may_hold.peek().is_some() {
+                return may_hold.all(ConnectionMatch::asks_server_name);
+            }
+        }
+        false
     }
 
     /// Whether a client with this address may come to what was asked for (`loadBalancerSourceRanges`).
@@ -75,7 +104,9 @@ impl<'a> Ask<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{External, RouteTarget, ServiceKind, ServiceName};
+    use crate::model::{
+        ConditionalRoute, External, RouteTarget, ServerNames, ServiceKind, ServiceName, Workload,
+    };
 
     /// A service with every kind of address; one of its two endpoints is on this node.
     fn snapshot(internal: TrafficPolicy, external: TrafficPolicy) -> Snapshot {
@@ -169,5 +200,94 @@ mod tests {
         let asked = "203.0.113.1:80".parse().unwrap();
         let ask = Ask::resolve(&snapshot, asked, Protocol::Tcp, false).unwrap();
         assert_ne!(ask.endpoint(Some(second), 1, &[]).unwrap().address, second);
+    }
+
+    #[test]
+    fn the_first_route_that_holds_is_taken() {
+        let name = ServiceName::new("shop", "web");
+        let to = |last: u8| {
+            let endpoints = [Endpoint::at(SocketAddr::from(([10, 0, 0, last], 80)))];
+            let target = RouteTarget::whole(name.clone(), 80, 1, endpoints.into());
+            Route::new(Some(format!("shop/{last}").into()), vec![target])
+        };
+        let nothing = ConnectionMatch::default;
+        let names = |all: &[&str]| all.iter().map(|name| ServerNames::new(name)).collect::<Vec<_>>();
+        let labels = [("app".to_owned(), "front".to_owned())];
+        let rules = [
+            (2, vec![ConnectionMatch { source_labels: labels.clone().into(), ..nothing() }]),
+            (3, vec![ConnectionMatch { sni_hosts: names(&["a.example.com"]), ..nothing() }]),
+            (4, vec![ConnectionMatch { source_namespaces: vec!["bank".into()], ..nothing() }]),
+            (
+                5,
+                vec![
+                    ConnectionMatch { sni_hosts: names(&["*.example.com"]), ..nothing() },
+                    ConnectionMatch {
+                        destination_subnets: vec!["10.97.0.0/16".parse().unwrap()],
+                        ..nothing()
+                    },
+                ],
+            ),
+        ];
+        let mut port = ServicePort::plain(&name, 80, Protocol::Tcp, Arc::from([]));
+        port.route = to(1);
+        port.rules = rules
+            .into_iter()
+            .map(|(last, matches)| ConditionalRoute { matches, route: to(last), local: Some(to(last + 10)) })
+            .collect();
+        let addresses = ["10.96.0.1", "10.97.0.1"].map(|text| text.parse().unwrap()).to_vec();
+        let with = |internal| {
+            let mut service =
+                Service::internal(name.clone(), "web".into(), addresses.clone(), vec![port.clone()]);
+            service.internal = internal;
+            let service = Arc::new(service);
+            let mut snapshot = Snapshot::default();
+            snapshot.frontends.extend(service.frontends().map(|frontend| (frontend, Arc::clone(&service))));
+            snapshot
+        };
+        let workload = |namespace: &str, app: &str| Workload {
+            labels: Arc::new([("app".to_owned(), app.to_owned())].into()),
+            ..Workload::for_tests(namespace, "client")
+        };
+        let cases = [
+            ("nothing holds", "10.96.0.1", None, None, 1, true),
+            (
+                "labels, whatever the name",
+                "10.96.0.1",
+                Some(("shop", "front")),
+                Some("a.example.com"),
+                2,
+                false,
+            ),
+            ("a name", "10.96.0.1", Some(("bank", "back")), Some("a.example.com"), 3, true),
+            (
+                "the namespace, with another name",
+                "10.96.0.1",
+                Some(("bank", "back")),
+                Some("b.example.com"),
+                4,
+                true,
+            ),
+            ("a name below another", "10.96.0.1", Some(("shop", "back")), Some("b.example.com"), 5, true),
+            ("another name", "10.96.0.1", Some(("shop", "back")), Some("example.org"), 1, true),
+            ("the address that was asked", "10.97.0.1", None, None, 5, true),
+        ];
+        for (name, asked, client, server_name, last, asks) in cases {
+            let source = client.map(|(namespace, app)| workload(namespace, app));
+            let asked: IpAddr = asked.parse().unwrap();
+            let source_address = "10.244.0.9".parse().unwrap();
+            let connection = Connecting { source: source.as_ref(), source_address, asked, server_name };
+            for (policy, last) in [
+                (TrafficPolicy::Cluster, last),
+                (TrafficPolicy::Local, if last == 1 { 1 } else { last + 10 }),
+            ] {
+                let snapshot = with(policy);
+                let ask = Ask::resolve(&snapshot, (asked, 80).into(), Protocol::Tcp, true).unwrap();
+                assert_eq!(ask.asks_server_name(&connection), asks, "{name}");
+                let ask = ask.routed(&connection);
+                let given = ask.endpoint(None, 0, &[]).unwrap().address;
+                assert_eq!(given, SocketAddr::from(([10, 0, 0, last], 80)), "{name} {policy:?}");
+                assert_eq!(ask.route, ask.route_for(&connection));
+            }
+        }
     }
 }

@@ -8,6 +8,7 @@ mod analysis;
 mod authorization;
 mod decode;
 mod deserialize;
+mod duration;
 pub mod fields;
 pub(crate) mod gateway;
 mod istio;
@@ -22,6 +23,7 @@ mod stand_in;
 mod store;
 mod translate;
 mod validate;
+mod virtual_service;
 mod yaml;
 
 pub use analysis::analyse;
@@ -29,10 +31,7 @@ pub use authorization::AuthorizationPolicy;
 pub use decode::{Decoded, Item, Mistake, decode};
 pub(crate) use decode::{GROUPS, Lines, MAX_TEXT, decode_part, parts};
 pub use gateway::{GatewayRoute, ReferenceGrant};
-pub use istio::{
-    Destination, DestinationRule, IstioMode, LabelSelector, MutualTls, PeerAuthentication, Subset,
-    VirtualService,
-};
+pub use istio::{DestinationRule, IstioMode, LabelSelector, MutualTls, PeerAuthentication, Subset};
 pub(crate) use json::{Rejected, decode_json};
 pub use object::{Kind, Object, ObjectRef};
 pub use pod::Pod;
@@ -41,3 +40,4 @@ pub use service::Service;
 pub use slice::EndpointSlice;
 pub(crate) use stand_in::guards;
 pub use store::{Change, Translator};
+pub use virtual_service::{Destination, VirtualService};

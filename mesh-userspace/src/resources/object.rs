@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::authorization::AuthorizationPolicy;
 use super::gateway::{GatewayRoute, ReferenceGrant};
-use super::istio::{DestinationRule, PeerAuthentication, VirtualService};
-use super::{EndpointSlice, Pod, Service};
+use super::istio::{DestinationRule, PeerAuthentication};
+use super::{EndpointSlice, Pod, Service, VirtualService};
 use crate::model::shared;
 
 /// An object's kind; names alone are unambiguous among those that are understood.

@@ -85,8 +85,7 @@ fn is_less<T: Eq + std::hash::Hash>(mut old: impl Iterator<Item = T>, new: impl 
 }
 
 fn serving(port: &ServicePort) -> impl Iterator<Item = SocketAddr> {
-    let routes = [Some(&port.route), port.local.as_ref()].into_iter().flatten();
-    let backends = routes.flat_map(|route| route.v4.backends().iter().chain(route.v6.backends()));
+    let backends = port.routes().flat_map(|route| route.v4.backends().iter().chain(route.v6.backends()));
     backends.filter_map(|backend| Some(backend.endpoint.as_ref()?.address))
 }
 
@@ -96,7 +95,7 @@ fn listed(port: &ServicePort) -> impl Iterator<Item = SocketAddr> {
 
 /// The services that a route leads to: their endpoints count as listed.
 fn targets(port: &ServicePort) -> impl Iterator<Item = (&ServiceName, u16)> {
-    port.route.targets.iter().map(|target| (&target.service, target.port))
+    port.routes().flat_map(|route| &route.targets).map(|target| (&target.service, target.port))
 }
 
 #[cfg(test)]

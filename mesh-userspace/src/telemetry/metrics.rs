@@ -14,7 +14,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use super::declare::metrics;
-use super::{Direction, Outcome, Reporter, SyncRecorder, TrafficMetrics};
+use super::{ActionMetrics, BalanceMetrics, Direction, Outcome, Reporter, SyncRecorder, TrafficMetrics};
 use crate::source::{ApiStatus, ChangeLog};
 
 /// Content type of [`Metrics::render`].
@@ -131,6 +131,8 @@ pub struct Metrics {
     proxy: Option<Registry>,
     sync: SyncRecorder,
     traffic: TrafficMetrics,
+    actions: ActionMetrics,
+    balance: BalanceMetrics,
     families: Families,
     /// Policies that are a label.
     policies: Mutex<HashSet<String>>,
@@ -154,9 +156,12 @@ impl Metrics {
     pub fn following(version: &str, changes: Arc<ChangeLog>, replaces_kube_proxy: bool) -> Self {
         let mut registry = Registry::default();
         let (traffic, families) = (TrafficMetrics::default(), Families::default());
-        let sync = SyncRecorder::new(changes);
+        let (sync, actions) = (SyncRecorder::new(changes), ActionMetrics::default());
         traffic.register(&mut registry);
         families.register(&mut registry);
+        actions.register(&mut registry);
+        let balance = BalanceMetrics::default();
+        balance.register(&mut registry);
         sync.register(&mut registry);
         let mut proxy = replaces_kube_proxy.then(Registry::default);
         if let Some(proxy) = &mut proxy {
@@ -170,6 +175,8 @@ impl Metrics {
             proxy,
             sync,
             traffic,
+            actions,
+            balance,
             families,
             policies: Mutex::default(),
             refresh: Mutex::default(),
@@ -184,6 +191,16 @@ impl Metrics {
     /// Istio's metrics.
     pub const fn traffic(&self) -> &TrafficMetrics {
         &self.traffic
+    }
+
+    /// Faults and mirrors.
+    pub const fn actions(&self) -> &ActionMetrics {
+        &self.actions
+    }
+
+    /// Limits, retries, outlier detection.
+    pub const fn balance(&self) -> &BalanceMetrics {
+        &self.balance
     }
 
     /// Calls `refresh` before each scrape, to set what is kept elsewhere. It must not render.

@@ -22,4 +22,7 @@ mod reload;
 mod rotation;
 mod services;
 mod standby;
+mod traffic_actions;
+mod traffic_limits;
+mod traffic_routes;
 mod world;

@@ -97,7 +97,8 @@ fn of_maps(
     };
     let mut explanation = Explanation { maps, snapshot, node, served, state, report };
     explanation.kernel(&client, asked, query.protocol).map_err(failed)?;
-    explanation.mesh(&client, asked, query.protocol).map_err(failed)?;
+    let server_name = query.server_name.as_deref().filter(|name| !name.is_empty());
+    explanation.mesh(&client, asked, query.protocol, server_name).map_err(failed)?;
     Ok(explanation.report)
 }
 

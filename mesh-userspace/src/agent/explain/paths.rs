@@ -10,12 +10,15 @@ use super::Explanation;
 use super::client::Client;
 use super::ends::{self, Far};
 use super::set::{backend, shares};
-use crate::admin::api::TargetReport;
+use crate::admin::api::RuleReport;
 use crate::admin::explain::{
     ExplainBackend, ExplainPath, ExplainRoute, ExplainSource, Outcome, Transport, Verdict,
 };
+use crate::agent::route_words;
 use crate::datapath::{DatapathError, address_of};
-use crate::model::{Endpoint, EndpointState, Protocol, TrafficPolicy, Workload};
+use crate::model::{
+    ConditionalRoute, Connecting, Endpoint, EndpointState, Protocol, TrafficPolicy, Workload,
+};
 use crate::proxy::ask::Ask;
 use crate::proxy::route::{self, Arrival, Destination, Entrance, Way};
 
@@ -37,6 +40,7 @@ impl Explanation<'_> {
         client: &Client,
         asked: SocketAddr,
         protocol: Protocol,
+        server_name: Option<&str>,
     ) -> Result<(), DatapathError> {
         let known = client.seen_as(asked.is_ipv4(), self.snapshot);
         self.report.source = self.source(client, known);
@@ -60,7 +64,16 @@ impl Explanation<'_> {
             }
             Verdict::Passed => None,
         };
-        self.report.route = ask.as_ref().map(|ask| of_ask(ask, asked));
+        // The agent alone takes routes that are for some connections.
+        let connection = Connecting {
+            source: client.pod().map(|pod| &**pod),
+            source_address: asking.seen_as,
+            asked: asked.ip(),
+            server_name,
+        };
+        let by_agent = verdict == Verdict::Captured && client.pod().is_some();
+        let ask = ask.map(|ask| if by_agent { ask.routed(&connection) } else { ask });
+        self.report.route = ask.as_ref().map(|ask| of_ask(ask, by_agent.then_some(&connection), asked));
         if verdict == Verdict::Refused {
             self.ends(Outcome::Refused, self.report.reason.clone());
             return Ok(());
@@ -313,20 +326,28 @@ impl Explanation<'_> {
     }
 }
 
-fn of_ask(ask: &Ask<'_>, asked: SocketAddr) -> ExplainRoute {
-    let target = |target: &crate::model::RouteTarget| TargetReport {
-        service: target.service.to_string(),
-        subset: target.subset.as_ref().map(ToString::to_string),
-        weight: target.weight,
-        endpoints: target.endpoints.iter().filter(|one| one.address.is_ipv4() == asked.is_ipv4()).count(),
-    };
-    let is_local = ask.port.local.as_ref().is_some_and(|local| std::ptr::eq(local, ask.route));
+/// `connection`: of an enrolled client.
+fn of_ask(ask: &Ask<'_>, connection: Option<&Connecting<'_>>, asked: SocketAddr) -> ExplainRoute {
+    let counts = |endpoint: &Endpoint| endpoint.address.is_ipv4() == asked.is_ipv4();
+    let taken = |rule: &&ConditionalRoute| connection.is_some_and(|connection| rule.holds(connection));
+    let taken = ask.port.rules.iter().find(taken);
+    let before =
+        ask.port.rules.iter().take_while(|rule| !taken.is_some_and(|taken| std::ptr::eq(taken, *rule)));
+    let before = before.filter_map(|rule| {
+        let connection = connection?;
+        let may = rule.matches.iter().any(|one| one.holds_but_for_name(connection));
+        let holds = (!may || connection.server_name.is_some()).then_some(false);
+        Some(RuleReport { holds, ..route_words::rule(rule, ask.policy, counts) })
+    });
     ExplainRoute {
         service: ask.service.name.to_string(),
         port: ask.port.port,
-        policy: if is_local { TrafficPolicy::Local } else { TrafficPolicy::Cluster },
+        policy: if ask.port.local.is_some() { ask.policy } else { TrafficPolicy::Cluster },
         rule: ask.route.rule.as_ref().map(ToString::to_string),
-        targets: ask.route.targets.iter().map(target).collect(),
+        targets: route_words::targets(ask.route, counts),
+        matches: taken.iter().flat_map(|rule| &rule.matches).map(ToString::to_string).collect(),
+        actions: connection.map(|_| route_words::actions(&ask.route.actions)).unwrap_or_default(),
+        before: before.collect(),
     }
 }
 

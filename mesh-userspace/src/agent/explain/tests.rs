@@ -101,11 +101,26 @@ fn asked(more: &[&str], from: &str, to: &str) -> ExplainReport {
 }
 
 fn ask(more: &[&str], node: Option<&str>, from: &str, to: &str) -> Result<ExplainReport, QueryError> {
+    ask_for(more, node, from, to, None)
+}
+
+fn ask_for(
+    more: &[&str],
+    node: Option<&str>,
+    from: &str,
+    to: &str,
+    server_name: Option<&str>,
+) -> Result<ExplainReport, QueryError> {
     let folder = TempDir::new().unwrap();
     let text = [&[CLUSTER], more].concat().join("\n---\n");
     fs::write(folder.path().join("all.yaml"), text).unwrap();
     let mesh = MeshConfig { node: node.map(NodeName::new), ..MeshConfig::default() };
-    let query = ExplainQuery { from: from.to_owned(), to: to.to_owned(), protocol: Protocol::Tcp };
+    let query = ExplainQuery {
+        from: from.to_owned(),
+        to: to.to_owned(),
+        protocol: Protocol::Tcp,
+        server_name: server_name.map(ToOwned::to_owned),
+    };
     explain_manifests(&[folder.path().to_owned()], mesh, &query)
 }
 

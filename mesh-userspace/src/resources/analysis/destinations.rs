@@ -58,8 +58,7 @@ pub(super) fn analyse(world: &World<'_>, notices: &mut Vec<Notice>) {
 fn used_subsets<'a>(world: &World<'a>) -> BTreeSet<Named<'a>> {
     let mut used = BTreeSet::new();
     for (name, rule) in &world.virtual_services {
-        let entries = rule.spec.http.iter().chain(&rule.spec.tcp).chain(&rule.spec.tls);
-        for to in entries.flat_map(|entry| &entry.route).map(|route| &route.destination) {
+        for to in rule.spec.destinations() {
             let host = resolve_host(&to.host, &name.namespace, &world.snapshot.mesh);
             if let (Some(host), Some(subset)) = (host, to.subset.as_deref()) {
                 used.insert((host, subset));

@@ -2,14 +2,16 @@
 
 use super::{World, add, reference};
 use crate::model::{Protocol, ServiceName};
-use crate::resources::istio::{Match, RouteDestination, RouteEntry};
 use crate::resources::service::ServicePort;
-use crate::resources::translate::route::{always_holds, is_http, is_tcp, resolve_host};
+use crate::resources::translate::matching::{Held, Port, held};
+use crate::resources::translate::route::{is_http, is_tcp, is_tls, resolve_host};
+use crate::resources::translate::visibility::Namespaces;
+use crate::resources::virtual_service::{List, Match, RouteDestination, RouteEntry};
 use crate::resources::{Code, Kind, Notice, ObjectRef, Service, VirtualService};
 
 /// What begins a port's name where it tells the protocol, beside those that are routed as HTTP or as TCP.
-const OTHER_PROTOCOLS: [&str; 6] =
-    ["https", "udp", "hbone", "kubernetes.io/h2c", "kubernetes.io/ws", "kubernetes.io/wss"];
+const OTHER_PROTOCOLS: [&str; 5] =
+    ["udp", "hbone", "kubernetes.io/h2c", "kubernetes.io/ws", "kubernetes.io/wss"];
 
 pub(super) fn analyse(world: &World<'_>, notices: &mut Vec<Notice>) {
     for (name, rule) in &world.virtual_services {
@@ -38,8 +40,8 @@ fn ports(
 ) {
     let spec = &rule.spec;
     let tcp = || service.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
-    for (list, entries) in [("http", &spec.http), ("tcp", &spec.tcp), ("tls", &spec.tls)] {
-        for (at, port) in matched_ports(list, entries) {
+    for list in [List::Http, List::Tcp, List::Tls] {
+        for (at, port) in matched_ports(list.as_str(), spec.list(list)) {
             if !tcp().any(|own| u32::from(own.port) == port) {
                 let message =
                     format!("service {host} has no TCP port {port}: this alternative never matches");
@@ -49,7 +51,12 @@ fn ports(
     }
     for port in tcp() {
         match port.application.as_deref() {
-            Some(application) if is_http(application) => http_port(notices, name, rule, host, port),
+            Some(application) if is_http(application) => {
+                other_list(notices, name, rule, host, (port, List::Http))
+            }
+            Some(application) if is_tls(application) => {
+                other_list(notices, name, rule, host, (port, List::Tls))
+            }
             Some(application) if is_tcp(application) || OTHER_PROTOCOLS.contains(&application) => {}
             _ if spec.http.is_empty() && spec.tcp.is_empty() => {}
             _ => {
@@ -66,19 +73,20 @@ fn ports(
     }
 }
 
-/// Istio passes over routes of `tcp` there; here they hold where none of `http` does.
-fn http_port(
+/// Istio passes over routes of `tcp` there; here they hold where none of the port's own list does.
+fn other_list(
     notices: &mut Vec<Notice>,
     name: &ObjectRef,
     rule: &VirtualService,
     host: &ServiceName,
-    port: &ServicePort,
+    (port, own): (&ServicePort, List),
 ) {
-    let holds = |entry: &RouteEntry| {
-        !entry.route.is_empty()
-            && (entry.matches.is_empty() || entry.matches.iter().any(|one| always_holds(one, port.port)))
+    let asked = Port { number: port.port, addresses: &[], has_node_port: true };
+    let held = |entry: &RouteEntry, list| held(entry, list, asked, &Namespaces::All);
+    let holds = |list: List, so: Held| {
+        rule.spec.list(list).iter().position(|entry| !entry.route.is_empty() && held(entry, list) == so)
     };
-    let by_tcp = rule.spec.tcp.iter().position(holds).filter(|_| !rule.spec.http.iter().any(holds));
+    let by_tcp = holds(List::Tcp, Held::Always).filter(|_| holds(own, Held::Always).is_none());
     if let Some(index) = by_tcp {
         let message = format!(
             "honoured for {host}:{}, though that is a port of {}: proxies of Istio's pass over it there",
@@ -102,12 +110,12 @@ fn matched_ports<'a>(list: &'a str, entries: &'a [RouteEntry]) -> impl Iterator<
 /// Every destination with its field, and whether it gets anything.
 fn destinations(rule: &VirtualService) -> Vec<(String, &RouteDestination, bool)> {
     let mut destinations = Vec::new();
-    for (list, entries) in [("http", &rule.spec.http), ("tcp", &rule.spec.tcp)] {
-        for (index, entry) in entries.iter().enumerate() {
+    for list in [List::Http, List::Tls, List::Tcp] {
+        for (index, entry) in rule.spec.list(list).iter().enumerate() {
             let alone = entry.route.len() == 1;
             for (one, destination) in entry.route.iter().enumerate() {
                 let gets = alone || destination.weight.unwrap_or(0) > 0;
-                let field = format!("spec.{list}[{index}].route[{one}].destination");
+                let field = format!("spec.{}[{index}].route[{one}].destination", list.as_str());
                 destinations.push((field, destination, gets));
             }
         }

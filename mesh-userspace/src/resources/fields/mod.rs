@@ -68,6 +68,29 @@ pub const RESOURCES: &[Resource] = &[
     Resource { kind: "TCPRoute, TLSRoute", fields: gateway_route::FIELDS },
 ];
 
+impl Field {
+    /// What is told of it at an object that has it; `None` where it is honoured at least in part.
+    pub fn told(&self) -> Option<String> {
+        match self.state {
+            State::Honoured | State::Enrolled | State::Partly => None,
+            State::Layer7 => Some(format!("not honoured at layer 4: {}", self.note)),
+            State::NotYet => Some(format!("not honoured yet: {}", self.note)),
+        }
+    }
+}
+
+impl Resource {
+    /// The field with this path.
+    pub fn field(&self, path: &str) -> Option<&'static Field> {
+        self.fields.iter().find(|field| field.path == path)
+    }
+}
+
+/// The fields of a kind.
+pub fn of(kind: &str) -> Option<&'static Resource> {
+    RESOURCES.iter().find(|resource| resource.kind.split(", ").any(|one| one == kind))
+}
+
 /// The tables as docs/traffic.md has them, between its lines `<!-- fields -->` and `<!-- /fields -->`.
 pub fn markdown() -> String {
     let mut text = String::new();
@@ -108,6 +131,37 @@ mod tests {
         for Resource { kind, fields } in RESOURCES {
             let paths: BTreeSet<&str> = fields.iter().map(|field| field.path).collect();
             assert_eq!(paths.len(), fields.len(), "{kind}");
+        }
+    }
+
+    /// Every field of Istio's own definitions is in the list, itself, what is around it or what is in it; and the list has none that
+    /// Istio does not have.
+    #[test]
+    fn each_field_of_istio_stands_here() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/istio-fields.txt");
+        let fixture = std::fs::read_to_string(path).unwrap();
+        let lines = fixture.lines().filter(|line| !line.starts_with('#'));
+        let known: BTreeSet<(&str, &str)> = lines.map(|line| line.split_once(' ').unwrap()).collect();
+        // Lists of words are written with and without their brackets.
+        let plain = |path: &str| path.trim_end_matches("[]").to_owned();
+        let is_in = |inner: &str, outer: &str| {
+            inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        };
+        for Resource { kind, fields } in RESOURCES.iter().filter(|resource| !resource.fields.is_empty()) {
+            let theirs: BTreeSet<String> =
+                known.iter().filter(|(of, _)| of == kind).map(|(_, path)| plain(path)).collect();
+            let own: BTreeSet<String> = fields.iter().map(|field| plain(field.path)).collect();
+            if theirs.is_empty() {
+                assert_eq!(*kind, "TCPRoute, TLSRoute", "the fixture has no {kind}");
+                continue;
+            }
+            let missing: Vec<_> = theirs
+                .iter()
+                .filter(|path| !own.iter().any(|one| is_in(path, one) || is_in(one, path)))
+                .collect();
+            assert!(missing.is_empty(), "{kind} has fields that are not in the list: {missing:#?}");
+            let invented: Vec<_> = own.difference(&theirs).collect();
+            assert!(invented.is_empty(), "the list of {kind} has fields that are not there: {invented:#?}");
         }
     }
 }

@@ -5,11 +5,13 @@ mod enrolment;
 mod layer7;
 mod service;
 mod shadowed;
+mod virtual_service;
 
 use k8s_openapi::api::core::v1 as core;
 
+use super::fields::{self, State};
 use super::gateway::GatewayRoute;
-use super::istio::{DestinationRule, PeerAuthentication, Rest, RouteEntry, VirtualService};
+use super::istio::{DestinationRule, PeerAuthentication, Rest};
 use super::{Code, Notice, Object, ObjectRef};
 
 /// What becomes of a field that nobody knows.
@@ -26,15 +28,21 @@ pub(super) fn service(reference: &ObjectRef, service: &core::Service) -> Vec<Not
 pub(super) fn lint(object: &Object, root_namespace: &str) -> Vec<Notice> {
     let mut notices = Notices { object: object.reference(), list: Vec::new() };
     match object {
-        Object::VirtualService(rule) => virtual_service(&mut notices, rule),
+        Object::VirtualService(rule) => virtual_service::virtual_service(&mut notices, rule),
         Object::DestinationRule(rule) => destination_rule(&mut notices, rule),
         Object::PeerAuthentication(policy) => peer_authentication(&mut notices, policy, root_namespace),
         Object::AuthorizationPolicy(policy) => authorization::authorization_policy(&mut notices, policy),
-        Object::TcpRoute(route) => gateway_route(&mut notices, route),
+        Object::TcpRoute(route) => {
+            gateway_route(&mut notices, route);
+            if !route.spec.hostnames.is_empty() {
+                notices.add(Code::UnknownField, "spec.hostnames", IGNORED);
+            }
+        }
         Object::TlsRoute(route) => {
             gateway_route(&mut notices, route);
-            let message = "routes by server name are not carried out yet";
-            notices.add(Code::RoutesByServerName, "spec.hostnames", message);
+            let message =
+                "server names hold for enrolled clients: others go where they would without this route";
+            notices.add(Code::NeedsEnrolledClient, "spec.hostnames", message);
         }
         Object::ReferenceGrant(grant) => {
             notices.top_level(&grant.rest);
@@ -66,6 +74,22 @@ impl Notices {
         }
     }
 
+    /// Names the fields that were read into `rest`, where they stand, and what the list of the kind's fields says of them; of those
+    /// that nobody knows it is `unknown`.
+    fn fields(&mut self, kind: &str, at: &str, rest: &Rest, unknown: &str) {
+        let list = fields::of(kind);
+        for name in rest.keys() {
+            let field = format!("{at}.{name}");
+            let known = list.and_then(|list| list.field(&pattern(&field)));
+            match known.map(|known| (known.state, known.told())) {
+                Some((State::Layer7, Some(told))) => self.add(Code::Layer7, field, told),
+                Some((_, Some(told))) => self.add(Code::NotHonouredYet, field, told),
+                Some((_, None)) => {}
+                None => self.add(Code::UnknownField, field, unknown),
+            }
+        }
+    }
+
     /// Names the fields that were read into `rest`, and what becomes of what they ask for; of those that nobody knows it is
     /// `unknown`.
     fn rest(&mut self, at: &str, rest: &Rest, known: &[layer7::Field], unknown: &str) {
@@ -79,65 +103,28 @@ impl Notices {
     }
 }
 
+/// A field's path as the lists of fields have it: `spec.http[0].timeout` is `spec.http[].timeout`.
+fn pattern(path: &str) -> String {
+    let mut pattern = String::with_capacity(path.len());
+    let mut is_index = false;
+    for letter in path.chars() {
+        is_index = (is_index || letter == '[') && letter != ']';
+        if !is_index || letter == '[' {
+            pattern.push(letter);
+        }
+    }
+    pattern
+}
+
 fn unsupported(notices: &mut Notices, reference: &ObjectRef) {
     let message =
         format!("{} is not honoured yet: this mesh does nothing of what it says", reference.kind.as_str());
     notices.add(Code::KindNotHonoured, "", message);
 }
 
-fn virtual_service(notices: &mut Notices, rule: &VirtualService) {
-    let spec = &rule.spec;
-    notices.top_level(&rule.rest);
-    notices.rest("spec", &spec.rest, layer7::VIRTUAL_SERVICE, IGNORED);
-    if !spec.gateways.is_empty() && spec.gateways.iter().any(|gateway| gateway != "mesh") {
-        let message =
-            "gateways other than mesh are not honoured yet: no route holds for what comes through them";
-        notices.add(Code::GatewayNotHonoured, "spec.gateways", message);
-    }
-    for (index, host) in spec.hosts.iter().enumerate().filter(|(_, host)| host.contains('*')) {
-        let message = format!("{host} names no service: hosts with a wildcard are not honoured at layer 4");
-        notices.add(Code::WildcardHost, format!("spec.hosts[{index}]"), message);
-    }
-    if !spec.tls.is_empty() {
-        let message =
-            "routes by server name are not honoured yet: connections go where the other routes lead";
-        notices.add(Code::RoutesByServerName, "spec.tls", message);
-    }
-    for (list, entries) in [("http", &spec.http), ("tcp", &spec.tcp)] {
-        for (index, entry) in entries.iter().enumerate() {
-            route(notices, &format!("spec.{list}[{index}]"), entry);
-        }
-        shadowed::routes(notices, list, entries);
-    }
-}
-
-fn route(notices: &mut Notices, at: &str, entry: &RouteEntry) {
-    let mut rest = entry.rest.clone();
-    rest.remove("name");
-    notices.rest(at, &rest, layer7::ROUTE, IGNORED);
-    for (index, alternative) in entry.matches.iter().enumerate() {
-        let mut rest = alternative.rest.clone();
-        rest.remove("statPrefix");
-        let unknown = "unknown field: this alternative never matches";
-        notices.rest(&format!("{at}.match[{index}]"), &rest, layer7::MATCH, unknown);
-    }
-    for (index, target) in entry.route.iter().enumerate() {
-        let at = format!("{at}.route[{index}]");
-        notices.rest(&at, &target.rest, layer7::DESTINATION, IGNORED);
-        notices.rest(&format!("{at}.destination"), &target.destination.rest, &[], IGNORED);
-        if let Some(port) = &target.destination.port {
-            notices.rest(&format!("{at}.destination.port"), &port.rest, &[], IGNORED);
-        }
-    }
-    if entry.route.is_empty() {
-        let message = "a route without destinations is skipped at layer 4: the next one that holds is taken";
-        notices.add(Code::RouteWithoutDestination, format!("{at}.route"), message);
-    }
-}
-
 fn gateway_route(notices: &mut Notices, route: &GatewayRoute) {
     notices.top_level(&route.rest);
-    notices.rest("spec", &route.spec.rest, layer7::GATEWAY_ROUTE, IGNORED);
+    notices.fields("TCPRoute", "spec", &route.spec.rest, IGNORED);
     for (index, parent) in
         route.spec.parent_refs.iter().enumerate().filter(|(_, parent)| !parent.is_service())
     {
@@ -148,11 +135,12 @@ fn gateway_route(notices: &mut Notices, route: &GatewayRoute) {
     }
     for (index, parent) in route.spec.parent_refs.iter().enumerate().filter(|(_, parent)| parent.is_service())
     {
-        let namespace = parent.namespace.as_deref().unwrap_or(&notices.object.namespace).to_owned();
-        if *namespace != *notices.object.namespace {
-            let message =
-                format!("{namespace} is another namespace: routes hold for the services of their own alone");
-            notices.add(Code::ParentNotHonoured, format!("spec.parentRefs[{index}].namespace"), message);
+        let own = &*notices.object.namespace;
+        if let Some(other) = parent.namespace.as_deref().filter(|namespace| *namespace != own) {
+            let message = format!(
+                "{other} is another namespace: the route is for enrolled clients in {own}, others go as without it"
+            );
+            notices.add(Code::NeedsEnrolledClient, format!("spec.parentRefs[{index}].namespace"), message);
         }
     }
     for (index, rule) in route.spec.rules.iter().enumerate() {
@@ -160,10 +148,10 @@ fn gateway_route(notices: &mut Notices, route: &GatewayRoute) {
             let message = "never reached: the first rule holds for every connection";
             notices.add(Code::ShadowedRoute, format!("spec.rules[{index}]"), message);
         }
-        notices.rest(&format!("spec.rules[{index}]"), &rule.rest, &[], IGNORED);
+        notices.fields("TCPRoute", &format!("spec.rules[{index}]"), &rule.rest, IGNORED);
         for (at, backend) in rule.backend_refs.iter().enumerate() {
             let field = format!("spec.rules[{index}].backendRefs[{at}]");
-            notices.rest(&field, &backend.rest, layer7::BACKEND, IGNORED);
+            notices.fields("TCPRoute", &field, &backend.rest, IGNORED);
         }
     }
 }
@@ -209,15 +197,40 @@ mod tests {
             ("a typing mistake", format!("{rule}  htp: []\n"), vec![("spec.htp", "unknown field")]),
             (
                 "layer 7",
-                format!("{rule}  http: [{{timeout: 5s, match: [{{uri: {{prefix: /a}}}}], {route}}}]\n"),
-                vec![("spec.http[0].timeout", "layer 4"), ("spec.http[0].match[0].uri", "layer 4")],
+                format!("{rule}  http: [{{headers: {{}}, match: [{{uri: {{prefix: /a}}}}], {route}}}]\n"),
+                vec![("spec.http[0].headers", "layer 4"), ("spec.http[0].match[0].uri", "layer 4")],
             ),
             (
                 "a typing mistake beside the spec",
                 format!("{rule}  http: [{{{route}}}]\nspecs: {{}}\n"),
                 vec![("specs", "unknown field")],
             ),
-            ("tls", format!("{rule}  tls: [{{{route}}}]\n"), vec![("spec.tls", "server name")]),
+            (
+                "for enrolled clients",
+                format!("{rule}  tls: [{{match: [{{sniHosts: [a]}}], {route}}}]\n  exportTo: ['.']\n"),
+                vec![("spec.exportTo", "enrolled clients in default"), ("spec.tls[0]", "sniHosts hold for enrolled clients")],
+            ),
+            ("for nobody", format!("{rule}  exportTo: ['~']\n"), vec![("spec.exportTo", "nobody")]),
+            (
+                "what is http's alone",
+                format!("{rule}  tcp: [{{timeout: 5s, match: [{{name: b, sniHosts: [a]}}], {route}}}]\n"),
+                vec![
+                    ("spec.tcp[0].timeout", "unknown field, ignored"),
+                    ("spec.tcp[0].match[0].name", "never matches"),
+                    ("spec.tcp[0].match[0].sniHosts", "never matches"),
+                ],
+            ),
+            (
+                "in fields of actions",
+                format!("{rule}  http: [{{retries: {{attempts: 2, retryOn: 5xx, more: 1}}, mirror: {{host: a, port: {{number: 1, name: b}}}}, {route}}}]\n"),
+                vec![
+                    ("spec.http[0].retries.more", "unknown field"),
+                    ("spec.http[0].retries.retryOn", "layer 4"),
+                    ("spec.http[0].mirror.port.name", "unknown field"),
+                    ("spec.http[0]", "retries, mirror hold for enrolled clients"),
+                ],
+            ),
+            ("to be taken in", format!("{rule}  http: [{{delegate: {{name: b}}, {route}}}]\n"), vec![("spec.http[0].delegate", "not honoured yet")]),
             (
                 "a typing mistake in a destination",
                 format!("{rule}  tcp: [{{route: [{{destination: {{host: a, subst: v1}}}}]}}]\n"),

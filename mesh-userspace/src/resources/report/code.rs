@@ -84,8 +84,6 @@ codes! {
         "add a last route without a layer-7 match, which says where connections go";
     RouteWithoutDestination "MESH0111" Warning "A route without destinations"
         "give it destinations: layer 4 makes no answers of its own";
-    RoutesByServerName "MESH0112" Warning "Routes by server name, which are not carried out yet"
-        "route the port by spec.tcp";
     GatewayNotHonoured "MESH0113" Warning "A VirtualService for a gateway"
         "leave spec.gateways out, or name mesh, for clients in the mesh";
     WildcardHost "MESH0114" Warning "A host with a wildcard"
@@ -94,17 +92,21 @@ codes! {
         "name a service of the cluster; hosts elsewhere need a ServiceEntry, which is not carried out yet";
     RouteForOtherProtocol "MESH0116" Warning "Routes of another protocol than the port's"
         "write the routes under the port's protocol (spec.tcp or spec.http), or correct the port's name or appProtocol";
-    TcpRouteForHttpPort "MESH0117" Info "A TCP route for an HTTP port"
-        "nothing, for this mesh alone; write the route under spec.http where proxies of Istio's shall carry it out too";
+    TcpRouteForHttpPort "MESH0117" Info "A TCP route for a port of HTTP or TLS"
+        "nothing, for this mesh alone; write the route under spec.http or spec.tls where proxies of Istio's shall carry it out too";
     MatchPortUnknown "MESH0118" Warning "A match on a port that the service does not have"
         "name a port of the service, or leave the port out";
     NotHonouredYet "MESH0119" Warning "A field that is not carried out yet"
         "do not rely on it; take it out where its absence would be misleading";
 
-    ParentNotHonoured "MESH0120" Warning "A Gateway API route for what is no service of its namespace"
-        "name a Service of the route's own namespace in spec.parentRefs, with group \"\" and kind Service";
+    ParentNotHonoured "MESH0120" Warning "A Gateway API route for what is no service"
+        "name a Service in spec.parentRefs, with group \"\" and kind Service";
     BackendUnresolved "MESH0121" Error "A Gateway API route leads where no connection can go"
         "name a Service and one of its TCP ports; one in another namespace needs a ReferenceGrant there";
+    NeedsEnrolledClient "MESH0122" Info "A route that only enrolled clients take as it is written"
+        "enrol the clients that it is for; the note says what the others do";
+    ExportedToNobody "MESH0123" Warning "A VirtualService that is exported to nobody"
+        "leave ~ out of spec.exportTo, or take the VirtualService out";
 
     RuleHostUnknown "MESH0201" Warning "A DestinationRule for a host that is no service"
         "name an existing service as NAME, NAME.NAMESPACE or with its full host, or take the DestinationRule out";

@@ -6,6 +6,7 @@
 //!
 //! Invariant: the outcome depends on the set of objects alone, never on the order in which they came.
 
+mod hosts;
 mod index;
 mod targets;
 #[cfg(test)]
@@ -16,16 +17,18 @@ use std::fmt::Display;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use self::hosts::RuleHosts;
 use self::index::{Claims, Users};
 use super::lint::lint;
 use super::translate::authorization::authorization_policy;
 use super::translate::gateway::{self, Named};
+use super::translate::hosts::RuleHost;
 use super::translate::node::{local_node, zone};
-use super::translate::route::{Destinations, resolve_host, routed};
+use super::translate::route::{Destinations, Rule, resolve_host, routed};
 use super::translate::service::{Cluster, Dependency, Label, PlainService, plain_service};
 use super::translate::topology::Here;
 use super::translate::workload::{enrols, peer_policy, workload};
-use super::{Code, DestinationRule, Kind, Notice, Object, ObjectRef, Pod, VirtualService};
+use super::{Code, DestinationRule, Kind, Notice, Object, ObjectRef, Pod};
 use crate::model::{
     AuthorizationPolicy, Frontend, LocalNode, MeshConfig, NodeName, PeerPolicy, PolicyName, RouteName,
     Sandbox, Sandboxes, Service, ServiceName, Snapshot, Workload, WorkloadUid,
@@ -57,7 +60,7 @@ pub struct Translator {
     slices_by_service: HashMap<ServiceName, Vec<ObjectRef>>,
     /// By namespace, then name.
     policies: HashMap<Arc<str>, BTreeMap<Arc<str>, Arc<PeerPolicy>>>,
-    virtual_services: HashMap<ServiceName, ByAge>,
+    virtual_services: RuleHosts,
     destination_rules: HashMap<ServiceName, ByAge>,
     /// `TCPRoute`s and `TLSRoute`s by the services that are their parents.
     gateway_routes: HashMap<ServiceName, ByAge>,
@@ -113,7 +116,7 @@ impl Translator {
             pods_by_label: HashMap::new(),
             slices_by_service: HashMap::new(),
             policies: HashMap::new(),
-            virtual_services: HashMap::new(),
+            virtual_services: RuleHosts::default(),
             destination_rules: HashMap::new(),
             gateway_routes: HashMap::new(),
             idle_routes: BTreeSet::new(),
@@ -248,12 +251,15 @@ impl Translator {
                     dirty.services.insert(service.clone());
                 }
             }
-            Object::VirtualService(rule) if is_for_mesh(rule) => {
+            Object::VirtualService(rule) if rule.spec.is_for_mesh() => {
                 for host in &rule.spec.hosts {
-                    if let Some(service) = resolve_host(host, &reference.namespace, &self.snapshot.mesh) {
-                        let entry = (object.created(), reference.clone());
-                        index::set(&mut self.virtual_services, service.clone(), entry, add);
-                        dirty.destinations.insert(service);
+                    let entry = (object.created(), reference.clone());
+                    match self.virtual_services.set(host, entry, add, &self.snapshot.mesh) {
+                        RuleHost::Service(service) => drop(dirty.destinations.insert(service)),
+                        RuleHost::Foreign(host) => dirty.destinations.extend(self.named(|own| *own == *host)),
+                        RuleHost::Pattern(hosts) => {
+                            dirty.destinations.extend(self.named(|own| hosts.matches(own)))
+                        }
                     }
                 }
             }
@@ -517,13 +523,12 @@ impl Translator {
         }
     }
 
-    /// The `TCPRoute`s that have a service for a parent, oldest first.
+    /// The Gateway API routes that have a service for a parent, oldest first; of one age by namespace and name.
     fn routes_for(&self, name: &ServiceName) -> Vec<Named<'_>> {
         let by_age = self.gateway_routes.get(name).into_iter().flatten();
-        by_age
-            .filter(|(_, reference)| reference.kind == Kind::TcpRoute)
-            .filter_map(|(_, reference)| self.gateway_route(reference))
-            .collect()
+        let mut by_age: Vec<_> = by_age.collect();
+        by_age.sort_by_key(|(created, reference)| (created, &reference.namespace, &reference.name));
+        by_age.into_iter().filter_map(|(_, reference)| self.gateway_route(reference)).collect()
     }
 
     /// Returns the Gateway API routes that are concerned.
@@ -546,13 +551,15 @@ impl Translator {
             } else {
                 self.zonal.remove(&name);
             }
-            let rules = self.rules_for(&name);
             let routes = self.routes_for(&name);
-            let routed = plain.map(|plain| routed(&plain, &rules, &routes, self, &self.snapshot.mesh));
+            let routed = plain.map(|plain| {
+                let rules = self.rules_for(&name, &plain.host);
+                routed(&plain, &rules, &routes, self, &self.snapshot.mesh)
+            });
             let (service, notices, uses) = if let Some(routed) = routed {
                 (Some(routed.service), routed.notices, routed.uses)
             } else {
-                let mut notices = rules_without_service(&name, &rules);
+                let mut notices = rules_without_service(&name, self.virtual_services.by_name(&name));
                 notices.extend(routes.iter().map(|(route, _)| route_without_service(&name, route)));
                 // What they lead to is in their status all the same.
                 (None, notices, routes.iter().flat_map(|&route| gateway::backends(route)).collect())
@@ -589,33 +596,39 @@ impl Translator {
         dirty.routes
     }
 
-    /// The rules that name a service's host, oldest first.
-    fn rules_for(&self, name: &ServiceName) -> Vec<(&ObjectRef, &VirtualService)> {
-        let by_age = self.virtual_services.get(name).into_iter().flatten();
-        by_age
-            .filter_map(|(_, reference)| match self.objects.get_key_value(reference) {
-                Some((reference, object)) => match &**object {
-                    Object::VirtualService(rule) => Some((reference, &**rule)),
-                    _ => None,
-                },
-                None => None,
-            })
-            .collect()
+    /// The rules that name a service's host, the most specific and of these the oldest first.
+    fn rules_for(&self, name: &ServiceName, host: &str) -> Vec<Rule<'_>> {
+        let found = self.virtual_services.of(name, host).into_iter();
+        let rule = |(rank, reference)| {
+            let (name, object) = self.objects.get_key_value(reference)?;
+            let Object::VirtualService(rule) = &**object else { return None };
+            Some(Rule { name, rule, rank })
+        };
+        found.filter_map(rule).collect()
+    }
+
+    /// The services whose host is so.
+    fn named(&self, is_so: impl Fn(&str) -> bool) -> Vec<ServiceName> {
+        let services = self.snapshot.services.values().filter(|service| is_so(&service.host));
+        services.map(|service| service.name.clone()).collect()
     }
 
     /// Hosts of a rule that can be no service of this cluster.
     fn foreign_hosts(&self, reference: &ObjectRef, object: &Object) -> Vec<Notice> {
         let mesh = &self.snapshot.mesh;
         let hosts: Vec<(String, &String)> = match object {
-            Object::VirtualService(rule) if is_for_mesh(rule) => {
+            Object::VirtualService(rule) if rule.spec.is_for_mesh() => {
                 let hosts = rule.spec.hosts.iter().enumerate();
                 hosts.map(|(index, host)| (format!("spec.hosts[{index}]"), host)).collect()
             }
             Object::DestinationRule(rule) => vec![("spec.host".to_owned(), &rule.spec.host)],
             _ => Vec::new(),
         };
-        let foreign =
-            |host: &str| !host.contains('*') && resolve_host(host, &reference.namespace, mesh).is_none();
+        let foreign = |host: &str| {
+            !host.contains('*')
+                && resolve_host(host, &reference.namespace, mesh).is_none()
+                && self.entry_host(host, &reference.namespace).is_none()
+        };
         hosts
             .into_iter()
             .filter(|(_, host)| foreign(host))
@@ -706,20 +719,15 @@ impl Destinations for Translator {
     }
 }
 
-/// Whether the rule concerns clients in the mesh, not those of an ingress gateway alone.
-fn is_for_mesh(rule: &VirtualService) -> bool {
-    rule.spec.gateways.is_empty() || rule.spec.gateways.iter().any(|gateway| gateway == "mesh")
-}
-
 fn route_without_service(name: &ServiceName, route: &ObjectRef) -> Notice {
     let message = format!("there is no service {name}, the route has no effect on it");
     Notice::new(Code::RouteHostUnknown, route, "spec.parentRefs", message)
 }
 
-fn rules_without_service(name: &ServiceName, rules: &[(&ObjectRef, &VirtualService)]) -> Vec<Notice> {
+fn rules_without_service<'a>(name: &ServiceName, rules: impl Iterator<Item = &'a ObjectRef>) -> Vec<Notice> {
     let message = format!("there is no service {name}, the rule has no effect on it");
-    let notice = |&(reference, _): &(&ObjectRef, &VirtualService)| {
+    let notice = |reference: &ObjectRef| {
         Notice::new(Code::RouteHostUnknown, reference, "spec.hosts", message.as_str())
     };
-    rules.iter().map(notice).collect()
+    rules.map(notice).collect()
 }

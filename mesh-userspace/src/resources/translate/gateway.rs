@@ -1,19 +1,21 @@
-//! Gateway API routes with a Service for a parent (GAMMA): at which ports of it each holds, where it leads, and what its
+//! Gateway API routes with a Service for a parent (GAMMA): at which ports of it each holds and for whom, where it leads, and what its
 //! status is to say. Pure functions of the objects.
 //!
-//! Of several routes at one port the oldest holds, then the first by namespace and name; it stands above `VirtualService`s.
-//! Only routes of the Service's own namespace hold ("producer" routes): a route of another namespace would be for the clients of
-//! that namespace alone, and routes here are for all.
+//! Order at a port, before `VirtualService`s (GEP-1294, and the comments of `TLSRoute` and of `ParentReference`): a route of another
+//! namespace than the Service's ("consumer" route) is for the clients of that namespace alone and goes before those of the Service's
+//! own ("producer" routes); of either, `TLSRoute`s go before `TCPRoute`s, a server name without a wildcard before one with, the longer before the
+//! shorter; then the older route, then the first by namespace and name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::destination::dress;
+use super::hosts::HostPattern;
 use super::route::Destinations;
 use super::service::{PlainPort, PlainService};
 use crate::model::{
-    CONTROLLER, ParentState, Protocol, RouteCondition, RouteKind, RouteState, RouteTarget, ServiceName,
-    TrafficPolicy,
+    CONTROLLER, ConnectionMatch, ParentState, Protocol, RouteCondition, RouteKind, RouteState, RouteTarget,
+    ServerNames, ServiceName, TrafficPolicy,
 };
 use crate::resources::gateway::{BackendRef, GatewayRoute, ParentRef};
 use crate::resources::{Code, Notice, ObjectRef};
@@ -21,13 +23,17 @@ use crate::resources::{Code, Notice, ObjectRef};
 /// A route and its name.
 pub(in crate::resources) type Named<'a> = (&'a ObjectRef, &'a GatewayRoute);
 
-/// The services that are parents of a route, those of its own namespace alone.
+/// A route that holds at a port.
+pub(super) struct Holding<'a> {
+    pub(super) route: Named<'a>,
+    /// For which connections; empty: for all.
+    pub(super) matches: Vec<ConnectionMatch>,
+}
+
+/// The services that are parents of a route.
 pub(in crate::resources) fn parents(route: Named<'_>) -> BTreeSet<ServiceName> {
     let services = route.1.spec.parent_refs.iter().filter(|parent| parent.is_service());
-    services
-        .map(|parent| service_of(parent, route.0))
-        .filter(|name| name.namespace == route.0.namespace)
-        .collect()
+    services.map(|parent| service_of(parent, route.0)).collect()
 }
 
 /// The services that a route leads to.
@@ -46,16 +52,73 @@ fn backend_service(backend: &BackendRef, route: &ObjectRef) -> ServiceName {
     ServiceName::new(namespace, backend.name.as_str())
 }
 
-/// The route that holds at a port: of `routes`, which have the service for a parent and come oldest first.
+/// The routes that hold at a port, in the order in which they are taken: of `routes`, which have the service for a parent and come oldest
+/// first. Nothing comes after one that holds for every connection.
 pub(super) fn holding<'a>(
     routes: &[Named<'a>],
     service: &PlainService,
     port: &PlainPort,
-) -> Option<Named<'a>> {
-    routes.iter().copied().find(|route| {
-        let mut parents = route.1.spec.parent_refs.iter().filter(|parent| parent.is_service());
-        parents.any(|parent| service_of(parent, route.0) == service.name && selects(parent, port))
-    })
+) -> Vec<Holding<'a>> {
+    let here: Vec<Named<'a>> = routes.iter().copied().filter(|route| is_at(*route, service, port)).collect();
+    let own = &service.name.namespace;
+    let consumers: BTreeSet<&Arc<str>> =
+        here.iter().map(|(name, _)| &name.namespace).filter(|namespace| *namespace != own).collect();
+    let mut holding = Vec::new();
+    for namespace in consumers.into_iter().chain([own]) {
+        let of_namespace = || here.iter().copied().filter(|(name, _)| name.namespace == *namespace);
+        let source_namespaces: Vec<Arc<str>> =
+            (namespace != own).then(|| Arc::clone(namespace)).into_iter().collect();
+        let condition = ConnectionMatch { source_namespaces, ..ConnectionMatch::default() };
+        for (route, names) in by_server_name(of_namespace().filter(|(name, _)| kind(name) == RouteKind::Tls))
+        {
+            let sni_hosts = names.iter().map(|name| ServerNames::new(name)).collect();
+            holding
+                .push(Holding { route, matches: vec![ConnectionMatch { sni_hosts, ..condition.clone() }] });
+        }
+        let tcp = of_namespace().find(|(name, _)| kind(name) == RouteKind::Tcp);
+        holding.extend(tcp.map(|route| {
+            let matches = if condition.always() { Vec::new() } else { vec![condition] };
+            Holding { route, matches }
+        }));
+    }
+    holding
+}
+
+/// `TLSRoute`s, which come oldest first, with the server names for which each is taken.
+fn by_server_name<'a>(routes: impl Iterator<Item = Named<'a>>) -> Vec<(Named<'a>, Vec<String>)> {
+    let mut names: Vec<(Option<HostPattern>, String, Named<'a>)> = Vec::new();
+    for route in routes {
+        for name in server_names(route) {
+            // What an older route takes is not to be had.
+            if !names.iter().any(|(_, other, _)| *other == name) {
+                names.push((HostPattern::of(&name), name, route));
+            }
+        }
+    }
+    names.sort_by(|(one, ..), (other, ..)| one.cmp(other));
+    let mut routes: Vec<(Named<'a>, Vec<String>)> = Vec::new();
+    for (_, name, route) in names {
+        match routes.last_mut() {
+            Some((last, names)) if last.0 == route.0 => names.push(name),
+            _ => routes.push((route, vec![name])),
+        }
+    }
+    routes
+}
+
+/// The server names that a `TLSRoute` is for, in lower case; without any it is for all.
+fn server_names(route: Named<'_>) -> Vec<String> {
+    let hostnames = &route.1.spec.hostnames;
+    if hostnames.is_empty() {
+        return vec!["*".to_owned()];
+    }
+    hostnames.iter().map(|name| name.to_ascii_lowercase()).collect()
+}
+
+/// Whether a route has this port of the service for a parent.
+fn is_at(route: Named<'_>, service: &PlainService, port: &PlainPort) -> bool {
+    let mut parents = route.1.spec.parent_refs.iter().filter(|parent| parent.is_service());
+    parents.any(|parent| service_of(parent, route.0) == service.name && selects(parent, port))
 }
 
 /// Whether a reference to a service means this port of it.
@@ -188,19 +251,7 @@ fn accepted<'a>(
     rivals: &impl Fn(&ServiceName) -> Vec<Named<'a>>,
 ) -> RouteCondition {
     let no = |reason, message| RouteCondition { holds: false, reason, message };
-    if kind(route.0) == RouteKind::Tls {
-        let message = "routes by server name are not carried out yet: connections go where they would without this route";
-        return no("UnsupportedValue", message.to_owned());
-    }
     let name = service_of(parent, route.0);
-    if name.namespace != route.0.namespace {
-        let message = format!(
-            "routes are carried out for the services of their own namespace alone, {name} is in another: \
-             put the route into {}",
-            name.namespace
-        );
-        return no("UnsupportedValue", message);
-    }
     let Some(service) = destinations.service(&name) else {
         return no("NoMatchingParent", format!("there is no service {name}"));
     };
@@ -211,23 +262,52 @@ fn accepted<'a>(
     let routes = rivals(&name);
     let (mut own, mut others) = (0, BTreeSet::new());
     for port in &ports {
-        match holding(&routes, &service, port) {
-            Some((other, _)) if other != route.0 => {
-                others.insert(format!("{other} at port {}", port.port));
-            }
-            _ => own += 1,
+        let holding = holding(&routes, &service, port);
+        let takes = |name: &ObjectRef| holding.iter().any(|one| one.route.0 == name);
+        if takes(route.0) {
+            own += 1;
         }
+        others.extend(
+            older(route, &routes, &service, port)
+                .map(|(other, what)| format!("{other} at port {}{what}", port.port)),
+        );
     }
     let others = others.into_iter().collect::<Vec<_>>().join(", ");
     if own == 0 {
         return no("Conflicted", format!("older routes hold instead: {others}"));
     }
-    let message = if others.is_empty() {
+    let mut message = if name.namespace == route.0.namespace {
         "it is carried out".to_owned()
     } else {
-        format!("it is carried out, but where older routes hold: {others}")
+        format!("it is carried out for enrolled clients in {}", route.0.namespace)
     };
+    if kind(route.0) == RouteKind::Tls && name.namespace == route.0.namespace {
+        message.push_str(" for enrolled clients");
+    }
+    if !others.is_empty() {
+        message.push_str(&format!(", but where older routes hold: {others}"));
+    }
     RouteCondition { holds: true, reason: "Accepted", message }
+}
+
+/// The older routes of its kind and namespace that take something of a port from a route, and what.
+fn older<'a>(
+    route: Named<'_>,
+    routes: &[Named<'a>],
+    service: &PlainService,
+    port: &PlainPort,
+) -> impl Iterator<Item = (&'a ObjectRef, String)> {
+    let rivals = routes.iter().copied().take_while(|(name, _)| *name != route.0);
+    let rivals = rivals.filter(|(name, _)| name.namespace == route.0.namespace && name.kind == route.0.kind);
+    let own = server_names(route);
+    let at_port: Vec<Named<'a>> = rivals.filter(|rival| is_at(*rival, service, port)).collect();
+    at_port.into_iter().filter_map(move |rival| {
+        if kind(rival.0) == RouteKind::Tcp {
+            return Some((rival.0, String::new()));
+        }
+        let both: Vec<String> = server_names(rival).into_iter().filter(|name| own.contains(name)).collect();
+        (!both.is_empty()).then(|| (rival.0, format!(" for {}", both.join(", "))))
+    })
 }
 
 fn resolved(route: Named<'_>, destinations: &impl Destinations) -> RouteCondition {

@@ -1,6 +1,7 @@
 //! What must hold of an object beyond its types. What passes here can be translated without further checks.
 
 mod authorization;
+mod virtual_service;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -9,8 +10,9 @@ use k8s_openapi::api::core::v1::{Pod, Service, ServiceSpec};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use self::authorization::{check_authorization_policy, check_known, check_top_level};
+use self::virtual_service::check_virtual_service;
 use super::gateway::GatewayRoute;
-use super::istio::{DestinationRule, PeerAuthentication, RouteEntry, VirtualService};
+use super::istio::{DestinationRule, PeerAuthentication};
 use super::translate::external::ingress;
 use super::{Code, Object};
 
@@ -57,7 +59,7 @@ pub(super) fn validate(object: &Object) -> Mistaken {
         check_name(&mut wrong, "metadata.namespace", &reference.namespace);
     }
     match object {
-        Object::VirtualService(rule) => check_virtual_service(&mut wrong, rule),
+        Object::VirtualService(rule) => check_virtual_service(&mut wrong, rule, &reference.namespace),
         Object::DestinationRule(rule) => check_destination_rule(&mut wrong, rule),
         Object::PeerAuthentication(policy) => check_peer_authentication(&mut wrong, policy),
         Object::AuthorizationPolicy(policy) => {
@@ -238,21 +240,6 @@ pub(super) fn check_slice(wrong: &mut Mistaken, slice: &EndpointSlice) {
     }
 }
 
-fn check_virtual_service(wrong: &mut Mistaken, rule: &VirtualService) {
-    let spec = &rule.spec;
-    // A delegate has no hosts of its own.
-    for (index, host) in spec.hosts.iter().enumerate() {
-        if host.is_empty() {
-            wrong.push((format!("spec.hosts[{index}]"), "empty".to_owned()));
-        }
-    }
-    for (list, entries) in [("http", &spec.http), ("tls", &spec.tls), ("tcp", &spec.tcp)] {
-        for (index, entry) in entries.iter().enumerate() {
-            check_route(wrong, &format!("spec.{list}[{index}]"), entry);
-        }
-    }
-}
-
 /// As the API's own definition of a route has it.
 fn check_gateway_route(wrong: &mut Mistaken, route: &GatewayRoute) {
     for (index, parent) in route.spec.parent_refs.iter().enumerate() {
@@ -260,6 +247,13 @@ fn check_gateway_route(wrong: &mut Mistaken, route: &GatewayRoute) {
         check_name(wrong, &format!("{field}.name"), &parent.name);
         if let Some(port) = parent.port {
             check_port(wrong, format!("{field}.port"), port);
+        }
+    }
+    for (index, hostname) in route.spec.hostnames.iter().enumerate() {
+        if let Err(reason) = virtual_service::domain(hostname) {
+            wrong.push((format!("spec.hostnames[{index}]"), reason));
+        } else if hostname == "*" || hostname.parse::<IpAddr>().is_ok() {
+            wrong.push((format!("spec.hostnames[{index}]"), format!("{hostname:?} is no name of a server")));
         }
     }
     for (index, rule) in route.spec.rules.iter().enumerate() {
@@ -277,37 +271,6 @@ fn check_gateway_route(wrong: &mut Mistaken, route: &GatewayRoute) {
                 wrong.push((format!("{field}.weight"), format!("{weight} is none of 0 to 1000000")));
             }
         }
-    }
-}
-
-fn check_route(wrong: &mut Mistaken, field: &str, entry: &RouteEntry) {
-    for (index, alternative) in entry.matches.iter().enumerate() {
-        if let Some(port) = alternative.port {
-            check_port(wrong, format!("{field}.match[{index}].port"), port);
-        }
-    }
-    for (index, target) in entry.route.iter().enumerate() {
-        let field = format!("{field}.route[{index}]");
-        if target.destination.host.is_empty() {
-            wrong.push((format!("{field}.destination.host"), "missing".to_owned()));
-        }
-        if let Some(port) = &target.destination.port {
-            check_port(wrong, format!("{field}.destination.port.number"), port.number);
-        }
-        match target.weight {
-            Some(weight) if weight < 0 => {
-                wrong.push((format!("{field}.weight"), format!("{weight} is below 0")));
-            }
-            Some(weight) if weight > i64::from(i32::MAX) => {
-                wrong.push((format!("{field}.weight"), format!("{weight} is too large")));
-            }
-            _ => {}
-        }
-    }
-    // Istio: with several destinations an absent weight is 0, and the sum must not be.
-    if entry.route.len() > 1 && entry.route.iter().all(|target| target.weight.unwrap_or(0) == 0) {
-        let (field, reason) = (format!("{field}.route"), "the weights' sum is 0".to_owned());
-        wrong.0.push(Wrong { code: Code::WeightsZero, field, reason });
     }
 }
 

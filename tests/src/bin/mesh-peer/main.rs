@@ -9,6 +9,7 @@ mod mode;
 mod server;
 mod stream;
 mod tally;
+mod tls;
 
 use std::process::ExitCode;
 

@@ -19,6 +19,7 @@ use crate::mode::Mode;
 use crate::print;
 use crate::stream::{CHUNK, read_head, send, take};
 use crate::tally::kind;
+use crate::tls;
 
 #[derive(Clone, Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "flags of the command line")]
@@ -137,6 +138,7 @@ async fn answer(
                 stream.write_all(answer.as_bytes()).await?;
             }
         }
+        Mode::Tls => tls::answer(stream, &args.name, digest).await?,
         Mode::Echo | Mode::Abort => loop {
             let length = stream.read(&mut chunk).await?;
             digest.update(&chunk[..length]);
@@ -162,6 +164,16 @@ async fn answer(
         Mode::Reset => {
             stream.read_exact(&mut chunk[..1]).await?;
             SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+        }
+        Mode::Stall => std::future::pending().await,
+        Mode::Hang => {
+            take(&mut stream, digest).await?;
+            std::future::pending::<()>().await;
+        }
+        Mode::Close => {
+            stream.shutdown().await?;
+            // What comes all the same is read: a close with bytes unread is a reset.
+            take(&mut stream, digest).await?;
         }
         Mode::HalfClose => {
             stream.shutdown().await?;

@@ -2,6 +2,7 @@
 
 mod gateway;
 mod load;
+mod routes;
 mod services;
 
 use std::net::SocketAddr;
