@@ -1,0 +1,162 @@
+//! Rules and routes as services look them up, and what is said of those whose service is not there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::{Dirty, Translator, is_for_mesh};
+use crate::model::{RouteName, ServiceName};
+use crate::resources::translate::gateway::{self, Named};
+use crate::resources::translate::route::{Destinations, resolve_host};
+use crate::resources::translate::service::PlainService;
+use crate::resources::translate::topology::Here;
+use crate::resources::{Code, DestinationRule, Kind, Notice, Object, ObjectRef, VirtualService};
+
+impl Translator {
+    /// Whom grants concern: services whose routes lead into another namespace.
+    pub(super) fn note_granted(&self, dirty: &mut Dirty) {
+        let grants = std::mem::take(&mut dirty.grants);
+        if grants.is_empty() {
+            return;
+        }
+        for service in self.gateway_routes.keys() {
+            let crosses = |route: &Named<'_>| {
+                let into = gateway::backends(*route);
+                into.iter()
+                    .any(|name| name.namespace != route.0.namespace && grants.contains(&name.namespace))
+            };
+            if self.routes_for(service).iter().any(crosses) {
+                dirty.destinations.insert(service.clone());
+            }
+        }
+    }
+
+    /// What the status of Gateway API routes is to say.
+    pub(super) fn rebuild_routes(&mut self, routes: BTreeSet<ObjectRef>) {
+        for reference in routes {
+            let state = self
+                .gateway_route(&reference)
+                .and_then(|route| gateway::state(route, self, |service| self.routes_for(service)));
+            let name = RouteName {
+                kind: gateway::kind(&reference),
+                name: ServiceName::new(Arc::clone(&reference.namespace), Arc::clone(&reference.name)),
+            };
+            match state {
+                Some(state) if self.snapshot.routes.get(&name).is_some_and(|old| **old == state) => {}
+                Some(state) => drop(self.snapshot.routes.insert(name, Arc::new(state))),
+                None => drop(self.snapshot.routes.remove(&name)),
+            }
+        }
+    }
+
+    fn gateway_route(&self, reference: &ObjectRef) -> Option<Named<'_>> {
+        let (reference, object) = self.objects.get_key_value(reference)?;
+        match &**object {
+            Object::TcpRoute(route) | Object::TlsRoute(route) => Some((reference, route)),
+            _ => None,
+        }
+    }
+
+    /// The `TCPRoute`s that have a service for a parent, oldest first.
+    pub(super) fn routes_for(&self, name: &ServiceName) -> Vec<Named<'_>> {
+        let by_age = self.gateway_routes.get(name).into_iter().flatten();
+        by_age
+            .filter(|(_, reference)| reference.kind == Kind::TcpRoute)
+            .filter_map(|(_, reference)| self.gateway_route(reference))
+            .collect()
+    }
+
+    /// The rules that name a service's host, oldest first.
+    pub(super) fn rules_for(&self, name: &ServiceName) -> Vec<(&ObjectRef, &VirtualService)> {
+        let by_age = self.virtual_services.get(name).into_iter().flatten();
+        by_age
+            .filter_map(|(_, reference)| match self.objects.get_key_value(reference) {
+                Some((reference, object)) => match &**object {
+                    Object::VirtualService(rule) => Some((reference, &**rule)),
+                    _ => None,
+                },
+                None => None,
+            })
+            .collect()
+    }
+
+    /// Hosts of a rule that can be no service of this cluster.
+    pub(super) fn foreign_hosts(&self, reference: &ObjectRef, object: &Object) -> Vec<Notice> {
+        let mesh = &self.snapshot.mesh;
+        let hosts: Vec<(String, &String)> = match object {
+            Object::VirtualService(rule) if is_for_mesh(rule) => {
+                let hosts = rule.spec.hosts.iter().enumerate();
+                hosts.map(|(index, host)| (format!("spec.hosts[{index}]"), host)).collect()
+            }
+            Object::DestinationRule(rule) => vec![("spec.host".to_owned(), &rule.spec.host)],
+            _ => Vec::new(),
+        };
+        let foreign =
+            |host: &str| !host.contains('*') && resolve_host(host, &reference.namespace, mesh).is_none();
+        hosts
+            .into_iter()
+            .filter(|(_, host)| foreign(host))
+            .map(|(field, host)| {
+                let message = format!("{host} is no service of this cluster, the rule has no effect on it");
+                Notice::new(Code::ForeignHost, reference, field, message)
+            })
+            .collect()
+    }
+}
+
+impl Destinations for Translator {
+    fn is_granted(&self, route: &ObjectRef, to: &ServiceName) -> bool {
+        let mut grants = self.grants.get(&to.namespace).into_iter().flatten();
+        grants.any(|grant| match self.objects.get(grant).map(|object| &**object) {
+            Some(Object::ReferenceGrant(grant)) => {
+                grant.allows(route.kind.as_str(), &route.namespace, &to.name)
+            }
+            _ => false,
+        })
+    }
+
+    fn here(&self) -> Here<'_> {
+        Here { node: self.snapshot.mesh.node.as_ref(), zone: self.snapshot.node.zone.as_deref() }
+    }
+
+    fn service(&self, name: &ServiceName) -> Option<PlainService> {
+        self.plain_of(name).map(|(plain, _)| plain)
+    }
+
+    fn subset(&self, service: &ServiceName, subset: &str) -> Option<&BTreeMap<String, String>> {
+        let subsets = self.rules(service).into_iter().flat_map(|(_, rule)| &rule.spec.subsets);
+        subsets.into_iter().find(|candidate| candidate.name == subset).map(|found| &found.labels)
+    }
+
+    /// Rules of the service's own namespace come first, then those of the root namespace, then the oldest.
+    fn rules(&self, service: &ServiceName) -> Vec<(&ObjectRef, &DestinationRule)> {
+        let rank = |namespace: &Arc<str>| {
+            (*namespace != service.namespace, *namespace != self.snapshot.mesh.root_namespace)
+        };
+        let by_age = self.destination_rules.get(service).into_iter().flatten();
+        let mut rules: Vec<_> = by_age
+            .filter_map(|(created, reference)| {
+                let (reference, object) = self.objects.get_key_value(reference)?;
+                let Object::DestinationRule(rule) = &**object else { return None };
+                Some(((rank(&reference.namespace), created), (reference, &**rule)))
+            })
+            .collect();
+        rules.sort_by(|(a, (left, _)), (b, (right, _))| a.cmp(b).then_with(|| left.cmp(right)));
+        rules.into_iter().map(|(_, rule)| rule).collect()
+    }
+}
+
+pub(super) fn route_without_service(name: &ServiceName, route: &ObjectRef) -> Notice {
+    let message = format!("there is no service {name}, the route has no effect on it");
+    Notice::new(Code::RouteHostUnknown, route, "spec.parentRefs", message)
+}
+
+pub(super) fn rules_without_service(
+    name: &ServiceName,
+    rules: &[(&ObjectRef, &VirtualService)],
+) -> Vec<Notice> {
+    let message = format!("there is no service {name}, the rule has no effect on it");
+    let notice = |&(reference, _): &(&ObjectRef, &VirtualService)| {
+        Notice::new(Code::RouteHostUnknown, reference, "spec.hosts", message.as_str())
+    };
+    rules.iter().map(notice).collect()
+}
