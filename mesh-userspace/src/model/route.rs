@@ -229,7 +229,7 @@ pub fn combine_weights(targets: &[RouteTarget], family: impl Fn(&Endpoint) -> bo
     if members.iter().all(|(_, shares)| shares.is_empty()) {
         return Vec::new();
     }
-    let denominators = members.iter().flat_map(|(_, shares)| shares).map(|share| share.of);
+    let mut denominators = members.iter().flat_map(|(_, shares)| shares).map(|share| share.of);
     let scale = denominators
         .try_fold(1_u64, |multiple, count| {
             (multiple / gcd(multiple, count)).checked_mul(count).filter(|&scale| scale < 1 << 24)

@@ -8,6 +8,7 @@ mod analysis;
 mod authorization;
 mod decode;
 mod deserialize;
+mod entry;
 pub mod fields;
 pub(crate) mod gateway;
 mod istio;
@@ -28,6 +29,7 @@ pub use analysis::analyse;
 pub use authorization::AuthorizationPolicy;
 pub use decode::{Decoded, Item, Mistake, decode};
 pub(crate) use decode::{GROUPS, Lines, MAX_TEXT, decode_part, parts};
+pub use entry::{ServiceEntry, WorkloadEntry};
 pub use gateway::{GatewayRoute, ReferenceGrant};
 pub use istio::{
     Destination, DestinationRule, IstioMode, LabelSelector, MutualTls, PeerAuthentication, Subset,

@@ -68,6 +68,12 @@ pub const RESOURCES: &[Resource] = &[
     Resource { kind: "TCPRoute, TLSRoute", fields: gateway_route::FIELDS },
 ];
 
+/// What is noted at a field of a kind.
+pub(super) fn note(kind: &str, path: &str) -> Option<&'static str> {
+    let resource = RESOURCES.iter().find(|resource| resource.kind == kind)?;
+    resource.fields.iter().find(|field| field.path == path).map(|field| field.note)
+}
+
 /// The tables as docs/traffic.md has them, between its lines `<!-- fields -->` and `<!-- /fields -->`.
 pub fn markdown() -> String {
     let mut text = String::new();

@@ -6,6 +6,7 @@
 //!
 //! Invariant: the outcome depends on the set of objects alone, never on the order in which they came.
 
+mod entries;
 mod index;
 mod rules;
 mod services;
@@ -24,13 +25,13 @@ use super::lint::lint;
 use super::translate::authorization::authorization_policy;
 use super::translate::gateway;
 use super::translate::node::{local_node, zone};
-use super::translate::route::resolve_host;
+use super::translate::route::{bare, resolve_host};
 use super::translate::service::{Dependency, Label};
 use super::translate::workload::{enrols, peer_policy};
 use super::{Code, Kind, Notice, Object, ObjectRef, VirtualService};
 use crate::model::{
     AuthorizationPolicy, Frontend, LocalNode, MeshConfig, NodeName, PeerPolicy, PolicyName, Sandboxes,
-    ServiceName, Snapshot, WorkloadUid,
+    ServiceName, Snapshot, WorkloadKind, WorkloadUid,
 };
 
 /// One change to the set of objects.
@@ -50,7 +51,11 @@ type ByAge = BTreeSet<(i64, ObjectRef)>;
 pub struct Translator {
     snapshot: Snapshot,
     objects: HashMap<ObjectRef, Arc<Object>>,
+    /// Pods and `WorkloadEntry`s.
     pods: HashMap<WorkloadUid, Arc<Object>>,
+    workload_entries: BTreeSet<WorkloadUid>,
+    /// What is written into `ServiceEntry`s as endpoints, with the index there.
+    endpoints: HashMap<WorkloadUid, (Arc<Object>, usize)>,
     sandboxes: Sandboxes,
     /// Pods whose sandbox became another since the last snapshot.
     moved: BTreeSet<WorkloadUid>,
@@ -61,6 +66,11 @@ pub struct Translator {
     policies: HashMap<Arc<str>, BTreeMap<Arc<str>, Arc<PeerPolicy>>>,
     virtual_services: HashMap<ServiceName, ByAge>,
     destination_rules: HashMap<ServiceName, ByAge>,
+    /// `ServiceEntry`s by their hosts.
+    entries: HashMap<Arc<str>, ByAge>,
+    /// `VirtualService`s and `DestinationRule`s by hosts that may be those of `ServiceEntry`s, as they are written.
+    rules_by_host: HashMap<Arc<str>, ByAge>,
+    destination_rules_by_host: HashMap<Arc<str>, ByAge>,
     /// `TCPRoute`s and `TLSRoute`s by the services that are their parents.
     gateway_routes: HashMap<ServiceName, ByAge>,
     /// Gateway API routes that route nobody's connections; what they lead to is in their status all the same.
@@ -72,8 +82,9 @@ pub struct Translator {
     zones: HashMap<NodeName, Arc<str>>,
     endpoint_users: Users<Dependency>,
     route_users: Users<ServiceName>,
-    workload_claims: Claims<WorkloadUid>,
-    service_claims: Claims<ServiceName, Frontend>,
+    /// Pods come before entries, and Services before hosts of entries: whoever may write these takes nothing away from those.
+    workload_claims: Claims<(WorkloadKind, WorkloadUid)>,
+    service_claims: Claims<(bool, ServiceName), Frontend>,
     object_notices: BTreeMap<ObjectRef, Vec<Notice>>,
     route_notices: BTreeMap<ServiceName, Vec<Notice>>,
     target_notices: BTreeMap<ServiceName, Vec<Notice>>,
@@ -109,6 +120,8 @@ impl Translator {
             snapshot: Snapshot { mesh: Arc::new(mesh), ..Snapshot::default() },
             objects: HashMap::new(),
             pods: HashMap::new(),
+            workload_entries: BTreeSet::new(),
+            endpoints: HashMap::new(),
             sandboxes: Sandboxes::default(),
             moved: BTreeSet::new(),
             pods_by_namespace: HashMap::new(),
@@ -117,6 +130,9 @@ impl Translator {
             policies: HashMap::new(),
             virtual_services: HashMap::new(),
             destination_rules: HashMap::new(),
+            entries: HashMap::new(),
+            rules_by_host: HashMap::new(),
+            destination_rules_by_host: HashMap::new(),
             gateway_routes: HashMap::new(),
             idle_routes: BTreeSet::new(),
             grants: HashMap::new(),
@@ -188,13 +204,23 @@ impl Translator {
             Notice::new(Code::AddressClash, &object, field, format!("{what} belongs to {owner} already"))
         };
         let mut notices = Vec::new();
-        for (address, owner, other) in self.workload_claims.conflicts() {
-            let Some(pod) = self.pods.get(other) else { continue };
-            notices.push(notice(pod.reference(), "status.podIPs", address, owner));
+        for (address, (_, owner), (_, other)) in self.workload_claims.conflicts() {
+            if let Some((object, index)) = self.endpoints.get(other) {
+                let field = format!("spec.endpoints[{index}].address");
+                notices.push(notice(object.reference(), &field, address, owner));
+            } else if let Some(object) = self.pods.get(other) {
+                let field = if matches!(**object, Object::Pod(_)) { "status.podIPs" } else { "spec.address" };
+                notices.push(notice(object.reference(), field, address, owner));
+            }
         }
-        for (frontend, owner, other) in self.service_claims.conflicts() {
-            let object = ObjectRef::new(Kind::Service, Arc::clone(&other.namespace), Arc::clone(&other.name));
-            notices.push(notice(object, "spec.ports", frontend, owner));
+        for (frontend, (_, owner), (is_entry, other)) in self.service_claims.conflicts() {
+            if let Some((entry, _)) = self.entry_of(other).filter(|_| *is_entry) {
+                notices.push(notice(entry.clone(), "spec.addresses", frontend, owner));
+            } else {
+                let object =
+                    ObjectRef::new(Kind::Service, Arc::clone(&other.namespace), Arc::clone(&other.name));
+                notices.push(notice(object, "spec.ports", frontend, owner));
+            }
         }
         notices
     }
@@ -212,8 +238,7 @@ impl Translator {
         match object {
             Some(object) => {
                 self.index(&reference, &object, true, dirty);
-                let mut notices = lint(&object, &self.snapshot.mesh.root_namespace);
-                notices.extend(self.foreign_hosts(&reference, &object));
+                let notices = lint(&object, &self.snapshot.mesh.root_namespace);
                 if !notices.is_empty() {
                     self.notices_changed = true;
                     self.object_notices.insert(reference.clone(), notices);
@@ -241,6 +266,7 @@ impl Translator {
                 dirty.pods.extend(self.pods_by_namespace.get(&reference.name).into_iter().flatten().cloned());
             }
             Object::Service(_) => {
+                self.note_kubernetes_host(&name, dirty);
                 dirty.targets.insert(name.clone());
                 dirty.services.insert(name);
             }
@@ -250,8 +276,15 @@ impl Translator {
                     dirty.services.insert(service.clone());
                 }
             }
+            Object::ServiceEntry(entry) => self.index_service_entry(reference, object, entry, add, dirty),
+            Object::WorkloadEntry(entry) => self.index_workload_entry(reference, object, entry, add, dirty),
             Object::VirtualService(rule) if is_for_mesh(rule) => {
                 for host in &rule.spec.hosts {
+                    if let Some(host) = entry_host_of(host) {
+                        let entry = (object.created(), reference.clone());
+                        index::set(&mut self.rules_by_host, host.into(), entry, add);
+                        self.note_host(host, dirty);
+                    }
                     if let Some(service) = resolve_host(host, &reference.namespace, &self.snapshot.mesh) {
                         let entry = (object.created(), reference.clone());
                         index::set(&mut self.virtual_services, service.clone(), entry, add);
@@ -260,6 +293,11 @@ impl Translator {
                 }
             }
             Object::DestinationRule(rule) => {
+                if let Some(host) = entry_host_of(&rule.spec.host) {
+                    let entry = (object.created(), reference.clone());
+                    index::set(&mut self.destination_rules_by_host, host.into(), entry, add);
+                    self.note_host(host, dirty);
+                }
                 if let Some(service) =
                     resolve_host(&rule.spec.host, &reference.namespace, &self.snapshot.mesh)
                 {
@@ -280,7 +318,7 @@ impl Translator {
                     policies.remove(&reference.name);
                 }
                 if reference.namespace == self.snapshot.mesh.root_namespace {
-                    dirty.pods.extend(self.pods.keys().cloned());
+                    self.note_all_workloads(dirty);
                 } else {
                     let pods = self.pods_by_namespace.get(&reference.namespace);
                     dirty.pods.extend(pods.into_iter().flatten().cloned());
@@ -360,4 +398,9 @@ impl Translator {
 /// Whether the rule concerns clients in the mesh, not those of an ingress gateway alone.
 fn is_for_mesh(rule: &VirtualService) -> bool {
     rule.spec.gateways.is_empty() || rule.spec.gateways.iter().any(|gateway| gateway == "mesh")
+}
+
+/// The host as an entry may have it: one without a dot is a Kubernetes service's short name.
+fn entry_host_of(host: &str) -> Option<&str> {
+    Some(bare(host)).filter(|host| host.contains('.') && !host.contains('*'))
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{Dirty, Translator, is_for_mesh};
+use super::{Dirty, Translator};
 use crate::model::{RouteName, ServiceName};
 use crate::resources::translate::gateway::{self, Named};
 use crate::resources::translate::route::{Destinations, resolve_host};
@@ -67,6 +67,9 @@ impl Translator {
 
     /// The rules that name a service's host, oldest first.
     pub(super) fn rules_for(&self, name: &ServiceName) -> Vec<(&ObjectRef, &VirtualService)> {
+        if self.entry_of(name).is_some() {
+            return self.rules_for_host(name);
+        }
         let by_age = self.virtual_services.get(name).into_iter().flatten();
         by_age
             .filter_map(|(_, reference)| match self.objects.get_key_value(reference) {
@@ -79,27 +82,12 @@ impl Translator {
             .collect()
     }
 
-    /// Hosts of a rule that can be no service of this cluster.
-    pub(super) fn foreign_hosts(&self, reference: &ObjectRef, object: &Object) -> Vec<Notice> {
-        let mesh = &self.snapshot.mesh;
-        let hosts: Vec<(String, &String)> = match object {
-            Object::VirtualService(rule) if is_for_mesh(rule) => {
-                let hosts = rule.spec.hosts.iter().enumerate();
-                hosts.map(|(index, host)| (format!("spec.hosts[{index}]"), host)).collect()
-            }
-            Object::DestinationRule(rule) => vec![("spec.host".to_owned(), &rule.spec.host)],
-            _ => Vec::new(),
-        };
-        let foreign =
-            |host: &str| !host.contains('*') && resolve_host(host, &reference.namespace, mesh).is_none();
-        hosts
-            .into_iter()
-            .filter(|(_, host)| foreign(host))
-            .map(|(field, host)| {
-                let message = format!("{host} is no service of this cluster, the rule has no effect on it");
-                Notice::new(Code::ForeignHost, reference, field, message)
-            })
-            .collect()
+    /// Whether a rule's host that may name the service means it, and not an entry's.
+    pub(super) fn means(&self, rule: &ObjectRef, spec: &VirtualService, name: &ServiceName) -> bool {
+        spec.spec.hosts.iter().any(|host| {
+            resolve_host(host, &rule.namespace, &self.snapshot.mesh).as_ref() == Some(name)
+                && self.host_of_entry(host, &rule.namespace).is_none()
+        })
     }
 }
 
@@ -112,6 +100,10 @@ impl Destinations for Translator {
             }
             _ => false,
         })
+    }
+
+    fn entry_host(&self, host: &str, namespace: &str) -> Option<ServiceName> {
+        self.host_of_entry(host, namespace)
     }
 
     fn here(&self) -> Here<'_> {
@@ -132,11 +124,22 @@ impl Destinations for Translator {
         let rank = |namespace: &Arc<str>| {
             (*namespace != service.namespace, *namespace != self.snapshot.mesh.root_namespace)
         };
-        let by_age = self.destination_rules.get(service).into_iter().flatten();
+        let is_entry = self.entry_of(service).is_some();
+        let by_age = if is_entry {
+            self.destination_rules_by_host.get(&service.name)
+        } else {
+            self.destination_rules.get(service)
+        };
         let mut rules: Vec<_> = by_age
+            .into_iter()
+            .flatten()
             .filter_map(|(created, reference)| {
                 let (reference, object) = self.objects.get_key_value(reference)?;
                 let Object::DestinationRule(rule) = &**object else { return None };
+                let found = self.entry_host(&rule.spec.host, &reference.namespace);
+                if is_entry && found.as_ref() != Some(service) {
+                    return None;
+                }
                 Some(((rank(&reference.namespace), created), (reference, &**rule)))
             })
             .collect();

@@ -6,18 +6,25 @@ use std::sync::Arc;
 
 use super::rules::{route_without_service, rules_without_service};
 use super::{Dirty, Translator};
-use crate::model::{Frontend, NodeName, Service, ServiceName, Workload, WorkloadUid};
+use crate::model::{Frontend, NodeName, Service, ServiceKind, ServiceName, Workload, WorkloadUid};
+use crate::resources::translate::entry::entry_service;
 use crate::resources::translate::gateway;
-use crate::resources::translate::route::routed;
+use crate::resources::translate::route::{is_any_entry, routed};
 use crate::resources::translate::service::{Cluster, Dependency, Label, PlainService, plain_service};
-use crate::resources::{Kind, Object, ObjectRef, Pod};
+use crate::resources::{Kind, Object, ObjectRef, Pod, WorkloadEntry};
 
 impl Translator {
     /// The service without its routes, and what it depends on. Made anew whenever it is asked for: most services are the
     /// destination of no rule, and keeping it would cost as much as the services themselves.
     pub(super) fn plain_of(&self, name: &ServiceName) -> Option<(PlainService, BTreeSet<Dependency>)> {
         let reference = ObjectRef::new(Kind::Service, Arc::clone(&name.namespace), Arc::clone(&name.name));
-        let Object::Service(service) = &**self.objects.get(&reference)? else { return None };
+        let service = match self.objects.get(&reference).map(|object| &**object) {
+            Some(Object::Service(service)) => service,
+            _ => {
+                let (reference, entry) = self.entry_of(name)?;
+                return entry_service(entry, reference, &name.name, self);
+            }
+        };
         let slices = self.slices_by_service.get(name).into_iter().flatten().filter_map(|slice| {
             match self.objects.get(slice).map(|object| &**object) {
                 Some(Object::EndpointSlice(slice)) => Some(&**slice),
@@ -52,7 +59,11 @@ impl Translator {
             let routed = plain.map(|plain| routed(&plain, &rules, &routes, self, &self.snapshot.mesh));
             let (service, notices, uses) = if let Some(routed) = routed {
                 (Some(routed.service), routed.notices, routed.uses)
+            } else if is_any_entry(&name) {
+                (None, self.foreign_host(&name.name), BTreeSet::new())
             } else {
+                let rules: Vec<_> =
+                    rules.into_iter().filter(|(rule, spec)| self.means(rule, spec, &name)).collect();
                 let mut notices = rules_without_service(&name, &rules);
                 notices.extend(routes.iter().map(|(route, _)| route_without_service(&name, route)));
                 // What they lead to is in their status all the same.
@@ -72,16 +83,24 @@ impl Translator {
                 continue;
             }
             frontends.extend(old.iter().flat_map(|old| old.frontends()));
-            let own: Vec<Frontend> = service.iter().flat_map(Service::frontends).collect();
-            frontends.extend(own.iter().copied());
-            self.service_claims.set(&name, own);
+            if let Some(old) = old.map(|old| claimant(old))
+                && service.as_ref().is_none_or(|new| claimant(new) != old)
+            {
+                self.service_claims.set(&old, Vec::new());
+            }
+            if let Some(service) = &service {
+                let own: Vec<Frontend> = service.frontends().collect();
+                frontends.extend(own.iter().copied());
+                self.service_claims.set(&claimant(service), own);
+            }
             match service {
                 Some(service) => self.snapshot.services.insert(name, Arc::new(service)),
                 None => self.snapshot.services.remove(&name),
             };
         }
         for frontend in frontends {
-            let owner = self.service_claims.owner(frontend).and_then(|name| self.snapshot.services.get(name));
+            let owner = self.service_claims.owner(frontend);
+            let owner = owner.and_then(|(_, name)| self.snapshot.services.get(name));
             match owner {
                 Some(owner) => self.snapshot.frontends.insert(frontend, Arc::clone(owner)),
                 None => self.snapshot.frontends.remove(&frontend),
@@ -89,6 +108,11 @@ impl Translator {
         }
         dirty.routes
     }
+}
+
+/// As who a service claims its frontends.
+fn claimant(service: &Service) -> (bool, ServiceName) {
+    (service.kind == ServiceKind::ServiceEntry, service.name.clone())
 }
 
 impl Cluster for Translator {
@@ -107,6 +131,19 @@ impl Cluster for Translator {
             _ => None,
         })
         .collect()
+    }
+
+    fn entries(&self, label: &Label) -> Vec<(&WorkloadEntry, &Arc<Workload>)> {
+        let uids = self.pods_by_label.get(label).into_iter().flatten();
+        uids.filter_map(|uid| match &**self.pods.get(uid)? {
+            Object::WorkloadEntry(entry) => Some((&**entry, self.snapshot.workloads.get(uid)?)),
+            _ => None,
+        })
+        .collect()
+    }
+
+    fn has_entries(&self) -> bool {
+        !self.workload_entries.is_empty()
     }
 
     fn zone(&self, node: &NodeName) -> Option<&Arc<str>> {

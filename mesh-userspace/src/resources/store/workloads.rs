@@ -1,12 +1,12 @@
-//! Pods into workloads.
+//! Pods and entries into workloads.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{Dirty, Translator, index};
-use crate::model::{AuthorizationPolicy, Sandbox, Workload, WorkloadUid};
+use crate::model::{AuthorizationPolicy, PeerPolicy, Sandbox, Workload, WorkloadKind, WorkloadUid};
 use crate::resources::translate::service::Dependency;
-use crate::resources::translate::workload::workload;
+use crate::resources::translate::workload::{Elsewhere, workload};
 use crate::resources::{Kind, Object, ObjectRef, Pod};
 
 impl Translator {
@@ -21,12 +21,17 @@ impl Translator {
                 continue;
             }
             if name.namespace == self.snapshot.mesh.root_namespace {
-                dirty.pods.extend(self.pods.keys().cloned());
+                self.note_all_workloads(dirty);
             } else {
                 let pods = self.pods_by_namespace.get(&name.namespace);
                 dirty.pods.extend(pods.into_iter().flatten().cloned());
             }
         }
+    }
+
+    /// Something is different for every workload.
+    pub(super) fn note_all_workloads(&self, dirty: &mut Dirty) {
+        dirty.pods.extend(self.pods.keys().chain(self.endpoints.keys()).cloned());
     }
 
     pub(super) fn index_pod(
@@ -64,15 +69,17 @@ impl Translator {
             for workload in [&old, &new].into_iter().flatten() {
                 dirty.note_workload(workload);
             }
-            let addresses = new.as_ref().filter(|new| !new.host_network).map(|new| new.addresses.clone());
-            self.workload_claims.set(&uid, addresses.unwrap_or_default());
+            let kind = new.as_ref().or(old.as_ref()).map_or(WorkloadKind::Pod, |workload| workload.kind);
+            let addresses = new.as_ref().filter(|new| claims(new)).map(|new| new.addresses.clone());
+            self.workload_claims.set(&(kind, uid.clone()), addresses.unwrap_or_default());
             match new {
                 Some(new) => self.snapshot.workloads.insert(uid, new),
                 None => self.snapshot.workloads.remove(&uid),
             };
         }
         for address in std::mem::take(&mut dirty.addresses) {
-            let owner = self.workload_claims.owner(address).and_then(|uid| self.snapshot.workloads.get(uid));
+            let owner = self.workload_claims.owner(address);
+            let owner = owner.and_then(|(_, uid)| self.snapshot.workloads.get(uid));
             match owner {
                 Some(owner) => self.snapshot.addresses.insert(address, Arc::clone(owner)),
                 None => self.snapshot.addresses.remove(&address),
@@ -81,8 +88,36 @@ impl Translator {
     }
 
     fn workload_of(&self, uid: &WorkloadUid) -> Option<Workload> {
-        let object = self.pods.get(uid)?;
-        let Object::Pod(pod) = &**object else { return None };
+        if let Some((object, index)) = self.endpoints.get(uid) {
+            let Object::ServiceEntry(entry) = &**object else { return None };
+            let reference = object.reference();
+            let endpoint = entry.spec.endpoints.get(*index)?;
+            let elsewhere = Elsewhere::endpoint(uid, &reference, entry, endpoint);
+            let policies = self.policies_of(&reference.namespace);
+            return elsewhere.workload(policies, &self.snapshot.policies, &self.snapshot.mesh);
+        }
+        match &**self.pods.get(uid)? {
+            Object::Pod(pod) => self.workload_of_pod(uid, pod),
+            Object::WorkloadEntry(entry) => {
+                let reference = self.pods.get(uid)?.reference();
+                let labels = entry.labels();
+                let elsewhere = Elsewhere::entry(uid, &reference, entry, &labels);
+                let policies = self.policies_of(&reference.namespace);
+                elsewhere.workload(policies, &self.snapshot.policies, &self.snapshot.mesh)
+            }
+            _ => None,
+        }
+    }
+
+    /// The `PeerAuthentication`s that may hold for the workloads of a namespace.
+    fn policies_of(&self, namespace: &Arc<str>) -> impl Iterator<Item = &PeerPolicy> {
+        let root = &self.snapshot.mesh.root_namespace;
+        let own = self.policies.get(namespace);
+        let root = self.policies.get(root).filter(|_| namespace != root);
+        own.into_iter().chain(root).flat_map(BTreeMap::values).map(|policy| &**policy)
+    }
+
+    fn workload_of_pod(&self, uid: &WorkloadUid, pod: &Pod) -> Option<Workload> {
         let reference = &pod.reference;
         let mesh = &self.snapshot.mesh;
         let namespace = ObjectRef::new(Kind::Namespace, "", Arc::clone(&reference.namespace));
@@ -90,10 +125,7 @@ impl Translator {
             Some(Object::Namespace(namespace)) => Some(&**namespace),
             _ => None,
         };
-        let own = self.policies.get(&reference.namespace);
-        let root =
-            self.policies.get(&mesh.root_namespace).filter(|_| reference.namespace != mesh.root_namespace);
-        let policies = own.into_iter().chain(root).flat_map(BTreeMap::values).map(|policy| &**policy);
+        let policies = self.policies_of(&reference.namespace);
         let mut workload = workload(pod, namespace, policies, &self.snapshot.policies, mesh)?;
         let placed = workload.pod_uid.as_ref().and_then(|pod_uid| self.sandboxes.get(pod_uid));
         match placed.filter(|placed| placed.workload == *uid).map(|placed| &placed.sandbox) {
@@ -105,6 +137,16 @@ impl Translator {
             Some(Sandbox::At { .. }) | None => {}
         }
         Some(workload)
+    }
+}
+
+/// Whether its addresses are its own, whoever connects to them: a pod of the host's network has its node's, and what is outside
+/// the mesh may be an endpoint of many entries.
+fn claims(workload: &Workload) -> bool {
+    match workload.kind {
+        WorkloadKind::Pod => !workload.host_network,
+        WorkloadKind::WorkloadEntry => true,
+        WorkloadKind::ServiceEntry => workload.enrolled,
     }
 }
 

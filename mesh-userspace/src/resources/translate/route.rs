@@ -24,6 +24,9 @@ pub(in crate::resources) trait Destinations {
     /// The `DestinationRule`s that name the service's host, in the order of their precedence for a client that is nobody's in
     /// particular.
     fn rules(&self, service: &ServiceName) -> Vec<(&ObjectRef, &DestinationRule)>;
+    /// The service that a host of a `ServiceEntry` is, for rules of a namespace: one of that namespace first, then one that is
+    /// exported to it. `None` for hosts that Kubernetes Services have. Who asks depends on [`any_entry`] of the host.
+    fn entry_host(&self, host: &str, namespace: &str) -> Option<ServiceName>;
     /// Whether a `ReferenceGrant` lets a route of another namespace lead to a service.
     fn is_granted(&self, route: &ObjectRef, to: &ServiceName) -> bool;
     /// The node for whose clients the service is translated.
@@ -86,7 +89,7 @@ pub(in crate::resources) fn resolve_host(
     namespace: &str,
     mesh: &MeshConfig,
 ) -> Option<ServiceName> {
-    let host = host.strip_suffix('.').unwrap_or(host);
+    let host = bare(host);
     let full = host.strip_suffix(&*mesh.cluster_domain).and_then(|rest| rest.strip_suffix(".svc."));
     let service_host = full.or_else(|| host.strip_suffix(".svc"));
     let parts: Vec<&str> = service_host.unwrap_or(host).split('.').collect();
@@ -96,6 +99,21 @@ pub(in crate::resources) fn resolve_host(
         [name, namespace] => Some(ServiceName::new(namespace, name)),
         _ => None,
     }
+}
+
+/// The host without a dot at its end.
+pub(in crate::resources) fn bare(host: &str) -> &str {
+    host.strip_suffix('.').unwrap_or(host)
+}
+
+/// What stands for whatever entries have a host: who looked it up depends on that.
+pub(in crate::resources) fn any_entry(host: &str) -> ServiceName {
+    ServiceName::new("", bare(host))
+}
+
+/// Whether a name is no service's, but that of [`any_entry`].
+pub(in crate::resources) fn is_any_entry(name: &ServiceName) -> bool {
+    name.namespace.is_empty()
 }
 
 struct Resolver<'a, D> {
@@ -210,12 +228,19 @@ impl<D: Destinations> Resolver<'_, D> {
         let named = written.port.as_ref().and_then(|port| u16::try_from(port.number).ok());
         let subset: Option<Arc<str>> =
             written.subset.as_deref().filter(|name| !name.is_empty()).map(Into::into);
-        let resolved = resolve_host(&written.host, &rule.namespace, self.mesh);
+        let resolved = self
+            .destinations
+            .entry_host(&written.host, &rule.namespace)
+            .or_else(|| resolve_host(&written.host, &rule.namespace, self.mesh));
         let service = resolved.clone().unwrap_or_else(|| ServiceName::new(&*rule.namespace, &*written.host));
         let mut target =
             RouteTarget::whole(service.clone(), named.unwrap_or(asked.port), weight, Arc::from([]));
         target.subset.clone_from(&subset);
         self.uses.extend(resolved.clone());
+        self.uses.extend(resolve_host(&written.host, &rule.namespace, self.mesh));
+        if written.host.contains('.') {
+            self.uses.insert(any_entry(&written.host));
+        }
         let Some(found) = resolved.and_then(|name| self.destinations.service(&name)) else {
             let message =
                 format!("{} is no service here: its share of the connections is refused", written.host);

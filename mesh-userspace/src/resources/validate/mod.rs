@@ -1,6 +1,7 @@
 //! What must hold of an object beyond its types. What passes here can be translated without further checks.
 
 mod authorization;
+mod entry;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -9,6 +10,7 @@ use k8s_openapi::api::core::v1::{Pod, Service, ServiceSpec};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use self::authorization::{check_authorization_policy, check_known, check_top_level};
+use self::entry::{check_service_entry, check_workload_entry};
 use super::gateway::GatewayRoute;
 use super::istio::{DestinationRule, PeerAuthentication, RouteEntry, VirtualService};
 use super::translate::external::ingress;
@@ -59,6 +61,8 @@ pub(super) fn validate(object: &Object) -> Mistaken {
     match object {
         Object::VirtualService(rule) => check_virtual_service(&mut wrong, rule),
         Object::DestinationRule(rule) => check_destination_rule(&mut wrong, rule),
+        Object::ServiceEntry(entry) => check_service_entry(&mut wrong, entry),
+        Object::WorkloadEntry(entry) => check_workload_entry(&mut wrong, entry),
         Object::PeerAuthentication(policy) => check_peer_authentication(&mut wrong, policy),
         Object::AuthorizationPolicy(policy) => {
             check_authorization_policy(&mut wrong, policy, &reference.namespace);
