@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{EndpointState, Mode, Protocol, ServiceKind, TrafficPolicy};
+use crate::model::{EndpointState, Mode, Protocol, ServiceKind, TrafficPolicy, WorkloadKind};
 use crate::telemetry::FlowRecord;
 
 /// `GET /v1/status`.
@@ -200,9 +200,11 @@ pub struct ServiceReport {
     pub namespace: String,
     /// Name.
     pub name: String,
-    /// `spec.type`.
+    /// `spec.type`, or `ServiceEntry`.
     pub kind: ServiceKind,
-    /// Cluster addresses.
+    /// The host by which rules name it.
+    pub host: String,
+    /// Cluster addresses, or those of a `ServiceEntry`.
     pub addresses: Vec<IpAddr>,
     /// `externalIPs`.
     pub external_addresses: Vec<IpAddr>,
@@ -333,8 +335,10 @@ pub struct LiveReport {
 pub struct WorkloadReport {
     /// Namespace.
     pub namespace: String,
-    /// Name of the pod.
+    /// Name of the pod, or of the entry.
     pub name: String,
+    /// What it is.
+    pub kind: WorkloadKind,
     /// What the pod belongs to.
     pub workload: String,
     /// Addresses.

@@ -337,6 +337,7 @@ fn workload_report(workload: &Workload) -> WorkloadReport {
     WorkloadReport {
         namespace: workload.namespace.to_string(),
         name: workload.name.to_string(),
+        kind: workload.kind,
         workload: workload.workload_name.to_string(),
         addresses: workload.addresses.clone(),
         node: workload.node.as_ref().map(ToString::to_string),

@@ -43,6 +43,7 @@ fn report(snapshot: &Snapshot, service: &Service, counts: &Counts, balancers: &B
         namespace: service.name.namespace.to_string(),
         name: service.name.name.to_string(),
         kind: service.kind,
+        host: service.host.to_string(),
         addresses: service.addresses.clone(),
         external_addresses: external.addresses.clone(),
         load_balancer: external.load_balancer.clone(),

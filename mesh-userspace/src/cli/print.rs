@@ -206,10 +206,19 @@ pub(super) const fn mode(mode: crate::model::Mode) -> &'static str {
     }
 }
 
+const fn kind(kind: crate::model::WorkloadKind) -> &'static str {
+    match kind {
+        crate::model::WorkloadKind::Pod => "Pod",
+        crate::model::WorkloadKind::WorkloadEntry => "WorkloadEntry",
+        crate::model::WorkloadKind::ServiceEntry => "ServiceEntry",
+    }
+}
+
 pub(super) fn workloads(reports: &[WorkloadReport], view: View) -> String {
     let header = [
         "NAMESPACE",
-        "POD",
+        "NAME",
+        "KIND",
         "ADDRESSES",
         "NODE",
         "ENROLLED",
@@ -219,11 +228,12 @@ pub(super) fn workloads(reports: &[WorkloadReport], view: View) -> String {
         "REVISION",
         "IDENTITY",
     ];
-    let mut rows = Rows::new(if view.wide { &header } else { &header[..6] }, view.colour);
+    let mut rows = Rows::new(if view.wide { &header } else { &header[..7] }, view.colour);
     for workload in reports {
         rows.add([
             plain(&workload.namespace),
             plain(&workload.name),
+            plain(kind(workload.kind)),
             list(&workload.addresses),
             plain(workload.node.as_deref().unwrap_or_default()),
             yes(workload.enrolled),

@@ -85,6 +85,7 @@ const fn kind(kind: ServiceKind) -> &'static str {
         ServiceKind::ClusterIp => "ClusterIP",
         ServiceKind::NodePort => "NodePort",
         ServiceKind::LoadBalancer => "LoadBalancer",
+        ServiceKind::ServiceEntry => "ServiceEntry",
     }
 }
 

@@ -11,7 +11,7 @@ use mesh_common::abi::{
 
 use super::ip_of;
 use super::wanted::{addresses, frontend_of, wanted};
-use super::workloads::destinations;
+use super::workloads::destination;
 use crate::model::Snapshot;
 
 /// See the module.
@@ -76,8 +76,7 @@ impl<'a> Foreseen<'a> {
 
     /// `DESTINATIONS`.
     pub(crate) fn destination(self, address: Address) -> Option<Destination> {
-        let workload = self.0.workload_at(ip_of(address))?;
-        destinations(workload).into_iter().find(|(own, _)| *own == address).map(|(_, value)| value)
+        destination(self.0, ip_of(address))
     }
 }
 

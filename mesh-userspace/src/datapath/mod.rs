@@ -277,11 +277,11 @@ impl Datapath {
         let mut errors = Vec::new();
         for change in before.workloads.diff(&snapshot.workloads) {
             errors.extend(match change {
-                DiffItem::Add(_, new) => self.destinations.update(None, Some(new)),
+                DiffItem::Add(_, new) => self.destinations.update(None, Some(new), snapshot),
                 DiffItem::Update { old: (_, old), new: (_, new) } => {
-                    self.destinations.update(Some(old), Some(new))
+                    self.destinations.update(Some(old), Some(new), snapshot)
                 }
-                DiffItem::Remove(_, old) => self.destinations.update(Some(old), None),
+                DiffItem::Remove(_, old) => self.destinations.update(Some(old), None, snapshot),
             });
         }
         errors

@@ -14,8 +14,8 @@ use mesh_common::abi::{
 
 use super::{address_of, ip_of};
 use crate::model::{
-    Backend, BackendSet, Endpoint, Frontend, Mode, Protocol, Service, ServiceName, ServicePort, Snapshot,
-    TrafficPolicy,
+    Backend, BackendSet, Endpoint, Frontend, Mode, Protocol, Service, ServiceKind, ServiceName, ServicePort,
+    Snapshot, TrafficPolicy,
 };
 
 /// Names a set of backends.
@@ -78,9 +78,11 @@ pub(super) fn wanted(service: &Service, snapshot: &Snapshot, node_addresses: &[I
     wanted
 }
 
-/// Cluster addresses of a service, and external ones (`true`).
+/// Cluster addresses of a service, and external ones (`true`). Those of a `ServiceEntry` are neither: of ports that are not its own
+/// nothing is known, so that they must not be taken for closed.
 pub(super) fn addresses(service: &Service) -> impl Iterator<Item = (Address, bool)> {
-    let cluster = service.addresses.iter().map(|address| (address_of(*address), false));
+    let own = service.addresses.iter().filter(|_| service.kind != ServiceKind::ServiceEntry);
+    let cluster = own.map(|address| (address_of(*address), false));
     let external = service.external.addresses.iter().chain(&service.external.load_balancer);
     cluster.chain(external.map(|address| (address_of(*address), true)))
 }

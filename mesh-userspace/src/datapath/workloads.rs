@@ -2,6 +2,7 @@
 //! this node's pods.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use aya::maps::{HashMap as KernelMap, MapData};
 use mesh_common::abi::{
@@ -28,8 +29,11 @@ impl DestinationTable {
 
     /// Makes the kernel hold what `snapshot` says, whatever it held.
     pub(super) fn replace(&mut self, snapshot: &Snapshot) -> Vec<DatapathError> {
-        let wanted: HashMap<Address, Destination> =
-            snapshot.workloads.values().flat_map(|workload| destinations(workload)).collect();
+        let wanted: HashMap<Address, Destination> = snapshot
+            .addresses
+            .keys()
+            .filter_map(|&ip| Some((address_of(ip), destination(snapshot, ip)?)))
+            .collect();
         let stale: Vec<_> =
             self.installed.keys().filter(|address| !wanted.contains_key(*address)).copied().collect();
         let removed: Vec<_> =
@@ -41,15 +45,19 @@ impl DestinationTable {
             .collect()
     }
 
-    /// One workload came, changed or went.
-    pub(super) fn update(&mut self, old: Option<&Workload>, new: Option<&Workload>) -> Vec<DatapathError> {
-        let wanted = new.map(destinations).unwrap_or_default();
-        let gone = old.map(destinations).unwrap_or_default().into_iter();
-        let gone = gone.filter(|(address, _)| wanted.iter().all(|(kept, _)| kept != address));
-        let mut errors: Vec<_> =
-            gone.filter_map(|(address, _)| self.remove_address(&address).err()).collect();
-        errors.extend(wanted.into_iter().filter_map(|(address, value)| self.write(address, value).err()));
-        errors
+    /// One workload came, changed or went. What its addresses are follows from whose they are now: that may be another's.
+    pub(super) fn update(
+        &mut self,
+        old: Option<&Workload>,
+        new: Option<&Workload>,
+        snapshot: &Snapshot,
+    ) -> Vec<DatapathError> {
+        let touched = [old, new].into_iter().flatten().flat_map(|workload| &workload.addresses);
+        let write = |ip: &IpAddr| match destination(snapshot, *ip) {
+            Some(value) => self.write(address_of(*ip), value).err(),
+            None => self.remove_address(&address_of(*ip)).err(),
+        };
+        touched.filter_map(write).collect()
     }
 
     /// Writes an entry again that is not there as it was written; whether it was not.
@@ -88,16 +96,16 @@ impl DestinationTable {
     }
 }
 
-/// What `DESTINATIONS` should hold for a workload.
-pub(super) fn destinations(workload: &Workload) -> Vec<(Address, Destination)> {
+/// What `DESTINATIONS` should hold for an address.
+pub(super) fn destination(snapshot: &Snapshot, address: IpAddr) -> Option<Destination> {
+    let workload = snapshot.workload_at(address)?;
     let modes = &workload.mtls;
     let takes_mtls = modes.default != Mode::Disable || modes.any_strict();
     if !workload.enrolled || !takes_mtls {
-        return Vec::new();
+        return None;
     }
     let strict = if modes.any_strict() || workload.guarded { DESTINATION_STRICT } else { 0 };
-    let value = Destination { flags: DESTINATION_ENROLLED | strict };
-    workload.addresses.iter().map(|address| (address_of(*address), value)).collect()
+    Some(Destination { flags: DESTINATION_ENROLLED | strict })
 }
 
 /// What `INBOUND_MODES` should hold for one address of a pod.

@@ -45,4 +45,4 @@ pub use traffic::{
     Balancer, ConnectionLimits, Keepalive, Mirror, OutlierDetection, Retries, RouteActions, Share,
     TrafficSettings, Warmup,
 };
-pub use workload::{DATAPLANE_MODE, Workload};
+pub use workload::{DATAPLANE_MODE, Workload, WorkloadKind};

@@ -1,6 +1,7 @@
 //! Names, each a type of its own so that none is taken for another. Cheap to clone.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -30,7 +31,9 @@ impl fmt::Display for ServiceName {
     }
 }
 
-/// `NAMESPACE/POD`, unique in a cluster.
+/// Of a pod `NAMESPACE/POD`; of a `WorkloadEntry` `NAMESPACE/WorkloadEntry/NAME`; of an endpoint of a `ServiceEntry`
+/// `NAMESPACE/ServiceEntry/NAME/ADDRESS`, with `/2` and so on behind it where the entry names the address again. No name holds
+/// a slash, so that none of them is taken for another.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct WorkloadUid(#[serde(deserialize_with = "shared::text")] Arc<str>);
@@ -44,6 +47,19 @@ impl WorkloadUid {
     /// The same, shared with all who name the pod: for what is kept.
     pub(crate) fn shared(namespace: &str, name: &str) -> Self {
         Self(shared_text(&format!("{namespace}/{name}")))
+    }
+
+    /// The id of the `WorkloadEntry` `name` in `namespace`.
+    pub fn workload_entry(namespace: &str, name: &str) -> Self {
+        Self(format!("{namespace}/WorkloadEntry/{name}").into())
+    }
+
+    /// The id of the `nth` endpoint, from 1, that the `ServiceEntry` `name` has at an address.
+    pub fn endpoint(namespace: &str, name: &str, address: IpAddr, nth: usize) -> Self {
+        Self(match nth {
+            0 | 1 => format!("{namespace}/ServiceEntry/{name}/{address}").into(),
+            nth => format!("{namespace}/ServiceEntry/{name}/{address}/{nth}").into(),
+        })
     }
 
     /// As text.

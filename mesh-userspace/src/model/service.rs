@@ -117,6 +117,9 @@ pub enum ServiceKind {
     NodePort,
     /// At the addresses of a load balancer as well.
     LoadBalancer,
+    /// No Kubernetes Service: a host of a `ServiceEntry`. Of its addresses nothing but its ports is its own: what is asked for at
+    /// others goes where it would go without it.
+    ServiceEntry,
 }
 
 /// How a service is reached from outside the cluster.
@@ -137,13 +140,13 @@ pub struct External {
 /// A service.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Service {
-    /// Namespace and name.
+    /// Namespace and name; of a `ServiceEntry`'s host, the host in the entry's namespace.
     pub name: ServiceName,
-    /// Fully qualified host, `NAME.NAMESPACE.svc.CLUSTER_DOMAIN`.
+    /// Fully qualified host, `NAME.NAMESPACE.svc.CLUSTER_DOMAIN`, or that of a `ServiceEntry`.
     pub host: Arc<str>,
     /// `spec.type`.
     pub kind: ServiceKind,
-    /// Cluster addresses; empty for a headless service.
+    /// Cluster addresses, or those of a `ServiceEntry`; empty for a headless service.
     pub addresses: Vec<IpAddr>,
     /// Ports in the order written.
     pub ports: Vec<ServicePort>,

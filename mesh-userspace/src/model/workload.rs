@@ -1,4 +1,4 @@
-//! A workload: a pod with addresses, an identity and labels.
+//! A workload: a pod, or what a `WorkloadEntry` stands for, with addresses, an identity and labels.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,14 +12,28 @@ use super::{Identity, MtlsModes, NodeName, WorkloadUid};
 /// Label of a namespace or a pod: `ambient` brings it into the mesh, `none` keeps it out.
 pub const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 
-/// A pod as the mesh sees it.
+/// What a workload is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum WorkloadKind {
+    /// A pod of this cluster.
+    #[default]
+    Pod,
+    /// A `WorkloadEntry`: something that runs elsewhere. It is on no node, and no agent of this mesh serves it.
+    WorkloadEntry,
+    /// An endpoint that is written into a `ServiceEntry`; the same holds for it.
+    ServiceEntry,
+}
+
+/// A pod, or something elsewhere, as the mesh sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Workload {
-    /// `NAMESPACE/POD`.
+    /// Unique in the cluster: [`WorkloadUid`] says how it is made.
     pub uid: WorkloadUid,
+    /// What it is.
+    pub kind: WorkloadKind,
     /// Kubernetes namespace.
     pub namespace: Arc<str>,
-    /// Name of the pod.
+    /// Name of the pod, or of the entry.
     pub name: Arc<str>,
     /// What the pod belongs to (`Deployment` name where it can be told, otherwise the pod's own name): Istio's
     /// `source_workload` and `destination_workload`.
@@ -28,7 +42,8 @@ pub struct Workload {
     pub addresses: Vec<IpAddr>,
     /// `spec.nodeName`.
     pub node: Option<NodeName>,
-    /// SPIFFE identity.
+    /// SPIFFE identity. Of an entry that names no service account it is that of `default`, and nothing is asked of it: such an
+    /// entry is never [`enrolled`](Self::enrolled).
     pub identity: Identity,
     /// `metadata.labels`.
     pub labels: Arc<BTreeMap<String, String>>,
@@ -37,7 +52,7 @@ pub struct Workload {
     /// Istio's canonical revision (`service.istio.io/canonical-revision`, `app.kubernetes.io/version`, `version`,
     /// `latest`).
     pub canonical_revision: Arc<str>,
-    /// Whether the mesh plane carries its traffic.
+    /// Whether the mesh plane carries its traffic; of an entry, whether it takes HBONE (`networking.istio.io/tunnel: http`).
     pub enrolled: bool,
     /// `spec.hostNetwork`.
     pub host_network: bool,
@@ -60,6 +75,7 @@ impl Workload {
     pub(crate) fn for_tests(namespace: &str, name: &str) -> Self {
         Self {
             uid: WorkloadUid::pod(namespace, name),
+            kind: WorkloadKind::Pod,
             namespace: namespace.into(),
             name: name.into(),
             workload_name: name.into(),
@@ -83,6 +99,11 @@ impl Workload {
     /// Whether the pod itself says that it is not to be in the mesh, whatever its namespace says.
     pub fn opts_out(&self) -> bool {
         self.labels.get(DATAPLANE_MODE).is_some_and(|mode| mode == "none")
+    }
+
+    /// Whether it is a pod of this cluster.
+    pub const fn is_pod(&self) -> bool {
+        matches!(self.kind, WorkloadKind::Pod)
     }
 
     /// Whether the pod runs on `node`.

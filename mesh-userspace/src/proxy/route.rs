@@ -71,10 +71,12 @@ const fn takes_plaintext(mode: Mode) -> bool {
     !matches!(mode, Mode::Strict)
 }
 
-/// What a pod of this node asked for, where that is a service. An address of a workload is nobody's node port.
+/// What a pod of this node asked for, where that is a service. A pod's address is nobody's node port; that of something elsewhere
+/// may be a node's.
 pub(crate) fn ask(snapshot: &Snapshot, asked: SocketAddr) -> Option<Ask<'_>> {
     let ask = Ask::resolve(snapshot, asked, Protocol::Tcp, true)?;
-    (ask.frontend.address.is_some() || snapshot.workload_at(asked.ip()).is_none()).then_some(ask)
+    let is_pods = || snapshot.workload_at(asked.ip()).is_some_and(|workload| workload.is_pod());
+    (ask.frontend.address.is_some() || !is_pods()).then_some(ask)
 }
 
 /// How the node's listener carries a client from outside, who is plaintext, to an endpoint.
@@ -153,7 +155,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::model::{MtlsModes, ServiceName, ServicePort};
+    use crate::model::{MtlsModes, ServiceName, ServicePort, WorkloadKind};
 
     fn snapshot(endpoints: &[&str]) -> Snapshot {
         let name = ServiceName::new("default", "reviews");
@@ -218,6 +220,7 @@ mod tests {
         ];
         for (name, enrolled, mode, node, served, expected) in cases {
             let workload = Workload {
+                kind: WorkloadKind::Pod,
                 uid: WorkloadUid::pod("shop", "web"),
                 namespace: "shop".into(),
                 name: "web".into(),

@@ -169,7 +169,7 @@ pub(super) fn object(node: &Node) -> Result<Option<Object>, Vec<Mistake>> {
     let versions: &[&str] = match &kind {
         Kind::Namespace | Kind::Node | Kind::Pod | Kind::Service | Kind::ServiceAccount => &["v1"],
         Kind::EndpointSlice => &["discovery.k8s.io/v1"],
-        Kind::VirtualService | Kind::DestinationRule => {
+        Kind::VirtualService | Kind::DestinationRule | Kind::ServiceEntry | Kind::WorkloadEntry => {
             &["networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3"]
         }
         Kind::PeerAuthentication | Kind::AuthorizationPolicy => {
@@ -225,6 +225,8 @@ pub(super) fn object(node: &Node) -> Result<Option<Object>, Vec<Mistake>> {
         }),
         Kind::VirtualService => typed(node).map(Object::VirtualService),
         Kind::DestinationRule => typed(node).map(Object::DestinationRule),
+        Kind::ServiceEntry => typed(node).map(Object::ServiceEntry),
+        Kind::WorkloadEntry => typed(node).map(Object::WorkloadEntry),
         Kind::PeerAuthentication => typed(node).map(Object::PeerAuthentication),
         Kind::AuthorizationPolicy => typed(node).map(Object::AuthorizationPolicy),
         Kind::TcpRoute => typed(node).map(Object::TcpRoute),

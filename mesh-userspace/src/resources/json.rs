@@ -255,7 +255,7 @@ mod tests {
             decode_json("v1", &Kind::Pod, r#"{"metadata":{"name":"a","labels":null},"spec":null}"#).is_ok()
         );
         // What the mesh cannot carry out is known by name alone.
-        let other = Kind::Other("ServiceEntry".into());
+        let other = Kind::Other("Sidecar".into());
         let entry = r#"{"metadata":{"name":"a","namespace":"b"},"spec":{"hosts":7}}"#;
         assert!(decode_json("networking.istio.io/v1", &other, entry).is_ok());
     }

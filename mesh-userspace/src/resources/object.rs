@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
 use super::authorization::AuthorizationPolicy;
+use super::entry::{ServiceEntry, WorkloadEntry};
 use super::gateway::{GatewayRoute, ReferenceGrant};
 use super::istio::{DestinationRule, PeerAuthentication};
 use super::{EndpointSlice, Pod, Service, VirtualService};
@@ -33,6 +34,10 @@ pub enum Kind {
     VirtualService,
     /// `networking.istio.io` `DestinationRule`.
     DestinationRule,
+    /// `networking.istio.io` `ServiceEntry`.
+    ServiceEntry,
+    /// `networking.istio.io` `WorkloadEntry`.
+    WorkloadEntry,
     /// `security.istio.io` `PeerAuthentication`.
     PeerAuthentication,
     /// `security.istio.io` `AuthorizationPolicy`.
@@ -59,6 +64,8 @@ impl Kind {
             Self::EndpointSlice => "EndpointSlice",
             Self::VirtualService => "VirtualService",
             Self::DestinationRule => "DestinationRule",
+            Self::ServiceEntry => "ServiceEntry",
+            Self::WorkloadEntry => "WorkloadEntry",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::TcpRoute => "TCPRoute",
@@ -85,6 +92,8 @@ impl From<String> for Kind {
             "EndpointSlice" => Self::EndpointSlice,
             "VirtualService" => Self::VirtualService,
             "DestinationRule" => Self::DestinationRule,
+            "ServiceEntry" => Self::ServiceEntry,
+            "WorkloadEntry" => Self::WorkloadEntry,
             "PeerAuthentication" => Self::PeerAuthentication,
             "AuthorizationPolicy" => Self::AuthorizationPolicy,
             "TCPRoute" => Self::TcpRoute,
@@ -149,6 +158,10 @@ pub enum Object {
     VirtualService(Box<VirtualService>),
     /// `networking.istio.io` `DestinationRule`.
     DestinationRule(Box<DestinationRule>),
+    /// `networking.istio.io` `ServiceEntry`.
+    ServiceEntry(Box<ServiceEntry>),
+    /// `networking.istio.io` `WorkloadEntry`.
+    WorkloadEntry(Box<WorkloadEntry>),
     /// `security.istio.io` `PeerAuthentication`.
     PeerAuthentication(Box<PeerAuthentication>),
     /// `security.istio.io` `AuthorizationPolicy`.
@@ -184,6 +197,8 @@ impl Object {
             Self::EndpointSlice(object) => object.reference.clone(),
             Self::VirtualService(object) => of(Kind::VirtualService, &object.metadata),
             Self::DestinationRule(object) => of(Kind::DestinationRule, &object.metadata),
+            Self::ServiceEntry(object) => of(Kind::ServiceEntry, &object.metadata),
+            Self::WorkloadEntry(object) => of(Kind::WorkloadEntry, &object.metadata),
             Self::PeerAuthentication(object) => of(Kind::PeerAuthentication, &object.metadata),
             Self::AuthorizationPolicy(object) => of(Kind::AuthorizationPolicy, &object.metadata),
             Self::TcpRoute(object) => of(Kind::TcpRoute, &object.metadata),
@@ -201,6 +216,8 @@ impl Object {
             Self::ServiceAccount(object) => &object.metadata,
             Self::VirtualService(object) => &object.metadata,
             Self::DestinationRule(object) => &object.metadata,
+            Self::ServiceEntry(object) => &object.metadata,
+            Self::WorkloadEntry(object) => &object.metadata,
             Self::PeerAuthentication(object) => &object.metadata,
             Self::TcpRoute(object) | Self::TlsRoute(object) => &object.metadata,
             Self::Pod(_)

@@ -3,6 +3,7 @@
 //! A cluster has many thousands of them, and they are kept for as long as they are in force: what is nobody's business here,
 //! and what can be told from the object alone, is decided once, as it is decoded.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -110,6 +111,15 @@ impl Service {
             addresses: addresses.into(),
             reference,
         }
+    }
+}
+
+impl Service {
+    /// Whether it has a selector, and these labels match it.
+    pub(super) fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
+        let has =
+            |(key, value): &(Box<str>, Box<str>)| labels.get(&**key).is_some_and(|own| **own == **value);
+        !self.selector.is_empty() && self.selector.iter().all(has)
     }
 }
 

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::istio::{PortSelector, Rest};
 
@@ -15,7 +15,7 @@ use super::istio::{PortSelector, Rest};
 pub(super) const MESH: &str = "mesh";
 
 /// `networking.istio.io` `VirtualService`.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VirtualService {
     /// Name, namespace, age.
     #[serde(default)]
@@ -28,7 +28,7 @@ pub struct VirtualService {
 }
 
 /// `VirtualService.spec`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct VirtualServiceSpec {
     /// Whose clients are routed.
@@ -98,7 +98,7 @@ pub(super) fn is_for_mesh(gateways: &[String]) -> bool {
 }
 
 /// One `http`, `tls` or `tcp` route.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct RouteEntry {
     /// `http`: a name, for logs.
@@ -131,7 +131,7 @@ pub struct RouteEntry {
 }
 
 /// One alternative of a match: `HTTPMatchRequest`, `TLSMatchAttributes` or `L4MatchAttributes`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Match {
     /// `http`: a name, for logs.
@@ -158,7 +158,7 @@ pub struct Match {
 }
 
 /// A destination and its weight.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RouteDestination {
     /// Where to.
@@ -171,7 +171,7 @@ pub struct RouteDestination {
 }
 
 /// `Destination`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Destination {
     /// The service's host.
@@ -186,7 +186,7 @@ pub struct Destination {
 }
 
 /// `HTTPRetry`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct HttpRetry {
     /// Tries after the first.
@@ -201,7 +201,7 @@ pub struct HttpRetry {
 }
 
 /// `HTTPFaultInjection`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Fault {
     /// Clients wait.
@@ -214,7 +214,7 @@ pub struct Fault {
 }
 
 /// `HTTPFaultInjection.Delay`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Delay {
     /// How long.
@@ -231,7 +231,7 @@ pub struct Delay {
 }
 
 /// `HTTPFaultInjection.Abort`. Whatever the error is, layer 4 has but one.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Abort {
     /// For how many; absent: none.
@@ -248,7 +248,7 @@ pub struct Abort {
 }
 
 /// `HTTPMirrorPolicy`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct HttpMirrorPolicy {
     /// Where to.
@@ -261,7 +261,7 @@ pub struct HttpMirrorPolicy {
 }
 
 /// `Percent`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Percent {
     /// From 0 to 100.

@@ -10,7 +10,7 @@ use super::maps::{Maps, Standing};
 use crate::admin::explain::Basis;
 use crate::admin::plane::QueryError;
 use crate::datapath::{address_of, ip_of};
-use crate::model::{NodeName, ServiceName, Snapshot, Workload, WorkloadUid};
+use crate::model::{NodeName, Service, ServiceKind, ServiceName, Snapshot, Workload, WorkloadUid};
 
 /// Who connects.
 #[derive(Clone, Debug)]
@@ -74,6 +74,12 @@ impl Clients<'_> {
     }
 
     fn pod(&self, workload: &Arc<Workload>) -> Result<Client, QueryError> {
+        if !workload.is_pod() {
+            return Err(QueryError::NotFound(format!(
+                "{} runs elsewhere: where its connections go is nothing that this mesh decides",
+                workload.uid
+            )));
+        }
         if !workload.is_on(self.node) {
             let place = workload.node.as_ref().map_or("no node", NodeName::as_str);
             return Err(QueryError::NotFound(match self.maps.basis() {
@@ -197,8 +203,13 @@ fn service_or_pod(namespace: &str, name: &str, snapshot: &Snapshot) -> Result<Ip
     address.ok_or_else(|| QueryError::NotFound(format!("pod {namespace}/{name} has no address yet")))
 }
 
-/// `NAME.NAMESPACE`, with `.svc` and the cluster's domain or without.
+/// A host of a `ServiceEntry`, or else `NAME.NAMESPACE`, with `.svc` and the cluster's domain or without.
 fn service_called(host: &str, snapshot: &Snapshot) -> Option<Result<IpAddr, QueryError>> {
+    let is_entrys =
+        |service: &&Arc<Service>| service.kind == ServiceKind::ServiceEntry && *service.host == *host;
+    if let Some(entry) = snapshot.services.values().find(is_entrys) {
+        return service(&entry.name.namespace, host, snapshot);
+    }
     let domain = &*snapshot.mesh.cluster_domain;
     let host = host.strip_suffix(domain).and_then(|host| host.strip_suffix('.')).unwrap_or(host);
     let host = host.strip_suffix(".svc").unwrap_or(host);
@@ -214,9 +225,11 @@ fn service(namespace: &str, name: &str, snapshot: &Snapshot) -> Option<Result<Ip
     let service = snapshot.services.get(&ServiceName::new(namespace, name))?;
     let address = service.addresses.first().copied();
     Some(address.ok_or_else(|| {
-        QueryError::NotFound(format!(
-            "service {namespace}/{name} has no address of its own: its clients connect to its pods"
-        ))
+        let instead = match service.kind {
+            ServiceKind::ServiceEntry => "routes of other services lead to it",
+            _ => "its clients connect to its pods",
+        };
+        QueryError::NotFound(format!("service {namespace}/{name} has no address of its own: {instead}"))
     }))
 }
 
@@ -225,7 +238,6 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::model::Service;
 
     #[test]
     fn destinations_are_addresses_or_services() {

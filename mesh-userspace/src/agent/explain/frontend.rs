@@ -10,7 +10,7 @@ use mesh_common::abi::{
 
 use super::maps::Maps;
 use crate::datapath::{DatapathError, ip_of};
-use crate::model::{Protocol, Service, ServicePort, Snapshot, TrafficPolicy};
+use crate::model::{Protocol, Service, ServiceKind, ServicePort, Snapshot, TrafficPolicy};
 
 /// Where frontends are looked for.
 pub(super) struct Frontends<'a> {
@@ -89,6 +89,8 @@ impl Found<'_> {
         let is_cluster = !is_node_port && service.addresses.contains(&address);
         let kind = if is_node_port {
             "node port"
+        } else if is_cluster && service.kind == ServiceKind::ServiceEntry {
+            "address"
         } else if is_cluster {
             "cluster address"
         } else if service.external.load_balancer.contains(&address) {

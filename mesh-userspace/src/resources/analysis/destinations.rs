@@ -7,7 +7,6 @@ use serde_json::Value;
 use super::{World, add, told, workloads};
 use crate::model::{self, Endpoint, Mode, ServiceName};
 use crate::policy::peer_authentication::effective_modes;
-use crate::resources::translate::route::resolve_host;
 use crate::resources::{Code, DestinationRule, Notice, ObjectRef};
 
 /// A service's subset.
@@ -21,7 +20,7 @@ pub(super) fn analyse(world: &World<'_>, notices: &mut Vec<Notice>) {
             wildcard(world, notices, name, rule);
             continue;
         };
-        if !world.services.contains_key(host) {
+        if !world.knows(host) {
             let message = format!("there is no service {host}, the rule has no effect");
             add(notices, Code::RuleHostUnknown, name, "spec.host", message);
             continue;
@@ -59,7 +58,7 @@ fn used_subsets<'a>(world: &World<'a>) -> BTreeSet<Named<'a>> {
     let mut used = BTreeSet::new();
     for (name, rule) in &world.virtual_services {
         for to in rule.spec.destinations() {
-            let host = resolve_host(&to.host, &name.namespace, &world.snapshot.mesh);
+            let host = world.resolve(&to.host, &name.namespace);
             if let (Some(host), Some(subset)) = (host, to.subset.as_deref()) {
                 used.insert((host, subset));
             }

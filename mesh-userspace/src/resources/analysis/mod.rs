@@ -9,6 +9,7 @@
 //! said to match none; the same for service accounts and namespaces.
 
 mod destinations;
+mod entries;
 mod policies;
 mod routes;
 #[cfg(test)]
@@ -19,10 +20,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use self::workloads::Workloads;
-use super::translate::route::resolve_host;
+use super::translate::entry::{is_served, meant};
+use super::translate::hosts::{bare, resolve_host};
 use super::{
     AuthorizationPolicy, Code, DestinationRule, Kind, Notice, Object, ObjectRef, PeerAuthentication, Service,
-    VirtualService,
+    ServiceEntry, VirtualService, WorkloadEntry,
 };
 use crate::model::{self, ServiceName, Snapshot};
 
@@ -33,6 +35,7 @@ pub fn analyse(snapshot: &Snapshot, objects: &[Arc<Object>]) -> Vec<Notice> {
     let mut notices = Vec::new();
     routes::analyse(&world, &mut notices);
     destinations::analyse(&world, &mut notices);
+    entries::analyse(&world, &mut notices);
     policies::analyse(&world, &mut notices);
     notices.sort_by(|one, other| (&one.object, &one.field, one).cmp(&(&other.object, &other.field, other)));
     notices.dedup();
@@ -50,6 +53,11 @@ struct World<'a> {
     peer_authentications: Vec<(ObjectRef, &'a PeerAuthentication, i64)>,
     authorization_policies: Vec<(ObjectRef, &'a AuthorizationPolicy)>,
     services: BTreeMap<ServiceName, &'a Service>,
+    /// Oldest first.
+    service_entries: Vec<(ObjectRef, &'a ServiceEntry)>,
+    /// Of each host the indexes of its entries there.
+    by_host: HashMap<&'a str, Vec<usize>>,
+    workload_entries: Vec<(ObjectRef, &'a WorkloadEntry)>,
     workloads: Workloads<'a>,
     /// Those that are written, and those that something is in; empty where none is written.
     namespaces: HashSet<Arc<str>>,
@@ -67,6 +75,9 @@ impl<'a> World<'a> {
             peer_authentications: Vec::new(),
             authorization_policies: Vec::new(),
             services: BTreeMap::new(),
+            service_entries: Vec::new(),
+            by_host: HashMap::new(),
+            workload_entries: Vec::new(),
             workloads: Workloads::new(snapshot),
             namespaces: HashSet::new(),
             accounts: HashSet::new(),
@@ -90,10 +101,9 @@ impl<'a> World<'a> {
                     world.services.insert(ServiceName::new(reference.namespace, reference.name), service);
                 }
                 Object::VirtualService(rule) => world.virtual_services.push((reference, rule)),
-                Object::DestinationRule(rule) => {
-                    let service = resolve_host(&rule.spec.host, &reference.namespace, &snapshot.mesh);
-                    world.destination_rules.push((reference, rule, service));
-                }
+                Object::DestinationRule(rule) => world.destination_rules.push((reference, rule, None)),
+                Object::ServiceEntry(entry) => world.service_entries.push((reference, entry)),
+                Object::WorkloadEntry(entry) => world.workload_entries.push((reference, entry)),
                 Object::PeerAuthentication(policy) => {
                     world.peer_authentications.push((reference, policy, object.created()));
                 }
@@ -115,6 +125,7 @@ impl<'a> World<'a> {
         } else {
             world.accounts.clear();
         }
+        world.index_hosts();
         world.virtual_services.sort_by(|one, other| one.0.cmp(&other.0));
         world.destination_rules.sort_by_cached_key(|(reference, rule, _)| {
             let created = rule.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second());
@@ -123,6 +134,48 @@ impl<'a> World<'a> {
         world.index_subsets();
         world.peer_authentications.sort_by(|one, other| (one.2, &one.0).cmp(&(other.2, &other.0)));
         world
+    }
+
+    /// Who is meant by which host.
+    fn index_hosts(&mut self) {
+        self.service_entries.sort_by_cached_key(|(reference, entry)| {
+            let created = entry.metadata.creation_timestamp.as_ref();
+            (created.map_or(0, |time| time.0.as_second()), reference.clone())
+        });
+        for (index, (_, entry)) in self.service_entries.iter().enumerate() {
+            for host in entry.hosts() {
+                self.by_host.entry(host).or_default().push(index);
+            }
+        }
+        let mut rules = std::mem::take(&mut self.destination_rules);
+        for (reference, rule, service) in &mut rules {
+            *service = self.resolve(&rule.spec.host, &reference.namespace);
+        }
+        self.destination_rules = rules;
+    }
+
+    /// The entries of a host that are carried out, oldest first.
+    fn entries_of(&self, host: &str) -> impl Iterator<Item = (&ObjectRef, &'a ServiceEntry)> {
+        let indexes = self.by_host.get(host).into_iter().flatten();
+        let entries = indexes.map(|&index| (&self.service_entries[index].0, self.service_entries[index].1));
+        entries.filter(|(_, entry)| is_served(entry))
+    }
+
+    /// The service that a host in a rule of `namespace` names, as the translator has it.
+    fn resolve(&self, host: &str, namespace: &str) -> Option<ServiceName> {
+        let named = resolve_host(host, namespace, &self.snapshot.mesh);
+        if named.as_ref().is_some_and(|name| self.services.contains_key(name)) {
+            return named;
+        }
+        let host = bare(host);
+        let of_entry = meant(self.entries_of(host), namespace);
+        of_entry.map(|entry| ServiceName::new(Arc::clone(&entry.namespace), host)).or(named)
+    }
+
+    /// Whether there is such a service, of whatever kind.
+    fn knows(&self, name: &ServiceName) -> bool {
+        self.services.contains_key(name)
+            || self.entries_of(&name.name).any(|(entry, _)| entry.namespace == name.namespace)
     }
 
     /// Rules of the service's own namespace come first, then those of the root namespace, then the oldest.
@@ -169,6 +222,13 @@ impl<'a> World<'a> {
     fn has_endpoint(&self, service: &model::Service, labels: &BTreeMap<String, String>) -> Option<bool> {
         let mut listed = service.ports.iter().flat_map(|port| &*port.listed).peekable();
         listed.peek()?;
+        // What an entry says of its endpoints holds, whoever's their addresses are.
+        let own =
+            self.entries_of(&service.name.name).find(|(entry, _)| entry.namespace == service.name.namespace);
+        let mut written = own.into_iter().flat_map(|(_, entry)| &entry.spec.endpoints);
+        if written.any(|endpoint| workloads::has(&endpoint.labels, labels)) {
+            return Some(true);
+        }
         let uids: BTreeSet<_> = listed.filter_map(|endpoint| endpoint.workload.as_ref()).collect();
         let workloads = uids.into_iter().filter_map(|uid| self.snapshot.workloads.get(uid));
         Some(workloads.into_iter().any(|workload| workloads::has(&workload.labels, labels)))

@@ -4,7 +4,7 @@ use super::{World, add, reference};
 use crate::model::{Protocol, ServiceName};
 use crate::resources::service::ServicePort;
 use crate::resources::translate::matching::{Held, Port, held};
-use crate::resources::translate::route::{is_http, is_tcp, is_tls, resolve_host};
+use crate::resources::translate::route::{is_http, is_tcp, is_tls};
 use crate::resources::translate::visibility::Namespaces;
 use crate::resources::virtual_service::{List, Match, RouteDestination, RouteEntry};
 use crate::resources::{Code, Kind, Notice, ObjectRef, Service, VirtualService};
@@ -15,7 +15,7 @@ const OTHER_PROTOCOLS: [&str; 5] =
 
 pub(super) fn analyse(world: &World<'_>, notices: &mut Vec<Notice>) {
     for (name, rule) in &world.virtual_services {
-        let own = |host: &String| resolve_host(host, &name.namespace, &world.snapshot.mesh);
+        let own = |host: &String| world.resolve(host, &name.namespace);
         for host in rule.spec.hosts.iter().filter_map(own) {
             if let Some(service) = world.services.get(&host) {
                 ports(notices, name, rule, &host, service);
@@ -132,7 +132,7 @@ fn subset(
     to: &RouteDestination,
 ) {
     let Some(subset) = to.destination.subset.as_deref().filter(|subset| !subset.is_empty()) else { return };
-    let host = resolve_host(&to.destination.host, &name.namespace, &world.snapshot.mesh);
+    let host = world.resolve(&to.destination.host, &name.namespace);
     let Some(service) = host.as_ref().and_then(|host| world.service(host)) else { return };
     let Some(labels) = world.subset(&service.name, subset) else { return };
     if world.has_endpoint(service, labels) == Some(false) {

@@ -1,8 +1,8 @@
-//! Pods by their labels.
+//! Pods and `WorkloadEntry`s by their labels: what selectors find.
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::model::{Snapshot, Workload};
+use crate::model::{Snapshot, Workload, WorkloadKind};
 
 /// Whether all of `wanted` are there.
 pub(super) fn has(labels: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>) -> bool {
@@ -25,7 +25,9 @@ pub(super) struct Count {
 impl<'a> Workloads<'a> {
     pub(super) fn new(snapshot: &'a Snapshot) -> Self {
         let mut workloads = Self { by_label: HashMap::new(), by_namespace: HashMap::new() };
-        for workload in snapshot.workloads.values() {
+        let selectable =
+            snapshot.workloads.values().filter(|workload| workload.kind != WorkloadKind::ServiceEntry);
+        for workload in selectable {
             for (key, value) in workload.labels.iter() {
                 workloads.by_label.entry((key, value)).or_default().push(workload);
             }

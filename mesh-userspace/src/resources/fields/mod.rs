@@ -91,6 +91,11 @@ pub fn of(kind: &str) -> Option<&'static Resource> {
     RESOURCES.iter().find(|resource| resource.kind.split(", ").any(|one| one == kind))
 }
 
+/// What is noted at a field of a kind.
+pub(super) fn note(kind: &str, path: &str) -> Option<&'static str> {
+    of(kind)?.field(path).map(|field| field.note)
+}
+
 /// The tables as docs/traffic.md has them, between its lines `<!-- fields -->` and `<!-- /fields -->`.
 pub fn markdown() -> String {
     let mut text = String::new();

@@ -1,5 +1,80 @@
-//! Fields of `ServiceEntry`s.
+//! Fields of `ServiceEntry`s (istio/api, networking/v1alpha3/service_entry.proto).
 
-use super::Field;
+use super::{Field, State};
 
-pub(super) const FIELDS: &[Field] = &[];
+pub(super) const FIELDS: &[Field] = &[
+    Field {
+        path: "hosts",
+        state: State::Honoured,
+        note: "each with a dot is a service `NAMESPACE/HOST`. One that a Kubernetes Service has is that Service's; of two entries of one namespace the \
+               older one's",
+    },
+    Field {
+        path: "addresses",
+        state: State::Partly,
+        note: "clients of every node reach the first host there, at its ports alone; a network (`ADDRESS/BITS`) is not served. With none, the \
+               hosts are destinations of routes alone",
+    },
+    Field { path: "ports[].number", state: State::Honoured, note: "" },
+    Field {
+        path: "ports[].protocol",
+        state: State::Honoured,
+        note: "`UDP`, or TCP; it tells `http` from `tcp` routes",
+    },
+    Field { path: "ports[].name", state: State::Honoured, note: "finds the port in `endpoints[].ports`" },
+    Field { path: "ports[].targetPort", state: State::Honoured, note: "" },
+    Field {
+        path: "location",
+        state: State::Honoured,
+        note: "endpoints of `MESH_INTERNAL` that take HBONE are reached with mutual TLS; those of `MESH_EXTERNAL` that are written here, in \
+               plaintext",
+    },
+    Field {
+        path: "resolution",
+        state: State::Partly,
+        note: "`STATIC`. An entry with `NONE`, `DNS`, `DNS_ROUND_ROBIN` or `DYNAMIC_DNS` is no service here: connections to its hosts leave as \
+               they are",
+    },
+    Field {
+        path: "endpoints[].address",
+        state: State::Partly,
+        note: "an IP address; an endpoint with a name or `unix://` is left out",
+    },
+    Field { path: "endpoints[].ports.*", state: State::Honoured, note: "goes before `ports[].targetPort`" },
+    Field {
+        path: "endpoints[].labels.*",
+        state: State::Honoured,
+        note: "subsets ask for them, and selectors of policies; `networking.istio.io/tunnel: http` says that it takes HBONE",
+    },
+    Field {
+        path: "endpoints[].network",
+        state: State::NotYet,
+        note: "taken for the own network: the endpoint is connected to directly, and left out without an address",
+    },
+    Field {
+        path: "endpoints[].locality",
+        state: State::Honoured,
+        note: "`REGION/ZONE/SUBZONE`; what is behind it is passed over",
+    },
+    Field { path: "endpoints[].weight", state: State::Honoured, note: "0 counts as 1" },
+    Field {
+        path: "endpoints[].serviceAccount",
+        state: State::Honoured,
+        note: "with `MESH_INTERNAL`: the identity that an endpoint which takes HBONE must show",
+    },
+    Field {
+        path: "workloadSelector.labels.*",
+        state: State::Honoured,
+        note: "pods and WorkloadEntries of the entry's namespace; none without a label",
+    },
+    Field {
+        path: "exportTo[]",
+        state: State::Partly,
+        note: "namespaces whose rules may name its hosts. Its addresses are served to everybody on the node",
+    },
+    Field {
+        path: "subjectAltNames[]",
+        state: State::NotYet,
+        note: "an endpoint that takes HBONE must show the identity of its service account, and no other",
+    },
+];

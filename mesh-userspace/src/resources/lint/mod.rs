@@ -2,6 +2,7 @@
 
 mod authorization;
 mod enrolment;
+mod entry;
 mod layer7;
 mod service;
 mod shadowed;
@@ -30,6 +31,8 @@ pub(super) fn lint(object: &Object, root_namespace: &str) -> Vec<Notice> {
     match object {
         Object::VirtualService(rule) => virtual_service::virtual_service(&mut notices, rule),
         Object::DestinationRule(rule) => destination_rule(&mut notices, rule),
+        Object::ServiceEntry(entry) => entry::service_entry(&mut notices, entry),
+        Object::WorkloadEntry(entry) => entry::workload_entry(&mut notices, entry),
         Object::PeerAuthentication(policy) => peer_authentication(&mut notices, policy, root_namespace),
         Object::AuthorizationPolicy(policy) => authorization::authorization_policy(&mut notices, policy),
         Object::TcpRoute(route) => {

@@ -2,7 +2,7 @@
 //! is gone is never given to another. docs/analysis.md lists them, and a test holds the two together.
 //!
 //! The first two digits are the subject, as with Istio's `IST0101`: 00 reading, 01 routes, 02 destinations, 03 services,
-//! 04 mutual TLS, 05 authorization, 06 enrolment.
+//! 04 mutual TLS, 05 authorization, 06 enrolment, 07 service entries.
 
 use std::fmt;
 
@@ -88,8 +88,8 @@ codes! {
         "leave spec.gateways out, or name mesh, for clients in the mesh";
     WildcardHost "MESH0114" Warning "A host with a wildcard"
         "write a rule for each service by its name";
-    ForeignHost "MESH0115" Warning "A host outside the cluster"
-        "name a service of the cluster; hosts elsewhere need a ServiceEntry, which is not carried out yet";
+    ForeignHost "MESH0115" Warning "A host that is nobody's"
+        "name a service of the cluster, or give the host a ServiceEntry with resolution STATIC that is exported to the rule's namespace";
     RouteForOtherProtocol "MESH0116" Warning "Routes of another protocol than the port's"
         "write the routes under the port's protocol (spec.tcp or spec.http), or correct the port's name or appProtocol";
     TcpRouteForHttpPort "MESH0117" Info "A TCP route for a port of HTTP or TLS"
@@ -192,6 +192,29 @@ codes! {
         "keep istio.io/dataplane-mode, which decides";
     HostNetwork "MESH0603" Warning "A pod of the host's network cannot be enrolled"
         "take the pod's label out, or give it a network of its own";
+
+    EntryResolution "MESH0701" Warning "A ServiceEntry whose endpoints are not looked for"
+        "write its endpoints and resolution: STATIC; without it, connections to the host leave as they are, which asks for no entry";
+    EntryWithoutAddress "MESH0702" Info "A ServiceEntry that no client can ask for"
+        "nothing, where routes lead to it; give it an address that clients reach it at otherwise";
+    EntryNetwork "MESH0703" Warning "A network as an address of a ServiceEntry"
+        "write the addresses out that clients ask for";
+    EntryAddressShared "MESH0704" Info "An address of several hosts"
+        "write an entry with an address of its own for each host that has routes of its own";
+    EntryEndpoint "MESH0705" Warning "An endpoint that cannot be connected to"
+        "give it an IP address";
+    EntryEndpointTwice "MESH0706" Warning "An endpoint that is written twice"
+        "write it once, with the weight of both";
+    EntryWithoutEndpoints "MESH0707" Warning "A ServiceEntry without endpoints"
+        "give it endpoints that have addresses, or a workloadSelector";
+    EntrySelectsNothing "MESH0708" Warning "A ServiceEntry that selects nothing"
+        "correct the selector or the labels; it selects WorkloadEntries and pods of its own namespace";
+    EntryHostClash "MESH0709" Warning "A host of a ServiceEntry that is another's"
+        "give the host to one of the two; a Kubernetes Service's own is the Service's in any case";
+    TunnelWithoutAccount "MESH0710" Warning "HBONE without an identity"
+        "name the service account that its certificate shows in serviceAccount; of a ServiceEntry's endpoints, with location: MESH_INTERNAL";
+    WorkloadEntryUnselected "MESH0711" Info "A WorkloadEntry that nothing selects"
+        "nothing, where clients connect to its address; otherwise correct its labels or the selector that is meant";
 }
 
 impl fmt::Display for Code {

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use super::{ByAge, index};
 use crate::model::{MeshConfig, ServiceName};
 use crate::resources::ObjectRef;
-use crate::resources::translate::hosts::{HostPattern, RuleHost};
+use crate::resources::translate::hosts::{HostPattern, RuleHost, entry_host_of};
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct RuleHosts {
     services: HashMap<ServiceName, ByAge>,
-    foreign: HashMap<Arc<str>, ByAge>,
+    /// By hosts with a dot in them, which may be those of `ServiceEntry`s.
+    hosts: HashMap<Arc<str>, ByAge>,
     /// The most specific first.
     patterns: BTreeMap<HostPattern, ByAge>,
 }
@@ -26,10 +27,13 @@ impl RuleHosts {
         add: bool,
         mesh: &MeshConfig,
     ) -> RuleHost {
+        if let Some(host) = entry_host_of(host) {
+            index::set(&mut self.hosts, host.to_ascii_lowercase().into(), rule.clone(), add);
+        }
         let host = RuleHost::of(host, &rule.1.namespace, mesh);
         match &host {
             RuleHost::Service(service) => index::set(&mut self.services, service.clone(), rule, add),
-            RuleHost::Foreign(foreign) => index::set(&mut self.foreign, Arc::clone(foreign), rule, add),
+            RuleHost::Foreign(_) => {}
             RuleHost::Pattern(pattern) => {
                 let rules = self.patterns.entry(pattern.clone()).or_default();
                 if add {
@@ -50,7 +54,7 @@ impl RuleHosts {
             .services
             .get(service)
             .into_iter()
-            .chain(self.foreign.get(host))
+            .chain(self.hosts.get(host))
             .flatten()
             .map(|rule| (0, rule));
         let patterns = self.patterns.iter().zip(1..).filter(|((pattern, _), _)| pattern.matches(host));
@@ -62,6 +66,11 @@ impl RuleHosts {
             }
         }
         found
+    }
+
+    /// The rules that name a host, oldest first.
+    pub(super) fn by_host(&self, host: &str) -> impl Iterator<Item = &ObjectRef> {
+        self.hosts.get(host).into_iter().flatten().map(|(_, rule)| rule)
     }
 
     /// The rules that name the service itself.
@@ -109,6 +118,6 @@ mod tests {
             hosts.set(host, rule(name, age), false, &mesh);
         }
         assert_eq!(told(&hosts, "web", "web.shop.svc.cluster.local"), []);
-        assert!(hosts.services.is_empty() && hosts.foreign.is_empty() && hosts.patterns.is_empty());
+        assert!(hosts.services.is_empty() && hosts.hosts.is_empty() && hosts.patterns.is_empty());
     }
 }

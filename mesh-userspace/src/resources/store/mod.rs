@@ -6,11 +6,15 @@
 //!
 //! Invariant: the outcome depends on the set of objects alone, never on the order in which they came.
 
+mod entries;
 mod hosts;
 mod index;
+mod rules;
+mod services;
 mod targets;
 #[cfg(test)]
 mod tests;
+mod workloads;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Display;
@@ -21,17 +25,15 @@ use self::hosts::RuleHosts;
 use self::index::{Claims, Users};
 use super::lint::lint;
 use super::translate::authorization::authorization_policy;
-use super::translate::gateway::{self, Named};
-use super::translate::hosts::RuleHost;
+use super::translate::gateway;
+use super::translate::hosts::{RuleHost, entry_host_of, resolve_host};
 use super::translate::node::{local_node, zone};
-use super::translate::route::{Destinations, Rule, resolve_host, routed};
-use super::translate::service::{Cluster, Dependency, Label, PlainService, plain_service};
-use super::translate::topology::Here;
-use super::translate::workload::{enrols, peer_policy, workload};
-use super::{Code, DestinationRule, Kind, Notice, Object, ObjectRef, Pod};
+use super::translate::service::{Dependency, Label};
+use super::translate::workload::{enrols, peer_policy};
+use super::{Code, Kind, Notice, Object, ObjectRef};
 use crate::model::{
-    AuthorizationPolicy, Frontend, LocalNode, MeshConfig, NodeName, PeerPolicy, PolicyName, RouteName,
-    Sandbox, Sandboxes, Service, ServiceName, Snapshot, Workload, WorkloadUid,
+    AuthorizationPolicy, Frontend, LocalNode, MeshConfig, NodeName, PeerPolicy, PolicyName, Sandboxes,
+    ServiceName, Snapshot, WorkloadKind, WorkloadUid,
 };
 
 /// One change to the set of objects.
@@ -51,7 +53,11 @@ type ByAge = BTreeSet<(i64, ObjectRef)>;
 pub struct Translator {
     snapshot: Snapshot,
     objects: HashMap<ObjectRef, Arc<Object>>,
+    /// Pods and `WorkloadEntry`s.
     pods: HashMap<WorkloadUid, Arc<Object>>,
+    workload_entries: BTreeSet<WorkloadUid>,
+    /// What is written into `ServiceEntry`s as endpoints, with the index there.
+    endpoints: HashMap<WorkloadUid, (Arc<Object>, usize)>,
     sandboxes: Sandboxes,
     /// Pods whose sandbox became another since the last snapshot.
     moved: BTreeSet<WorkloadUid>,
@@ -62,6 +68,10 @@ pub struct Translator {
     policies: HashMap<Arc<str>, BTreeMap<Arc<str>, Arc<PeerPolicy>>>,
     virtual_services: RuleHosts,
     destination_rules: HashMap<ServiceName, ByAge>,
+    /// `ServiceEntry`s by their hosts.
+    entries: HashMap<Arc<str>, ByAge>,
+    /// `DestinationRule`s by hosts that may be those of `ServiceEntry`s, as they are written.
+    destination_rules_by_host: HashMap<Arc<str>, ByAge>,
     /// `TCPRoute`s and `TLSRoute`s by the services that are their parents.
     gateway_routes: HashMap<ServiceName, ByAge>,
     /// Gateway API routes that route nobody's connections; what they lead to is in their status all the same.
@@ -73,8 +83,9 @@ pub struct Translator {
     zones: HashMap<NodeName, Arc<str>>,
     endpoint_users: Users<Dependency>,
     route_users: Users<ServiceName>,
-    workload_claims: Claims<WorkloadUid>,
-    service_claims: Claims<ServiceName, Frontend>,
+    /// Pods come before entries, and Services before hosts of entries: whoever may write these takes nothing away from those.
+    workload_claims: Claims<(WorkloadKind, WorkloadUid)>,
+    service_claims: Claims<(bool, ServiceName), Frontend>,
     object_notices: BTreeMap<ObjectRef, Vec<Notice>>,
     route_notices: BTreeMap<ServiceName, Vec<Notice>>,
     target_notices: BTreeMap<ServiceName, Vec<Notice>>,
@@ -110,6 +121,8 @@ impl Translator {
             snapshot: Snapshot { mesh: Arc::new(mesh), ..Snapshot::default() },
             objects: HashMap::new(),
             pods: HashMap::new(),
+            workload_entries: BTreeSet::new(),
+            endpoints: HashMap::new(),
             sandboxes: Sandboxes::default(),
             moved: BTreeSet::new(),
             pods_by_namespace: HashMap::new(),
@@ -118,6 +131,8 @@ impl Translator {
             policies: HashMap::new(),
             virtual_services: RuleHosts::default(),
             destination_rules: HashMap::new(),
+            entries: HashMap::new(),
+            destination_rules_by_host: HashMap::new(),
             gateway_routes: HashMap::new(),
             idle_routes: BTreeSet::new(),
             grants: HashMap::new(),
@@ -189,13 +204,23 @@ impl Translator {
             Notice::new(Code::AddressClash, &object, field, format!("{what} belongs to {owner} already"))
         };
         let mut notices = Vec::new();
-        for (address, owner, other) in self.workload_claims.conflicts() {
-            let Some(pod) = self.pods.get(other) else { continue };
-            notices.push(notice(pod.reference(), "status.podIPs", address, owner));
+        for (address, (_, owner), (_, other)) in self.workload_claims.conflicts() {
+            if let Some((object, index)) = self.endpoints.get(other) {
+                let field = format!("spec.endpoints[{index}].address");
+                notices.push(notice(object.reference(), &field, address, owner));
+            } else if let Some(object) = self.pods.get(other) {
+                let field = if matches!(**object, Object::Pod(_)) { "status.podIPs" } else { "spec.address" };
+                notices.push(notice(object.reference(), field, address, owner));
+            }
         }
-        for (frontend, owner, other) in self.service_claims.conflicts() {
-            let object = ObjectRef::new(Kind::Service, Arc::clone(&other.namespace), Arc::clone(&other.name));
-            notices.push(notice(object, "spec.ports", frontend, owner));
+        for (frontend, (_, owner), (is_entry, other)) in self.service_claims.conflicts() {
+            if let Some((entry, _)) = self.entry_of(other).filter(|_| *is_entry) {
+                notices.push(notice(entry.clone(), "spec.addresses", frontend, owner));
+            } else {
+                let object =
+                    ObjectRef::new(Kind::Service, Arc::clone(&other.namespace), Arc::clone(&other.name));
+                notices.push(notice(object, "spec.ports", frontend, owner));
+            }
         }
         notices
     }
@@ -213,8 +238,7 @@ impl Translator {
         match object {
             Some(object) => {
                 self.index(&reference, &object, true, dirty);
-                let mut notices = lint(&object, &self.snapshot.mesh.root_namespace);
-                notices.extend(self.foreign_hosts(&reference, &object));
+                let notices = lint(&object, &self.snapshot.mesh.root_namespace);
                 if !notices.is_empty() {
                     self.notices_changed = true;
                     self.object_notices.insert(reference.clone(), notices);
@@ -242,6 +266,7 @@ impl Translator {
                 dirty.pods.extend(self.pods_by_namespace.get(&reference.name).into_iter().flatten().cloned());
             }
             Object::Service(_) => {
+                self.note_kubernetes_host(&name, dirty);
                 dirty.targets.insert(name.clone());
                 dirty.services.insert(name);
             }
@@ -251,19 +276,29 @@ impl Translator {
                     dirty.services.insert(service.clone());
                 }
             }
+            Object::ServiceEntry(entry) => self.index_service_entry(reference, object, entry, add, dirty),
+            Object::WorkloadEntry(entry) => self.index_workload_entry(reference, object, entry, add, dirty),
             Object::VirtualService(rule) if rule.spec.is_for_mesh() => {
                 for host in &rule.spec.hosts {
                     let entry = (object.created(), reference.clone());
                     match self.virtual_services.set(host, entry, add, &self.snapshot.mesh) {
                         RuleHost::Service(service) => drop(dirty.destinations.insert(service)),
-                        RuleHost::Foreign(host) => dirty.destinations.extend(self.named(|own| *own == *host)),
+                        RuleHost::Foreign(_) => {}
                         RuleHost::Pattern(hosts) => {
-                            dirty.destinations.extend(self.named(|own| hosts.matches(own)))
+                            dirty.destinations.extend(self.named(|own| hosts.matches(own)));
                         }
+                    }
+                    if let Some(host) = entry_host_of(host) {
+                        self.note_host(host, dirty);
                     }
                 }
             }
             Object::DestinationRule(rule) => {
+                if let Some(host) = entry_host_of(&rule.spec.host) {
+                    let entry = (object.created(), reference.clone());
+                    index::set(&mut self.destination_rules_by_host, host.into(), entry, add);
+                    self.note_host(host, dirty);
+                }
                 if let Some(service) =
                     resolve_host(&rule.spec.host, &reference.namespace, &self.snapshot.mesh)
                 {
@@ -284,7 +319,7 @@ impl Translator {
                     policies.remove(&reference.name);
                 }
                 if reference.namespace == self.snapshot.mesh.root_namespace {
-                    dirty.pods.extend(self.pods.keys().cloned());
+                    self.note_all_workloads(dirty);
                 } else {
                     let pods = self.pods_by_namespace.get(&reference.namespace);
                     dirty.pods.extend(pods.into_iter().flatten().cloned());
@@ -327,49 +362,6 @@ impl Translator {
         }
     }
 
-    /// Whom policies concern that now refuse, or no longer do: their pods are other ones in the kernel.
-    fn note_guarded(&self, dirty: &mut Dirty) {
-        for (name, before) in std::mem::take(&mut dirty.policies) {
-            let now = self.snapshot.policies.get(&name);
-            let reach = |policy: Option<&Arc<AuthorizationPolicy>>| {
-                policy.filter(|policy| policy.may_refuse()).map(|policy| policy.scope.clone())
-            };
-            if reach(before.as_ref()) == reach(now) {
-                continue;
-            }
-            if name.namespace == self.snapshot.mesh.root_namespace {
-                dirty.pods.extend(self.pods.keys().cloned());
-            } else {
-                let pods = self.pods_by_namespace.get(&name.namespace);
-                dirty.pods.extend(pods.into_iter().flatten().cloned());
-            }
-        }
-    }
-
-    fn index_pod(
-        &mut self,
-        reference: &ObjectRef,
-        object: &Arc<Object>,
-        pod: &Pod,
-        add: bool,
-        dirty: &mut Dirty,
-    ) {
-        let uid = WorkloadUid::shared(&reference.namespace, &reference.name);
-        index::set(&mut self.pods_by_namespace, Arc::clone(&reference.namespace), uid.clone(), add);
-        for (key, value) in pod.labels.iter() {
-            let label = (Arc::clone(&reference.namespace), key.clone(), value.clone());
-            index::set(&mut self.pods_by_label, label.clone(), uid.clone(), add);
-            // Readiness and named ports are no part of the workload.
-            dirty.dependencies.insert(Dependency::Label(Box::new(label)));
-        }
-        if add {
-            self.pods.insert(uid.clone(), Arc::clone(object));
-        } else {
-            self.pods.remove(&uid);
-        }
-        dirty.pods.insert(uid);
-    }
-
     fn rebuild_nodes(&mut self, dirty: &mut Dirty) {
         for name in std::mem::take(&mut dirty.nodes) {
             let reference = ObjectRef::new(Kind::Node, "", name.as_str());
@@ -402,332 +394,4 @@ impl Translator {
             }
         }
     }
-
-    fn rebuild_workloads(&mut self, dirty: &mut Dirty) {
-        for uid in std::mem::take(&mut dirty.pods) {
-            let new = self.workload_of(&uid);
-            let old = self.snapshot.workloads.get(&uid).map(Arc::clone);
-            if old.as_deref() == new.as_ref() {
-                continue;
-            }
-            let new = new.map(Arc::new);
-            for workload in [&old, &new].into_iter().flatten() {
-                dirty.note_workload(workload);
-            }
-            let addresses = new.as_ref().filter(|new| !new.host_network).map(|new| new.addresses.clone());
-            self.workload_claims.set(&uid, addresses.unwrap_or_default());
-            let is_here =
-                |new: &&Arc<Workload>| self.snapshot.mesh.node.as_ref().is_some_and(|node| new.is_on(node));
-            match new.as_ref().filter(is_here) {
-                Some(new) => drop(self.snapshot.here.insert(uid.clone(), Arc::clone(new))),
-                // Where it was not, the map stays the very same.
-                None if self.snapshot.here.contains_key(&uid) => drop(self.snapshot.here.remove(&uid)),
-                None => {}
-            }
-            match new {
-                Some(new) => self.snapshot.workloads.insert(uid, new),
-                None => self.snapshot.workloads.remove(&uid),
-            };
-        }
-        for address in std::mem::take(&mut dirty.addresses) {
-            let owner = self.workload_claims.owner(address).and_then(|uid| self.snapshot.workloads.get(uid));
-            match owner {
-                Some(owner) => self.snapshot.addresses.insert(address, Arc::clone(owner)),
-                None => self.snapshot.addresses.remove(&address),
-            };
-        }
-    }
-
-    fn workload_of(&self, uid: &WorkloadUid) -> Option<Workload> {
-        let object = self.pods.get(uid)?;
-        let Object::Pod(pod) = &**object else { return None };
-        let reference = &pod.reference;
-        let mesh = &self.snapshot.mesh;
-        let namespace = ObjectRef::new(Kind::Namespace, "", Arc::clone(&reference.namespace));
-        let namespace = match self.objects.get(&namespace).map(|object| &**object) {
-            Some(Object::Namespace(namespace)) => Some(&**namespace),
-            _ => None,
-        };
-        let own = self.policies.get(&reference.namespace);
-        let root =
-            self.policies.get(&mesh.root_namespace).filter(|_| reference.namespace != mesh.root_namespace);
-        let policies = own.into_iter().chain(root).flat_map(BTreeMap::values).map(|policy| &**policy);
-        let mut workload = workload(pod, namespace, policies, &self.snapshot.policies, mesh)?;
-        let placed = workload.pod_uid.as_ref().and_then(|pod_uid| self.sandboxes.get(pod_uid));
-        match placed.filter(|placed| placed.workload == *uid).map(|placed| &placed.sandbox) {
-            Some(Sandbox::Gone) => return None,
-            Some(Sandbox::At { addresses, netns }) if !workload.host_network => {
-                workload.addresses.clone_from(addresses);
-                workload.netns = Some(netns.clone());
-            }
-            Some(Sandbox::At { .. }) | None => {}
-        }
-        Some(workload)
-    }
-
-    /// The service without its routes, and what it depends on. Made anew whenever it is asked for: most services are the
-    /// destination of no rule, and keeping it would cost as much as the services themselves.
-    fn plain_of(&self, name: &ServiceName) -> Option<(PlainService, BTreeSet<Dependency>)> {
-        let reference = ObjectRef::new(Kind::Service, Arc::clone(&name.namespace), Arc::clone(&name.name));
-        let Object::Service(service) = &**self.objects.get(&reference)? else { return None };
-        let slices = self.slices_by_service.get(name).into_iter().flatten().filter_map(|slice| {
-            match self.objects.get(slice).map(|object| &**object) {
-                Some(Object::EndpointSlice(slice)) => Some(&**slice),
-                _ => None,
-            }
-        });
-        plain_service(service, name, &slices.collect::<Vec<_>>(), self, &self.snapshot.mesh)
-    }
-
-    /// Whom grants concern: services whose routes lead into another namespace.
-    fn note_granted(&self, dirty: &mut Dirty) {
-        let grants = std::mem::take(&mut dirty.grants);
-        if grants.is_empty() {
-            return;
-        }
-        for service in self.gateway_routes.keys() {
-            let crosses = |route: &Named<'_>| {
-                let into = gateway::backends(*route);
-                into.iter()
-                    .any(|name| name.namespace != route.0.namespace && grants.contains(&name.namespace))
-            };
-            if self.routes_for(service).iter().any(crosses) {
-                dirty.destinations.insert(service.clone());
-            }
-        }
-    }
-
-    /// What the status of Gateway API routes is to say.
-    fn rebuild_routes(&mut self, routes: BTreeSet<ObjectRef>) {
-        for reference in routes {
-            let state = self
-                .gateway_route(&reference)
-                .and_then(|route| gateway::state(route, self, |service| self.routes_for(service)));
-            let name = RouteName {
-                kind: gateway::kind(&reference),
-                name: ServiceName::new(Arc::clone(&reference.namespace), Arc::clone(&reference.name)),
-            };
-            match state {
-                Some(state) if self.snapshot.routes.get(&name).is_some_and(|old| **old == state) => {}
-                Some(state) => drop(self.snapshot.routes.insert(name, Arc::new(state))),
-                None => drop(self.snapshot.routes.remove(&name)),
-            }
-        }
-    }
-
-    fn gateway_route(&self, reference: &ObjectRef) -> Option<Named<'_>> {
-        let (reference, object) = self.objects.get_key_value(reference)?;
-        match &**object {
-            Object::TcpRoute(route) | Object::TlsRoute(route) => Some((reference, route)),
-            _ => None,
-        }
-    }
-
-    /// The Gateway API routes that have a service for a parent, oldest first; of one age by namespace and name.
-    fn routes_for(&self, name: &ServiceName) -> Vec<Named<'_>> {
-        let by_age = self.gateway_routes.get(name).into_iter().flatten();
-        let mut by_age: Vec<_> = by_age.collect();
-        by_age.sort_by_key(|(created, reference)| (created, &reference.namespace, &reference.name));
-        by_age.into_iter().filter_map(|(_, reference)| self.gateway_route(reference)).collect()
-    }
-
-    /// Returns the Gateway API routes that are concerned.
-    fn rebuild_services(&mut self, mut dirty: Dirty) -> BTreeSet<ObjectRef> {
-        for dependency in &dirty.dependencies {
-            dirty.services.extend(self.endpoint_users.of(dependency).cloned());
-        }
-        // Whoever leads there sees other endpoints too.
-        dirty.destinations.append(&mut dirty.services);
-        let users = dirty.destinations.iter().flat_map(|name| self.route_users.of(name));
-        let concerned: BTreeSet<ServiceName> = dirty.destinations.iter().chain(users).cloned().collect();
-        let mut frontends = BTreeSet::new();
-        for name in concerned {
-            let of_gateway = self.gateway_routes.get(&name).into_iter().flatten();
-            dirty.routes.extend(of_gateway.map(|(_, reference)| reference.clone()));
-            let (plain, uses) = self.plain_of(&name).unzip();
-            self.endpoint_users.set(&name, uses.unwrap_or_default());
-            if plain.as_ref().is_some_and(PlainService::minds_the_zone) {
-                self.zonal.insert(name.clone());
-            } else {
-                self.zonal.remove(&name);
-            }
-            let routes = self.routes_for(&name);
-            let routed = plain.map(|plain| {
-                let rules = self.rules_for(&name, &plain.host);
-                routed(&plain, &rules, &routes, self, &self.snapshot.mesh)
-            });
-            let (service, notices, uses) = if let Some(routed) = routed {
-                (Some(routed.service), routed.notices, routed.uses)
-            } else {
-                let mut notices = rules_without_service(&name, self.virtual_services.by_name(&name));
-                notices.extend(routes.iter().map(|(route, _)| route_without_service(&name, route)));
-                // What they lead to is in their status all the same.
-                (None, notices, routes.iter().flat_map(|&route| gateway::backends(route)).collect())
-            };
-            self.route_users.set(&name, uses);
-            if self.route_notices.get(&name).map_or(&[][..], Vec::as_slice) != notices {
-                self.notices_changed = true;
-                if notices.is_empty() {
-                    self.route_notices.remove(&name);
-                } else {
-                    self.route_notices.insert(name.clone(), notices);
-                }
-            }
-            let old = self.snapshot.services.get(&name);
-            if old.map(|old| &**old) == service.as_ref() {
-                continue;
-            }
-            frontends.extend(old.iter().flat_map(|old| old.frontends()));
-            let own: Vec<Frontend> = service.iter().flat_map(Service::frontends).collect();
-            frontends.extend(own.iter().copied());
-            self.service_claims.set(&name, own);
-            match service {
-                Some(service) => self.snapshot.services.insert(name, Arc::new(service)),
-                None => self.snapshot.services.remove(&name),
-            };
-        }
-        for frontend in frontends {
-            let owner = self.service_claims.owner(frontend).and_then(|name| self.snapshot.services.get(name));
-            match owner {
-                Some(owner) => self.snapshot.frontends.insert(frontend, Arc::clone(owner)),
-                None => self.snapshot.frontends.remove(&frontend),
-            };
-        }
-        dirty.routes
-    }
-
-    /// The rules that name a service's host, the most specific and of these the oldest first.
-    fn rules_for(&self, name: &ServiceName, host: &str) -> Vec<Rule<'_>> {
-        let found = self.virtual_services.of(name, host).into_iter();
-        let rule = |(rank, reference)| {
-            let (name, object) = self.objects.get_key_value(reference)?;
-            let Object::VirtualService(rule) = &**object else { return None };
-            Some(Rule { name, rule, rank })
-        };
-        found.filter_map(rule).collect()
-    }
-
-    /// The services whose host is so.
-    fn named(&self, is_so: impl Fn(&str) -> bool) -> Vec<ServiceName> {
-        let services = self.snapshot.services.values().filter(|service| is_so(&service.host));
-        services.map(|service| service.name.clone()).collect()
-    }
-
-    /// Hosts of a rule that can be no service of this cluster.
-    fn foreign_hosts(&self, reference: &ObjectRef, object: &Object) -> Vec<Notice> {
-        let mesh = &self.snapshot.mesh;
-        let hosts: Vec<(String, &String)> = match object {
-            Object::VirtualService(rule) if rule.spec.is_for_mesh() => {
-                let hosts = rule.spec.hosts.iter().enumerate();
-                hosts.map(|(index, host)| (format!("spec.hosts[{index}]"), host)).collect()
-            }
-            Object::DestinationRule(rule) => vec![("spec.host".to_owned(), &rule.spec.host)],
-            _ => Vec::new(),
-        };
-        let foreign = |host: &str| {
-            !host.contains('*')
-                && resolve_host(host, &reference.namespace, mesh).is_none()
-                && self.entry_host(host, &reference.namespace).is_none()
-        };
-        hosts
-            .into_iter()
-            .filter(|(_, host)| foreign(host))
-            .map(|(field, host)| {
-                let message = format!("{host} is no service of this cluster, the rule has no effect on it");
-                Notice::new(Code::ForeignHost, reference, field, message)
-            })
-            .collect()
-    }
-}
-
-impl Dirty {
-    fn note_workload(&mut self, workload: &Workload) {
-        self.dependencies.insert(Dependency::Pod(workload.uid.clone()));
-        for &address in &workload.addresses {
-            self.dependencies.insert(Dependency::Address(address));
-            self.addresses.insert(address);
-        }
-        for (key, value) in workload.labels.iter() {
-            let label = (Arc::clone(&workload.namespace), key.clone(), value.clone());
-            self.dependencies.insert(Dependency::Label(Box::new(label)));
-        }
-    }
-}
-
-impl Cluster for Translator {
-    fn workload(&self, uid: &WorkloadUid) -> Option<&Arc<Workload>> {
-        self.snapshot.workloads.get(uid)
-    }
-
-    fn workload_at(&self, address: IpAddr) -> Option<&Arc<Workload>> {
-        self.snapshot.addresses.get(&address)
-    }
-
-    fn labelled(&self, label: &Label) -> Vec<(&Pod, &Arc<Workload>)> {
-        let uids = self.pods_by_label.get(label).into_iter().flatten();
-        uids.filter_map(|uid| match &**self.pods.get(uid)? {
-            Object::Pod(pod) => Some((&**pod, self.snapshot.workloads.get(uid)?)),
-            _ => None,
-        })
-        .collect()
-    }
-
-    fn zone(&self, node: &NodeName) -> Option<&Arc<str>> {
-        self.zones.get(node)
-    }
-}
-
-impl Destinations for Translator {
-    fn is_granted(&self, route: &ObjectRef, to: &ServiceName) -> bool {
-        let mut grants = self.grants.get(&to.namespace).into_iter().flatten();
-        grants.any(|grant| match self.objects.get(grant).map(|object| &**object) {
-            Some(Object::ReferenceGrant(grant)) => {
-                grant.allows(route.kind.as_str(), &route.namespace, &to.name)
-            }
-            _ => false,
-        })
-    }
-
-    fn here(&self) -> Here<'_> {
-        Here { node: self.snapshot.mesh.node.as_ref(), zone: self.snapshot.node.zone.as_deref() }
-    }
-
-    fn service(&self, name: &ServiceName) -> Option<PlainService> {
-        self.plain_of(name).map(|(plain, _)| plain)
-    }
-
-    fn subset(&self, service: &ServiceName, subset: &str) -> Option<&BTreeMap<String, String>> {
-        let subsets = self.rules(service).into_iter().flat_map(|(_, rule)| &rule.spec.subsets);
-        subsets.into_iter().find(|candidate| candidate.name == subset).map(|found| &found.labels)
-    }
-
-    /// Rules of the service's own namespace come first, then those of the root namespace, then the oldest.
-    fn rules(&self, service: &ServiceName) -> Vec<(&ObjectRef, &DestinationRule)> {
-        let rank = |namespace: &Arc<str>| {
-            (*namespace != service.namespace, *namespace != self.snapshot.mesh.root_namespace)
-        };
-        let by_age = self.destination_rules.get(service).into_iter().flatten();
-        let mut rules: Vec<_> = by_age
-            .filter_map(|(created, reference)| {
-                let (reference, object) = self.objects.get_key_value(reference)?;
-                let Object::DestinationRule(rule) = &**object else { return None };
-                Some(((rank(&reference.namespace), created), (reference, &**rule)))
-            })
-            .collect();
-        rules.sort_by(|(a, (left, _)), (b, (right, _))| a.cmp(b).then_with(|| left.cmp(right)));
-        rules.into_iter().map(|(_, rule)| rule).collect()
-    }
-}
-
-fn route_without_service(name: &ServiceName, route: &ObjectRef) -> Notice {
-    let message = format!("there is no service {name}, the route has no effect on it");
-    Notice::new(Code::RouteHostUnknown, route, "spec.parentRefs", message)
-}
-
-fn rules_without_service<'a>(name: &ServiceName, rules: impl Iterator<Item = &'a ObjectRef>) -> Vec<Notice> {
-    let message = format!("there is no service {name}, the rule has no effect on it");
-    let notice = |reference: &ObjectRef| {
-        Notice::new(Code::RouteHostUnknown, reference, "spec.hosts", message.as_str())
-    };
-    rules.map(notice).collect()
 }

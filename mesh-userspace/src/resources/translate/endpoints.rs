@@ -7,10 +7,12 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::entry::of_entry;
 use super::service::{Cluster, Dependency};
 use super::topology::Hints;
 use crate::model::{Endpoint, EndpointState, Mode, ServiceName, Workload};
 use crate::resources::Pod;
+use crate::resources::entry::WorkloadEntrySpec;
 use crate::resources::service::{Distribution, Families, Service, ServicePort, Target};
 use crate::resources::slice::{EndpointSlice, SliceEndpoint};
 
@@ -20,19 +22,21 @@ pub(in crate::resources) struct Member {
     pub(in crate::resources) endpoint: Endpoint,
     pub(in crate::resources) workload: Option<Arc<Workload>>,
     pub(in crate::resources) hints: Option<Box<Hints>>,
+    /// What its entry says, whoever's its address is; `None`: its workload's hold.
+    pub(in crate::resources) labels: Option<Arc<BTreeMap<String, String>>>,
 }
 
 impl Member {
-    /// Whether its workload has all these labels.
+    /// Whether it has all these labels.
     pub(in crate::resources) fn has(&self, labels: &BTreeMap<String, String>) -> bool {
-        let own = self.workload.as_ref().map(|workload| &workload.labels);
+        let own = self.labels.as_ref().or_else(|| self.workload.as_ref().map(|workload| &workload.labels));
         labels.iter().all(|(key, value)| own.is_some_and(|own| own.get(key) == Some(value)))
     }
 }
 
 /// A member and whether it terminates. An address may be listed twice, while it moves from one slice to another or because a
 /// pod took over that of one which still terminates: what does not terminate comes first, then what serves best.
-type Listed = (bool, Member);
+pub(super) type Listed = (bool, Member);
 
 /// A port of a service, as endpoints are looked for.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +58,12 @@ pub(super) fn members(
     } else {
         from_slices(wanted, slices, cluster, uses)
     };
+    listed.extend(from_entries(wanted, cluster, uses));
+    settled(listed)
+}
+
+/// Sorted by address (IPv4 first), each once.
+pub(super) fn settled(mut listed: Vec<Listed>) -> Vec<Member> {
     listed
         .sort_by_key(|(terminating, member)| (member.endpoint.address, *terminating, member.endpoint.state));
     listed.dedup_by_key(|(_, member)| member.endpoint.address);
@@ -69,7 +79,7 @@ pub(in crate::resources) struct Conditions {
 }
 
 impl Conditions {
-    const fn state(self) -> EndpointState {
+    pub(super) const fn state(self) -> EndpointState {
         match self {
             Self { ready: true, .. } => EndpointState::Ready,
             Self { serving: true, terminating: true, .. } => EndpointState::Terminating,
@@ -115,7 +125,7 @@ fn of_slice(
     (conditions.terminating, member)
 }
 
-fn member(address: SocketAddr, state: EndpointState, workload: Option<&Arc<Workload>>) -> Member {
+pub(super) fn member(address: SocketAddr, state: EndpointState, workload: Option<&Arc<Workload>>) -> Member {
     let endpoint = Endpoint {
         address,
         workload: workload.map(|workload| workload.uid.clone()),
@@ -128,13 +138,12 @@ fn member(address: SocketAddr, state: EndpointState, workload: Option<&Arc<Workl
         locality: None,
         weight: 1,
     };
-    Member { endpoint, workload: workload.map(Arc::clone), hints: None }
+    Member { endpoint, workload: workload.map(Arc::clone), hints: None, labels: None }
 }
 
 /// What the `EndpointSlice` controller would write, for manifests without slices.
 fn from_pods(wanted: Wanted<'_>, cluster: &impl Cluster, uses: &mut BTreeSet<Dependency>) -> Vec<Listed> {
-    let selector = &wanted.service.selector;
-    let Some((key, value)) = selector.first() else { return Vec::new() };
+    let Some((key, value)) = wanted.service.selector.first() else { return Vec::new() };
     // One label of the selector finds the candidates, the others are compared.
     let label = (Arc::clone(&wanted.name.namespace), key.to_string(), value.to_string());
     let pods = cluster.labelled(&label);
@@ -142,10 +151,7 @@ fn from_pods(wanted: Wanted<'_>, cluster: &impl Cluster, uses: &mut BTreeSet<Dep
     let unready_too = wanted.service.publish_not_ready_addresses;
     let mut listed = Vec::new();
     for (pod, workload) in pods {
-        let has = |(key, value): &(Box<str>, Box<str>)| {
-            workload.labels.get(&**key).is_some_and(|own| **own == **value)
-        };
-        let selected = selector.iter().all(has);
+        let selected = wanted.service.selects(&workload.labels);
         let Some(number) = target_port(pod, wanted.port).filter(|_| selected) else {
             continue;
         };
@@ -166,6 +172,37 @@ fn from_pods(wanted: Wanted<'_>, cluster: &impl Cluster, uses: &mut BTreeSet<Dep
         }
     }
     listed
+}
+
+/// `WorkloadEntry`s that the service selects: slices know nothing of them, so that they are taken beside these. Whoever
+/// changes one looks for the services that select it, which is why they are no dependency by label.
+fn from_entries(wanted: Wanted<'_>, cluster: &impl Cluster, uses: &mut BTreeSet<Dependency>) -> Vec<Listed> {
+    let service = wanted.service;
+    let Some((key, value)) = service.selector.first().filter(|_| cluster.has_entries()) else {
+        return Vec::new();
+    };
+    let label = (Arc::clone(&wanted.name.namespace), key.to_string(), value.to_string());
+    let mut listed = Vec::new();
+    for (entry, workload) in cluster.entries(&label) {
+        let Some(port) = entry_port(&entry.spec, wanted.port).filter(|_| service.selects(&workload.labels))
+        else {
+            continue;
+        };
+        let is_of_family = workload.addresses.iter().any(|address| wanted.has_family(*address));
+        if is_of_family {
+            listed.extend(of_entry(entry, workload, port, cluster, uses));
+        }
+    }
+    listed
+}
+
+/// `targetPort` as a number: itself, or the entry's port of that name.
+fn entry_port(entry: &WorkloadEntrySpec, port: &ServicePort) -> Option<u16> {
+    match &port.target {
+        Target::Number(number) => Some(*number),
+        Target::Name(name) => entry.port(name),
+        Target::Nothing => None,
+    }
 }
 
 /// What `trafficDistribution` makes of an endpoint (staging/src/k8s.io/endpointslice/trafficdist).

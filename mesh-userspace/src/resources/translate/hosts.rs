@@ -14,7 +14,7 @@ pub(in crate::resources) fn resolve_host(
     namespace: &str,
     mesh: &MeshConfig,
 ) -> Option<ServiceName> {
-    let host = host.strip_suffix('.').unwrap_or(host);
+    let host = bare(host);
     let full = host.strip_suffix(&*mesh.cluster_domain).and_then(|rest| rest.strip_suffix(".svc."));
     let service_host = full.or_else(|| host.strip_suffix(".svc"));
     let parts: Vec<&str> = service_host.unwrap_or(host).split('.').collect();
@@ -24,6 +24,26 @@ pub(in crate::resources) fn resolve_host(
         [name, namespace] => Some(ServiceName::new(namespace, name)),
         _ => None,
     }
+}
+
+/// The host without a dot at its end.
+pub(in crate::resources) fn bare(host: &str) -> &str {
+    host.strip_suffix('.').unwrap_or(host)
+}
+
+/// The host as an entry may have it: one without a dot is a Kubernetes service's short name.
+pub(in crate::resources) fn entry_host_of(host: &str) -> Option<&str> {
+    Some(bare(host)).filter(|host| host.contains('.') && !host.contains('*'))
+}
+
+/// What stands for whatever entries have a host: who looked it up depends on that.
+pub(in crate::resources) fn any_entry(host: &str) -> ServiceName {
+    ServiceName::new("", bare(host))
+}
+
+/// Whether a name is no service's, but that of [`any_entry`].
+pub(in crate::resources) fn is_any_entry(name: &ServiceName) -> bool {
+    name.namespace.is_empty()
 }
 
 /// What a host of a rule is.

@@ -4,6 +4,7 @@ pub(super) mod actions;
 pub(super) mod authorization;
 pub(super) mod destination;
 pub(super) mod endpoints;
+pub(super) mod entry;
 pub(super) mod external;
 pub(super) mod gateway;
 pub(super) mod hosts;

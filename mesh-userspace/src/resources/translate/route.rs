@@ -14,7 +14,7 @@ use std::sync::Arc;
 use super::actions::{actions, copies};
 use super::destination::dress;
 use super::gateway::{self, Named};
-pub(in crate::resources) use super::hosts::resolve_host;
+pub(in crate::resources) use super::hosts::{any_entry, resolve_host};
 use super::matching::{Held, Port, from_namespaces, held};
 use super::service::{PlainPort, PlainService};
 use super::topology::Here;
@@ -32,15 +32,14 @@ const WHOLE: u32 = 100;
 /// Where destinations are looked up.
 pub(in crate::resources) trait Destinations {
     fn service(&self, name: &ServiceName) -> Option<PlainService>;
-    /// The service with a host that is none of the cluster's, as it is seen from a namespace.
-    fn entry_host(&self, _host: &str, _namespace: &str) -> Option<ServiceName> {
-        None
-    }
     /// The labels of a subset, as the `DestinationRule`s for the service name them.
     fn subset(&self, service: &ServiceName, subset: &str) -> Option<&BTreeMap<String, String>>;
     /// The `DestinationRule`s that name the service's host, in the order of their precedence for a client that is nobody's in
     /// particular.
     fn rules(&self, service: &ServiceName) -> Vec<(&ObjectRef, &DestinationRule)>;
+    /// The service that a host of a `ServiceEntry` is, for rules of a namespace: one of that namespace first, then one that is
+    /// exported to it. `None` for hosts that Kubernetes Services have. Who asks depends on [`any_entry`] of the host.
+    fn entry_host(&self, host: &str, namespace: &str) -> Option<ServiceName>;
     /// Whether a `ReferenceGrant` lets a route of another namespace lead to a service.
     fn is_granted(&self, route: &ObjectRef, to: &ServiceName) -> bool;
     /// The node for whose clients the service is translated.
@@ -399,14 +398,20 @@ impl<D: Destinations> Resolver<'_, D> {
         let named = written.port.as_ref().and_then(|port| u16::try_from(port.number).ok());
         let subset: Option<Arc<str>> =
             written.subset.as_deref().filter(|name| !name.is_empty()).map(Into::into);
-        let resolved = resolve_host(&written.host, &rule.namespace, self.mesh)
-            .or_else(|| self.destinations.entry_host(&written.host, &rule.namespace));
+        let resolved = self
+            .destinations
+            .entry_host(&written.host, &rule.namespace)
+            .or_else(|| resolve_host(&written.host, &rule.namespace, self.mesh));
         let service = resolved.clone().unwrap_or_else(|| ServiceName::new(&*rule.namespace, &*written.host));
         let mut target =
             RouteTarget::whole(service.clone(), named.unwrap_or(asked.port), weight, Arc::from([]));
         target.subset.clone_from(&subset);
         // One that comes later is waited for by the name that it will have.
         self.uses.insert(service.clone());
+        self.uses.extend(resolve_host(&written.host, &rule.namespace, self.mesh));
+        if written.host.contains('.') {
+            self.uses.insert(any_entry(&written.host));
+        }
         let Some(found) = resolved.and_then(|name| self.destinations.service(&name)) else {
             let message = format!("{} is no service here: {otherwise}", written.host);
             self.notice(Code::DestinationUnknown, rule, &format!("{field}.host"), message);

@@ -12,8 +12,7 @@ use crate::model::{
     Endpoint, External, MeshConfig, NodeName, Protocol, ServiceKind, ServiceName, TrafficPolicy, Workload,
     WorkloadUid,
 };
-use crate::resources::Pod;
-use crate::resources::{EndpointSlice, Service};
+use crate::resources::{EndpointSlice, Pod, Service, WorkloadEntry};
 
 /// Seconds that a client keeps its endpoint where `sessionAffinityConfig` does not say.
 const AFFINITY_SECONDS: u32 = 10_800;
@@ -21,11 +20,11 @@ const AFFINITY_SECONDS: u32 = 10_800;
 /// What a service's endpoints depend on: when one of these changes, the service is rebuilt.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(in crate::resources) enum Dependency {
-    /// The pod that an `EndpointSlice` refers to.
+    /// The pod that an `EndpointSlice` refers to, or an entry's workload.
     Pod(WorkloadUid),
-    /// Whichever pod has the address.
+    /// Whichever workload has the address.
     Address(IpAddr),
-    /// The pods of a namespace that have a label.
+    /// The workloads of a namespace that have a label.
     Label(Box<Label>),
     /// The zone that a node is in.
     Zone(NodeName),
@@ -90,6 +89,10 @@ pub(in crate::resources) trait Cluster {
     fn workload_at(&self, address: IpAddr) -> Option<&Arc<Workload>>;
     /// The pods with a label, with their workloads.
     fn labelled(&self, label: &Label) -> Vec<(&Pod, &Arc<Workload>)>;
+    /// The `WorkloadEntry`s with a label, with their workloads.
+    fn entries(&self, label: &Label) -> Vec<(&WorkloadEntry, &Arc<Workload>)>;
+    /// Whether there are any.
+    fn has_entries(&self) -> bool;
     /// The zone that a node is in.
     fn zone(&self, node: &NodeName) -> Option<&Arc<str>>;
 }

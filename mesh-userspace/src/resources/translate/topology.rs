@@ -120,7 +120,12 @@ mod tests {
                 zones: self.zone_hints.iter().map(|&name| name.into()).collect(),
             };
             let hints = (hints != Hints::default()).then(|| Box::new(hints));
-            Member { endpoint: Endpoint { state, node, ..Endpoint::at(address) }, workload: None, hints }
+            Member {
+                endpoint: Endpoint { state, node, ..Endpoint::at(address) },
+                workload: None,
+                hints,
+                labels: None,
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-//! A Pod as a workload.
+//! A Pod as a workload, and what an entry stands for.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,9 +6,11 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Namespace;
 
 use crate::model::{
-    DATAPLANE_MODE, Identity, MeshConfig, Mode, PeerPolicy, Policies, Workload, WorkloadUid, shared_text,
+    DATAPLANE_MODE, Identity, MeshConfig, Mode, PeerPolicy, Policies, Workload, WorkloadKind, WorkloadUid,
+    shared_labels, shared_text,
 };
 use crate::policy::peer_authentication::effective_modes;
+use crate::resources::entry::{ServiceEntry, WorkloadEntry, WorkloadEntrySpec, speaks_hbone};
 use crate::resources::{IstioMode, ObjectRef, PeerAuthentication, Pod};
 
 pub(in crate::resources) const INJECTION: &str = "istio-injection";
@@ -29,21 +31,17 @@ pub(in crate::resources) fn workload<'a>(
     let identity = Identity::new(mesh.trust_domain.clone(), &reference.namespace, account).ok()?;
     let labels = &pod.labels;
     let workload_name = pod.owner.as_ref().unwrap_or(&reference.name);
-    let label =
-        |names: &[&str]| names.iter().find_map(|&name| labels.get(name)).map(|value| shared_text(value));
-    let canonical_name: Option<Arc<str>> =
-        label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]);
-    let canonical_revision: Option<Arc<str>> =
-        label(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
+    let (canonical_name, canonical_revision) = canonical(labels, workload_name);
     Some(Workload {
         uid: WorkloadUid::shared(&reference.namespace, &reference.name),
+        kind: WorkloadKind::Pod,
         namespace: Arc::clone(&reference.namespace),
         name: Arc::clone(&reference.name),
         addresses: pod.addresses.to_vec(),
         node: pod.node.clone(),
         identity,
-        canonical_name: canonical_name.unwrap_or_else(|| Arc::clone(workload_name)),
-        canonical_revision: canonical_revision.unwrap_or_else(|| shared_text("latest")),
+        canonical_name,
+        canonical_revision,
         workload_name: Arc::clone(workload_name),
         enrolled: !pod.host_network && is_enrolled(labels, namespace),
         host_network: pod.host_network,
@@ -53,6 +51,88 @@ pub(in crate::resources) fn workload<'a>(
         guarded: authorization.may_refuse(&reference.namespace, &mesh.root_namespace, labels),
         labels: Arc::clone(labels),
     })
+}
+
+/// Istio's canonical service and revision.
+fn canonical(labels: &BTreeMap<String, String>, workload_name: &Arc<str>) -> (Arc<str>, Arc<str>) {
+    let label =
+        |names: &[&str]| names.iter().find_map(|&name| labels.get(name)).map(|value| shared_text(value));
+    let name = label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]);
+    let revision = label(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
+    (name.unwrap_or_else(|| Arc::clone(workload_name)), revision.unwrap_or_else(|| shared_text("latest")))
+}
+
+/// Something that runs elsewhere.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::resources) struct Elsewhere<'a> {
+    uid: &'a WorkloadUid,
+    kind: WorkloadKind,
+    reference: &'a ObjectRef,
+    spec: &'a WorkloadEntrySpec,
+    labels: &'a BTreeMap<String, String>,
+    /// Whether it may have an identity of the mesh's and take HBONE.
+    in_mesh: bool,
+}
+
+impl<'a> Elsewhere<'a> {
+    /// What a `WorkloadEntry` stands for; `labels` are [its](WorkloadEntry::labels).
+    pub(in crate::resources) fn entry(
+        uid: &'a WorkloadUid,
+        reference: &'a ObjectRef,
+        entry: &'a WorkloadEntry,
+        labels: &'a BTreeMap<String, String>,
+    ) -> Self {
+        let in_mesh = speaks_hbone(labels);
+        Self { uid, kind: WorkloadKind::WorkloadEntry, reference, spec: &entry.spec, labels, in_mesh }
+    }
+
+    /// An endpoint that is written into a `ServiceEntry`, whose own labels may say as well that its endpoints take HBONE (as
+    /// in Istio's ambient mode).
+    pub(in crate::resources) fn endpoint(
+        uid: &'a WorkloadUid,
+        reference: &'a ObjectRef,
+        entry: &'a ServiceEntry,
+        spec: &'a WorkloadEntrySpec,
+    ) -> Self {
+        let of_entry = entry.metadata.labels.as_ref().is_some_and(speaks_hbone);
+        let in_mesh = entry.is_internal() && (of_entry || speaks_hbone(&spec.labels));
+        Self { uid, kind: WorkloadKind::ServiceEntry, reference, spec, labels: &spec.labels, in_mesh }
+    }
+
+    /// As a workload; `None` where it has no address.
+    pub(in crate::resources) fn workload<'p>(
+        &self,
+        policies: impl IntoIterator<Item = &'p PeerPolicy>,
+        authorization: &Policies,
+        mesh: &MeshConfig,
+    ) -> Option<Workload> {
+        let Self { uid, kind, reference, spec, labels, in_mesh } = *self;
+        let (namespace, name) = (&reference.namespace, &reference.name);
+        let account = spec.account();
+        let identity =
+            Identity::new(mesh.trust_domain.clone(), namespace, account.unwrap_or("default")).ok()?;
+        let (canonical_name, canonical_revision) = canonical(labels, name);
+        Some(Workload {
+            uid: uid.clone(),
+            kind,
+            namespace: Arc::clone(namespace),
+            name: Arc::clone(name),
+            workload_name: Arc::clone(name),
+            addresses: vec![spec.ip()?],
+            node: None,
+            identity,
+            canonical_name,
+            canonical_revision,
+            // Whose certificate shows no account cannot be told from others.
+            enrolled: in_mesh && account.is_some(),
+            host_network: false,
+            pod_uid: None,
+            netns: None,
+            mtls: effective_modes(policies, &mesh.root_namespace, namespace, labels),
+            guarded: authorization.may_refuse(namespace, &mesh.root_namespace, labels),
+            labels: shared_labels(labels.clone()),
+        })
+    }
 }
 
 fn is_enrolled(labels: &BTreeMap<String, String>, namespace: Option<&Namespace>) -> bool {

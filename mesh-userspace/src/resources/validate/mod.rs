@@ -1,6 +1,7 @@
 //! What must hold of an object beyond its types. What passes here can be translated without further checks.
 
 mod authorization;
+mod entry;
 mod virtual_service;
 
 use std::collections::BTreeSet;
@@ -10,6 +11,7 @@ use k8s_openapi::api::core::v1::{Pod, Service, ServiceSpec};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use self::authorization::{check_authorization_policy, check_known, check_top_level};
+use self::entry::{check_service_entry, check_workload_entry};
 use self::virtual_service::check_virtual_service;
 use super::gateway::GatewayRoute;
 use super::istio::{DestinationRule, PeerAuthentication};
@@ -61,6 +63,8 @@ pub(super) fn validate(object: &Object) -> Mistaken {
     match object {
         Object::VirtualService(rule) => check_virtual_service(&mut wrong, rule, &reference.namespace),
         Object::DestinationRule(rule) => check_destination_rule(&mut wrong, rule),
+        Object::ServiceEntry(entry) => check_service_entry(&mut wrong, entry),
+        Object::WorkloadEntry(entry) => check_workload_entry(&mut wrong, entry),
         Object::PeerAuthentication(policy) => check_peer_authentication(&mut wrong, policy),
         Object::AuthorizationPolicy(policy) => {
             check_authorization_policy(&mut wrong, policy, &reference.namespace);

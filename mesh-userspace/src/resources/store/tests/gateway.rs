@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::*;
-use crate::model::{RouteKind, RouteState};
+use crate::model::{RouteKind, RouteName, RouteState};
 
 /// Services `web` (ports 80 and 81 by name), `a`, `b` in `shop` and `c` in `bank`, each with one endpoint.
 fn cluster() -> String {

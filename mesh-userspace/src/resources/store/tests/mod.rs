@@ -1,5 +1,6 @@
 //! The translator against objects as people write them.
 
+mod entries;
 mod gateway;
 mod load;
 mod routes;
@@ -470,6 +471,12 @@ fn any_change() -> impl Strategy<Value = Change> {
             "{forZones: [{name: b}], forNodes: [{name: node-a}]}",
         ])
     };
+    let host = || {
+        prop::sample::select(vec!["web.bookinfo.svc.cluster.local", "example.com", "a.example.com", "web"])
+    };
+    let labelled = prop::sample::select(vec!["", ", v: a"]);
+    let (selected, exported) =
+        (prop::bool::ANY, prop::sample::select(vec!["", ", exportTo: [.]", ", exportTo: ['*']"]));
     let leaving = prop::sample::select(vec![
         "",
         "spec: {taints: [{key: ToBeDeletedByClusterAutoscaler, effect: NoSchedule}]}\n",
@@ -507,6 +514,24 @@ fn any_change() -> impl Strategy<Value = Change> {
         2 => (name(), name(), subset(), 0_u32..3).prop_map(|(host, to, subset, weight)| {
             let route = format!("tcp: [{{route: [{{destination: {{host: {to}, subset: {subset}}}, weight: {weight}}}, {{destination: {{host: web}}, weight: 1}}]}}]");
             rule(to, weight, &route).replace("[reviews]", &format!("[{host}]"))
+        }),
+        3 => (host(), address(), selected, exported).prop_map(|(host, address, selected, exported)| {
+            let labels = "{v: a, networking.istio.io/tunnel: http}";
+            let own = format!("endpoints: [{{address: {address}, weight: 2, serviceAccount: a, labels: {labels}}}, {{address: 10.0.0.2}}]");
+            let endpoints = if selected { "workloadSelector: {labels: {app: web}}".to_owned() } else { own };
+            let (namespace, name) = if exported.is_empty() { ("com", "b") } else { ("bookinfo", "a") };
+            format!("apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{hosts: [{host}, b.c.d], addresses: [192.0.2.1, {address}], location: MESH_INTERNAL, resolution: STATIC, ports: [{{number: 80, name: http, protocol: TCP}}], {endpoints}{exported}}}\n")
+        }),
+        3 => (name(), address(), labelled, prop::bool::ANY).prop_map(|(name, address, labels, tunnel)| {
+            let tunnel = if tunnel { ", networking.istio.io/tunnel: http" } else { "" };
+            format!("apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: {name}, namespace: bookinfo}}\nspec: {{address: {address}, serviceAccount: a, labels: {{app: web{labels}{tunnel}}}}}\n")
+        }),
+        3 => (host(), host(), 1_u32..3).prop_map(|(name, to, weight)| {
+            let route = format!("tcp: [{{route: [{{destination: {{host: {to}, subset: a}}, weight: {weight}}}, {{destination: {{host: {name}}}, weight: 1}}]}}]");
+            rule("hosts", weight, &route).replace("[reviews]", &format!("[{name}]"))
+        }),
+        1 => (host(), subset()).prop_map(|(host, subset)| {
+            format!("apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: hosts, namespace: bookinfo}}\nspec: {{host: {host}, subsets: [{{name: {subset}, labels: {{v: a}}}}]}}\n")
         }),
         2 => (name(), name(), subset()).prop_map(|(name, host, subset)| {
             format!("apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: {name}, namespace: bookinfo}}\nspec: {{host: {host}, subsets: [{{name: {subset}, labels: {{v: a}}}}]}}\n")
