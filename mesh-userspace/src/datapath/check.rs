@@ -23,12 +23,13 @@ pub struct Need {
 }
 
 /// Capabilities that the agent uses (`include/uapi/linux/capability.h`).
-const CAPABILITIES: [(u32, &str, &str); 5] = [
+///
+/// `CAP_SYS_ADMIN`, without which no process enters a namespace, holds all that `CAP_BPF` and `CAP_PERFMON` allow
+/// (`bpf_capable()`, `perfmon_capable()`).
+const CAPABILITIES: [(u32, &str, &str); 3] = [
     (12, "CAP_NET_ADMIN", "rules, routes, socket marks and transparent sockets in pods"),
     (19, "CAP_SYS_PTRACE", "namespaces of processes of other users"),
-    (21, "CAP_SYS_ADMIN", "entering network namespaces, cgroup programs"),
-    (39, "CAP_BPF", "loading programs and maps"),
-    (38, "CAP_PERFMON", "programs that read kernel pointers"),
+    (21, "CAP_SYS_ADMIN", "entering network namespaces, loading programs and maps"),
 ];
 
 /// Asks for everything. `bpffs` and `cgroup` are the folders that the agent would use.

@@ -120,9 +120,8 @@ fn one_that_could_not_serve_is_not_ready_and_says_why() -> Result<()> {
     let first = node.agent().start()?;
     let mended = lab.folder().join("another-ca");
 
-    let incapable =
-        Standby::launch(&node, node.agent().capabilities(&["NET_ADMIN", "SYS_ADMIN", "PERFMON"]))?;
-    incapable.wait_says("CAP_BPF")?;
+    let incapable = Standby::launch(&node, node.agent().capabilities(&["NET_ADMIN", "BPF"]))?;
+    incapable.wait_says("CAP_SYS_ADMIN")?;
     let (_, said) = incapable.probe("ready")?;
     ensure!(said.contains("CAP_SYS_PTRACE") && !said.contains("CAP_NET_ADMIN"), "{said}");
     ensure!(incapable.probe("live")?.0, "it lives all the same");
