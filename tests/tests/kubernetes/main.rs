@@ -32,10 +32,10 @@ async fn begin(kubeconfig: &Path) -> Result<Source> {
     begin_with(kubeconfig, None).await
 }
 
-async fn begin_with(kubeconfig: &Path, file: Option<StateFile>) -> Result<Source> {
+async fn begin_with(kubeconfig: &Path, state: Option<StateFile>) -> Result<Source> {
     let file = Kubeconfig::read_from(kubeconfig)?;
     let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
-    Ok(Source::begin(Input::Kubernetes(Box::new(config), NodeName::new("node-a"), file))?)
+    Ok(Source::begin(Input::Kubernetes(Box::new(config), NodeName::new("node-a"), state))?)
 }
 
 async fn feed(api: &ApiServer) -> Result<Feed> {
