@@ -105,7 +105,7 @@ fn chosen(mirrors: &[Mirror], mut draw: impl FnMut() -> u64) -> impl Iterator<It
 }
 
 /// The client's side of a connection's copies.
-pub(super) struct Mirrors(Vec<Rc<Queue>>);
+pub(crate) struct Mirrors(Vec<Rc<Queue>>);
 
 impl Mirrors {
     /// Begins the copies of a connection that stands; `None`: there are none.
