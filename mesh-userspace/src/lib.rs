@@ -19,11 +19,13 @@
 
 pub mod admin;
 pub mod agent;
+pub mod balance;
 pub mod ca;
 pub mod cli;
 pub mod cni;
 pub mod datapath;
 pub mod external;
+mod file;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod identity;

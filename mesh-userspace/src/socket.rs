@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
+use crate::model::Keepalive;
+
 /// `SO_NETNS_COOKIE` (`include/uapi/asm-generic/socket.h`, Linux 5.14).
 const SO_NETNS_COOKIE: libc::c_int = 71;
 /// `IPV6_TRANSPARENT`.
@@ -73,6 +75,21 @@ pub(crate) fn prepare(socket: &impl std::os::fd::AsFd) -> io::Result<()> {
         .with_interval(Duration::from_mins(3))
         .with_retries(9);
     socket.set_tcp_keepalive(&keepalive)
+}
+
+/// Keepalive as a rule has it; what it leaves open stays as [`prepare`] has set it.
+pub(crate) fn set_keepalive(socket: &impl std::os::fd::AsFd, settings: &Keepalive) -> io::Result<()> {
+    let mut keepalive = TcpKeepalive::new();
+    if let Some(time) = settings.time {
+        keepalive = keepalive.with_time(time);
+    }
+    if let Some(interval) = settings.interval {
+        keepalive = keepalive.with_interval(interval);
+    }
+    if let Some(probes) = settings.probes {
+        keepalive = keepalive.with_retries(probes);
+    }
+    SockRef::from(socket).set_tcp_keepalive(&keepalive)
 }
 
 /// Makes the close that follows a reset: the peer sees RST instead of FIN.

@@ -25,12 +25,14 @@ pub struct AgentBuilder {
     args: Vec<String>,
     log: String,
     kubeconfig: Option<PathBuf>,
+    /// Arguments of `setpriv`, where it is not to have all rights.
+    rights: Option<String>,
 }
 
 impl AgentBuilder {
     pub(crate) fn new(node: &Node) -> Self {
         let log = std::env::var("MESH_LOG").unwrap_or_else(|_unset| "info,access=warn".to_owned());
-        Self { node: node.clone(), args: Vec::new(), log, kubeconfig: None }
+        Self { node: node.clone(), args: Vec::new(), log, kubeconfig: None, rights: None }
     }
 
     /// A further flag of `meshd run`, with its value.
@@ -64,6 +66,13 @@ impl AgentBuilder {
         Ok(self)
     }
 
+    /// With these capabilities alone, named as in a container's `securityContext`.
+    #[must_use]
+    pub fn capabilities(mut self, names: &[&str]) -> Self {
+        self.rights = Some(rights(names));
+        self
+    }
+
     /// Starts it without waiting for anything, for an agent that should refuse.
     pub fn spawn(&self) -> Result<Process> {
         let node = &self.node;
@@ -73,10 +82,13 @@ impl AgentBuilder {
             ("--ca-dir", node.ca_dir()),
             ("--bpffs", node.bpffs()),
             ("--state-dir", node.state_dir()),
+            ("--source-state", node.source_state()),
             ("--cgroup", node.cgroup().to_owned()),
             ("--metrics-addr", PathBuf::from(METRICS)),
         ];
-        let mut argv = vec![binary("meshd")?.to_string_lossy().into_owned(), "run".to_owned()];
+        let limited = self.rights.iter().flat_map(|rights| ["setpriv"].into_iter().chain(rights.split(' ')));
+        let mut argv: Vec<String> = limited.map(str::to_owned).collect();
+        argv.extend([binary("meshd")?.to_string_lossy().into_owned(), "run".to_owned()]);
         if self.kubeconfig.is_some() {
             argv.push("--kubernetes".to_owned());
         }
@@ -244,6 +256,12 @@ impl Agent {
     pub fn log(&self) -> String {
         self.process.stderr()
     }
+}
+
+/// What `setpriv` is told so that a program has these capabilities and cannot get others.
+pub(crate) fn rights(capabilities: &[&str]) -> String {
+    let kept: String = capabilities.iter().map(|name| format!(",+{}", name.to_lowercase())).collect();
+    format!("--bounding-set=-all{kept} --inh-caps=-all --no-new-privs")
 }
 
 /// One request over a connection of its own; the body of a 200.

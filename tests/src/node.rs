@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -35,7 +35,8 @@ pub struct Node {
     agent_cgroup: PathBuf,
     manifests: Manifests,
     registry: Arc<Registry>,
-    ports: Arc<AtomicU8>,
+    /// How many were given an address of their own choice.
+    pods: Arc<AtomicU16>,
     /// Its own address.
     pub v4: Ipv4Addr,
     /// Its own address.
@@ -192,6 +193,12 @@ pub struct Pod {
     registry: Arc<Registry>,
 }
 
+/// The last part of the address of a node's n-th pod (from 0): 10 and up, then what is below; the first is the node's.
+fn nth_host(number: u16) -> Option<u8> {
+    let host = if number <= 244 { 10 + number } else { number - 243 };
+    u8::try_from(host).ok().filter(|_| number < 253)
+}
+
 impl Node {
     pub(crate) fn create(
         registry: &Arc<Registry>,
@@ -230,7 +237,7 @@ impl Node {
             agent_cgroup,
             manifests: manifests.clone(),
             registry: Arc::clone(registry),
-            ports: Arc::new(AtomicU8::new(10)),
+            pods: Arc::default(),
             v4,
             v6,
         })
@@ -239,7 +246,11 @@ impl Node {
     /// Adds a pod. Its manifest is [`Pod::manifest`]; no agent knows of it before that is applied. A kubelet's has its sandbox's
     /// process running.
     pub fn pod(&self, spec: PodSpec) -> Result<Pod> {
-        let host = if spec.host == 0 { self.ports.fetch_add(1, Ordering::Relaxed) } else { spec.host };
+        let host = match spec.host {
+            0 => nth_host(self.pods.fetch_add(1, Ordering::Relaxed))
+                .context("a node's network has room for 253 pods")?,
+            host => host,
+        };
         let number = self.number;
         let (v4, v6) = (Ipv4Addr::new(10, 244, number, host), format!("fd00:244:{number:x}::{host}"));
         let v6 = v6.parse().context("an address")?;
@@ -329,6 +340,11 @@ impl Node {
     /// Folder of the agent's state.
     pub fn state_dir(&self) -> PathBuf {
         self.registry.folder().join(&self.name)
+    }
+
+    /// File that keeps the last state of an agent's source.
+    pub fn source_state(&self) -> PathBuf {
+        self.registry.folder().join("source").join(format!("{}.json.gz", self.name))
     }
 
     /// Folder of the certificate authority, one for the lab.
@@ -460,4 +476,18 @@ pub(crate) const fn node_v4(number: u8) -> Ipv4Addr {
 
 const fn node_v6(number: u8) -> Ipv6Addr {
     Ipv6Addr::new(0xfd00, 0x30, 0, 0, 0, 0, 0, number as u16)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn a_node_has_addresses_for_253_pods() {
+        let hosts: Vec<u8> = (0..).map_while(nth_host).collect();
+        assert_eq!((hosts[0], hosts[244], hosts[245], hosts.len()), (10, 254, 2, 253));
+        assert_eq!(hosts.into_iter().collect::<BTreeSet<u8>>(), (2..=254).collect());
+    }
 }

@@ -282,6 +282,44 @@ fn an_installation_that_does_not_come_up_says_why() -> Result<()> {
     Ok(())
 }
 
+/// A version whose agents could not serve replaces none: its first one stands by, is not ready, and says why.
+#[test]
+fn an_update_that_could_not_serve_ends_at_the_first_node() -> Result<()> {
+    let cluster = Cluster::new()?;
+    cluster.good(&["install", "--set=kubeProxyReplacement=true"])?;
+    let agents = || -> Vec<(String, bool)> {
+        let pods = cluster.api.objects("Pod");
+        let agents =
+            pods.iter().filter(|pod| pod["metadata"]["labels"]["app.kubernetes.io/name"] == "mesh-agent");
+        let ready = |pod: &Value| pod["status"]["containerStatuses"][0]["ready"] == true;
+        agents
+            .map(|pod| (pod["metadata"]["name"].as_str().unwrap_or_default().to_owned(), ready(pod)))
+            .collect()
+    };
+    let before = agents();
+    ensure!(before.len() == 2 && before.iter().all(|(_, ready)| *ready), "{before:?}");
+
+    let broken = "--set=kubeProxyReplacement=true,agent.extraArgs={--ca-server-name=nobody.example}";
+    let process = cluster.start(&["install", broken, "--timeout=80s"])?;
+    let told = eventually(A_WHILE, "the reason is told", || {
+        let text = process.stdout();
+        (text.contains("could not take over") || !process.is_running()).then_some(text)
+    })?;
+    ensure!(told.contains("Readiness probe failed") && told.contains("the certificate authority"), "{told}");
+    process.kill()?;
+    let now = agents();
+    ensure!(now.len() == 3 && before.iter().all(|one| now.contains(one)), "{before:?} {now:?}");
+    ensure!(cluster.ask(&["status"])?["pid"].is_u64(), "the agent before serves");
+
+    let said = cluster.good(&["install", "--set=kubeProxyReplacement=true,agent.drainSeconds=1"])?;
+    ensure!(said.contains("agents ready: 2/2"), "{said}");
+    eventually(SECONDS_30, "the agents of the last installation are well", || {
+        cluster.verify().ok()?.0.then_some(())
+    })?;
+    ensure!(agents().iter().all(|one| !now.contains(one)), "{:?} {now:?}", agents());
+    Ok(())
+}
+
 /// Where `/proc/sys` is read-only, it is tried for real whether that can be helped; the machine does not notice.
 #[test]
 fn sysctls_that_cannot_be_written_are_told() -> Result<()> {

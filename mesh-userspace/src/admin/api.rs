@@ -60,6 +60,12 @@ pub struct SourceReport {
     pub error: Option<String>,
     /// What is known is of this time at least; `None`: not everything is known yet.
     pub as_of: Option<u64>,
+    /// Of when the state kept on disk is, while that is in force because the API server was away at the start.
+    pub stored: Option<u64>,
+    /// Of when the state on disk is that this agent has written.
+    pub kept: Option<u64>,
+    /// Why it cannot be written.
+    pub keep_error: Option<String>,
     /// Kind by kind.
     pub kinds: Vec<SourceKindReport>,
 }
@@ -70,7 +76,7 @@ pub struct SourceReport {
 pub struct SourceKindReport {
     /// Its name.
     pub kind: String,
-    /// `synced`, `absent` (not installed), `waiting` (for its first listing), `failing`.
+    /// `synced`, `absent` (not installed), `stored` (as kept on disk), `waiting` (for its first listing), `failing`.
     pub state: String,
     /// Objects that are known.
     pub objects: usize,
@@ -302,6 +308,23 @@ pub struct BackendReport {
     pub mode: Mode,
     /// Whether it is enrolled.
     pub enrolled: bool,
+    /// What the agent knows of it from connections that it carries; `None`: it has carried none lately.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub live: Option<LiveReport>,
+}
+
+/// The live state of an endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LiveReport {
+    /// Connections of this node's agent to it, those that are being established among them.
+    pub open: u32,
+    /// Failures in a row, where outlier detection counts them.
+    pub failures: u32,
+    /// How often it was ejected.
+    pub ejections: u32,
+    /// Until when at least it gets no new connections; `None`: it is not ejected.
+    pub ejected_until: Option<u64>,
 }
 
 /// `GET /v1/workloads`: one element a workload.

@@ -147,14 +147,17 @@ pub async fn serve_socket<D: AdminData>(
     accept(|| socket.accept(), finish(router, data), shutdown).await;
 }
 
-/// Serves `/metrics` and `/healthz` alone until `shutdown` completes.
+/// Serves `/metrics`, `/healthz` and `/livez` alone until `shutdown` completes.
 pub async fn serve_metrics<D: AdminData>(
     listener: impl Borrow<TcpListener>,
     data: Arc<D>,
     shutdown: impl Future<Output = ()>,
 ) {
     let listener = listener.borrow();
-    let router = Router::new().route("/metrics", get(metrics)).route("/healthz", get(health));
+    let router = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(health))
+        .route("/livez", get(lives));
     accept(async || Ok(listener.accept().await?.0), finish(router, data), shutdown).await;
 }
 
@@ -177,7 +180,7 @@ async fn once_known<D: AdminData>(State(on): State<Shared<D>>, request: Request,
     }
 }
 
-async fn in_time(request: Request, next: Next) -> Response {
+pub(super) async fn in_time(request: Request, next: Next) -> Response {
     tokio::time::timeout(ANSWER_TIMEOUT, next.run(request))
         .await
         .unwrap_or_else(|_elapsed| error(StatusCode::GATEWAY_TIMEOUT, "the agent took too long"))
@@ -323,7 +326,7 @@ async fn metrics<D: AdminData>(State(on): State<Shared<D>>) -> Response {
 }
 
 /// It turns; whether it is well is another question.
-async fn lives() -> &'static str {
+pub(super) async fn lives() -> &'static str {
     "ok\n"
 }
 
@@ -334,7 +337,7 @@ async fn health<D: AdminData>(State(on): State<Shared<D>>) -> Response {
     }
 }
 
-fn error(status: StatusCode, message: &str) -> Response {
+pub(super) fn error(status: StatusCode, message: &str) -> Response {
     (status, Json(ErrorReport { error: message.to_owned() })).into_response()
 }
 
@@ -516,7 +519,7 @@ mod tests {
             bytes_received: 2,
             security: Security::None,
             outcome: Outcome::Closed,
-            response_flags: ResponseFlags::None,
+            response_flags: ResponseFlags::None.into(),
             error: None,
             policy: None,
             srtt_us: None,
@@ -570,9 +573,13 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(serve_metrics(listener, FakeAgent::new(), std::future::pending()));
-        for (document, status) in
-            [("/metrics", "200"), ("/healthz", "503"), ("/v1/status", "404"), ("/v1/certs", "404")]
-        {
+        for (document, status) in [
+            ("/metrics", "200"),
+            ("/healthz", "503"),
+            ("/livez", "200"),
+            ("/v1/status", "404"),
+            ("/v1/certs", "404"),
+        ] {
             let answer = ask(TcpStream::connect(address).await.unwrap(), document).await;
             assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{document}: {answer}");
         }

@@ -267,7 +267,15 @@ spec: {action: CUSTOM, rules: [{}]}
     #[test]
     fn nothing_is_wrong_with_the_demo() {
         let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/demo");
-        let variants = ["enrol", "permissive", "reviews-90-10", "reviews-v1", "details-viewer-dry-run"];
+        let variants = [
+            "enrol",
+            "permissive",
+            "reviews-90-10",
+            "reviews-v1",
+            "reviews-mirror-v3",
+            "reviews-one-connection",
+            "details-viewer-dry-run",
+        ];
         let files = fs::read_dir(&demo).unwrap().map(|entry| entry.unwrap().path());
         let paths: Vec<PathBuf> =
             files.filter(|path| !variants.iter().any(|name| path.file_stem().unwrap() == *name)).collect();

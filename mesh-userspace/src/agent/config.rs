@@ -47,6 +47,10 @@ pub struct Places {
     /// Folder for the lock, the socket and what is remembered of enrolled pods; should not survive a reboot.
     #[arg(long, default_value = "/run/mesh", value_name = "DIR")]
     pub state_dir: PathBuf,
+    /// File that keeps the last state of --kubernetes, for an agent that starts while the API server is away; should survive
+    /// a reboot.
+    #[arg(long, default_value = "/var/lib/mesh/state.json.gz", value_name = "FILE")]
+    pub source_state: PathBuf,
 }
 
 /// Flags of `meshd uninstall`.
@@ -104,6 +108,9 @@ pub struct AgentConfig {
     /// Follow the Kubernetes API server that KUBECONFIG names, else that of the cluster that this runs in.
     #[arg(long)]
     pub kubernetes: bool,
+    /// How long the API server is waited for at the start, before the last state that was kept is in force.
+    #[arg(long, default_value = "5s", value_name = "TIME", value_parser = duration)]
+    pub source_wait: Duration,
     /// Name of this node, as in a Pod's `spec.nodeName`.
     #[arg(long, env = "NODE_NAME", value_name = "NAME", default_value_t = hostname())]
     pub node: String,
@@ -122,12 +129,19 @@ pub struct AgentConfig {
     /// Unix socket for meshctl [default: meshd.sock in the state folder].
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
-    /// Address for /metrics and /healthz.
+    /// Unix socket of this process alone, for `meshctl probe`: whether it is ready, serving or standing by, and whether it
+    /// lives [default: none].
+    #[arg(long, value_name = "PATH")]
+    pub probe_socket: Option<PathBuf>,
+    /// Address for /metrics, /healthz and /livez.
     #[arg(long, default_value = "127.0.0.1:15020", value_name = "ADDR:PORT")]
     pub metrics_addr: SocketAddr,
     /// Threads that carry connections [default: half of the CPUs].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub workers: Option<u16>,
+    /// For tests: seed of what decides which connections get a fault or a copy [default: another each time].
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
     /// Trust domain of every identity.
     #[arg(long, default_value = "cluster.local", value_name = "DOMAIN")]
     pub trust_domain: TrustDomain,
@@ -146,7 +160,8 @@ pub struct AgentConfig {
     /// Life of a workload's certificate, such as 24h or 90s; renewed at half of it.
     #[arg(long, default_value = "24h", value_name = "TIME", value_parser = lifetime)]
     pub cert_ttl: Duration,
-    /// With another agent on this node: stand by until it ends, and take over then. Without this that is refused.
+    /// With another agent on this node: stand by until it ends, and take over then. Ready (--probe-socket) is one that
+    /// stands by when it could serve. Without this flag a second agent is refused.
     #[arg(long)]
     pub standby: bool,
     /// How long connections may go on after SIGTERM, or after their pod left the mesh.

@@ -64,7 +64,7 @@ fn flow_record(snapshot: &Snapshot, ended: &Ended, flow: &DirectFlow) -> FlowRec
         bytes_received: flow.received,
         security: Security::None,
         outcome,
-        response_flags: outcome.flags(),
+        response_flags: outcome.flags().into(),
         error: None,
         policy: None,
         srtt_us: Some(u32::try_from(flow.srtt.as_micros()).unwrap_or(u32::MAX)),

@@ -1,4 +1,5 @@
-//! Events on pods: what `kubectl describe pod` tells of one that cannot be enrolled, and of one that can again.
+//! Events on pods: what `kubectl describe pod` tells of one that cannot be enrolled, and of one that can again; of one that
+//! outlier detection leaves out, and that comes back.
 //!
 //! The controller never waits for the API server: an event goes into a short queue and is dropped where that is full; it is in the
 //! log and in `meshctl status` all the same. The same of the same pod is said once in a while, all of it so many times a minute.
@@ -28,6 +29,8 @@ const REFILL: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of a note (events.k8s.io/v1: at most 1 kB).
 const LONGEST_NOTE: usize = 1000;
+/// Bytes of who reports (the same); a node's name may be longer.
+const LONGEST_INSTANCE: usize = 128;
 /// Pods and reasons that are remembered.
 const REMEMBERED: usize = 4096;
 
@@ -44,11 +47,19 @@ struct Told {
     type_: EventType,
 }
 
+impl Told {
+    /// What was done or tried (events.k8s.io/v1).
+    fn action(&self) -> &'static str {
+        if self.reason.starts_with("MeshEndpoint") { "Balance" } else { "Enrol" }
+    }
+}
+
 impl Events {
     /// Says them to the API server, on the runtime that this is called on, as the agent of `node`.
     pub(super) fn to(client: Client, node: &str) -> Self {
         let (events, queue) = mpsc::channel(QUEUE);
-        let reporter = Reporter { controller: "mesh-agent".to_owned(), instance: Some(node.to_owned()) };
+        let instance = Some(cut(node, LONGEST_INSTANCE));
+        let reporter = Reporter { controller: "mesh-agent".to_owned(), instance };
         tokio::spawn(say(queue, Recorder::new(client, reporter)));
         Self(Some(events))
     }
@@ -68,6 +79,16 @@ impl Events {
         self.tell(workload, EventType::Normal, MENDED, what);
     }
 
+    /// An endpoint of the pod gets no new connections.
+    pub(super) fn ejected(&self, workload: &Workload, note: &str) {
+        self.tell(workload, EventType::Warning, "MeshEndpointEjected", note);
+    }
+
+    /// It gets connections again.
+    pub(super) fn returned(&self, workload: &Workload, note: &str) {
+        self.tell(workload, EventType::Normal, "MeshEndpointReturned", note);
+    }
+
     fn tell(&self, workload: &Workload, type_: EventType, reason: &'static str, note: &str) {
         let Some(events) = &self.0 else { return };
         let pod = ObjectReference {
@@ -79,7 +100,7 @@ impl Events {
             ..ObjectReference::default()
         };
         // The queue is full: it is in the log.
-        let _ = events.try_send(Told { pod, reason, note: cut(note), type_ });
+        let _ = events.try_send(Told { pod, reason, note: cut(note, LONGEST_NOTE), type_ });
     }
 }
 
@@ -92,11 +113,12 @@ async fn say(mut queue: mpsc::Receiver<Told>, recorder: Recorder) {
         if !limit.admits(&told, Instant::now()) {
             continue;
         }
+        let action = told.action().to_owned();
         let event = Event {
             type_: told.type_,
             reason: told.reason.to_owned(),
             note: Some(told.note),
-            action: "Enrol".to_owned(),
+            action,
             secondary: None,
         };
         let said = tokio::time::timeout(PATIENCE, recorder.publish(&event, &told.pod)).await;
@@ -155,12 +177,12 @@ impl Limit {
     }
 }
 
-/// As much of a text as an event may have.
-fn cut(text: &str) -> String {
+/// As much of a text as an event may have, in bytes.
+fn cut(text: &str, longest: usize) -> String {
     text.chars()
         .scan(0, |length, one| {
             *length += one.len_utf8();
-            (*length <= LONGEST_NOTE).then_some(one)
+            (*length <= longest).then_some(one)
         })
         .collect()
 }
@@ -201,7 +223,8 @@ mod tests {
 
     #[test]
     fn a_note_is_cut_between_characters() {
-        assert_eq!(cut("short"), "short");
-        assert_eq!(cut(&"ü".repeat(LONGEST_NOTE)).len(), LONGEST_NOTE);
+        assert_eq!(cut("short", LONGEST_NOTE), "short");
+        assert_eq!(cut(&"ü".repeat(LONGEST_NOTE), LONGEST_NOTE).len(), LONGEST_NOTE);
+        assert_eq!(cut("aü", 2), "a");
     }
 }

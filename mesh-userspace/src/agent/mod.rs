@@ -15,6 +15,7 @@ mod events;
 mod explain;
 mod fill;
 mod kube_proxy;
+mod outliers;
 mod outside;
 mod policies;
 mod report;
@@ -23,6 +24,7 @@ mod route_status;
 mod route_words;
 mod service_report;
 mod source_report;
+mod standby;
 mod waiting;
 
 use std::fs::{self, File};
@@ -33,7 +35,7 @@ use std::time::{Duration, SystemTime};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::analyze::analyze;
@@ -59,8 +61,10 @@ use self::events::Events;
 use self::kube_proxy::ProxyPorts;
 use self::report::AgentData;
 use self::waiting::Waiting;
-use crate::admin::{AdminSocket, SocketError, serve_metrics, serve_socket};
-use crate::cni::{self as plugin, InstallState};
+use crate::admin::{
+    AdminData as _, AdminSocket, Readiness, SocketError, serve_metrics, serve_probes, serve_socket,
+};
+use crate::cni::{self as plugin, InstallState, Installer};
 use crate::datapath::maps::MapReader;
 use crate::datapath::{
     self, CounterReader, Datapath, DatapathConfig, DatapathError, FlowEvents, Lifeline, check,
@@ -70,11 +74,11 @@ use crate::identity::ca::CaClientError;
 use crate::identity::{AuthorityError, CertificateState, CertificateStore, RotateError};
 use crate::kubernetes::{self, KubernetesError};
 use crate::memory;
-use crate::model::{IdentityError, MeshConfig, NodeName, Snapshot};
+use crate::model::{IdentityError, MeshConfig, NodeName, Snapshot, WorkloadUid};
 use crate::node::{self, EnrolError, Enroller, Namespaces};
 use crate::proxy::{Handles, Shared, Workers};
 use crate::sockets::{Ended, Reaper};
-use crate::source::{self, Feed, Input, Source, SourceError};
+use crate::source::{self, ApiState, Feed, Input, Source, SourceError, StateFile};
 use crate::sysctls;
 use crate::telemetry::{FlowLog, Metrics, Telemetry};
 
@@ -82,6 +86,8 @@ use crate::telemetry::{FlowLog, Metrics, Telemetry};
 const EVENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often long connections' bytes reach the metrics.
 const FLUSH: Duration = Duration::from_secs(5);
+/// Longest that the last state may take to reach the disk at the end.
+const KEEP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// So many connections fewer than at the last look make it worth while to give memory back.
 const BURST: u64 = 100;
@@ -140,6 +146,18 @@ pub enum AgentError {
     /// The pods.
     #[error("cannot release the pods")]
     Enrol(#[source] EnrolError),
+    /// One pod.
+    #[error("pod {pod} cannot be released")]
+    Unreleased {
+        /// Which.
+        pod: WorkloadUid,
+        /// Why.
+        #[source]
+        source: EnrolError,
+    },
+    /// Not everything was taken off the node.
+    #[error("{} left on this node; what is remembered of it stays, so do this again: {}", things(.0.len()), .0.join("; "))]
+    Left(Vec<String>),
     /// Clients from outside.
     #[error("cannot serve clients from outside")]
     External(#[source] ExternalError),
@@ -161,6 +179,9 @@ pub enum AgentError {
     /// The API's socket.
     #[error("cannot open the socket for meshctl")]
     Socket(#[source] SocketError),
+    /// The socket for probes.
+    #[error("cannot open the socket for probes")]
+    Probes(#[source] SocketError),
     /// The metrics' port.
     #[error("cannot listen on {address} for metrics: give another with --metrics-addr")]
     Metrics {
@@ -186,6 +207,13 @@ pub enum AgentError {
     /// The controller ended without being told.
     #[error("the controller ended")]
     ControllerEnded,
+    /// So did the thread that waits for another agent's end.
+    #[error("the thread that waits for the other agent ended")]
+    StandbyEnded,
+}
+
+fn things(count: usize) -> String {
+    if count == 1 { "one thing is".to_owned() } else { format!("{count} things are") }
 }
 
 fn starting(what: &'static str) -> impl FnOnce(io::Error) -> AgentError {
@@ -206,17 +234,54 @@ pub fn run(config: AgentConfig) -> Result<(), AgentError> {
         Some(cgroup) => cgroup,
         None => check::cgroup2_mount().map_err(AgentError::Cgroup)?,
     };
-    let _claims = if config.standby {
-        Claims::awaited(&config.places, &cgroup)?
-    } else {
-        Claims::of_agent(&config.places, &cgroup)?
-    };
-    let replaces = config.kube_proxy.replaces();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(starting("the runtime"))?;
-    runtime.block_on(serve(config, cgroup, replaces, lifeline))
+    runtime.block_on(async {
+        let mut told = Signals::new()?;
+        let readiness = Readiness::default();
+        if let Some(path) = &config.probe_socket {
+            let socket = AdminSocket::bind(path).map_err(AgentError::Probes)?;
+            tokio::spawn(serve_probes(socket, readiness.clone(), std::future::pending()));
+        }
+        let _claims = if config.standby {
+            tokio::select! {
+                claims = standby::claim(&config, &cgroup, &readiness) => claims?,
+                // Nothing was begun yet that has to be ended.
+                () = told.to_end() => return Ok(()),
+            }
+        } else {
+            Claims::of_agent(&config.places, &cgroup)?
+        };
+        readiness.set_missing("the agent starts".to_owned());
+        let replaces = config.kube_proxy.replaces();
+        Box::pin(serve(config, cgroup, replaces, lifeline, told, readiness)).await
+    })
+}
+
+/// What tells this process to end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, AgentError> {
+        let handler = |kind| signal(kind).map_err(starting("the signal handlers"));
+        Ok(Self {
+            terminate: handler(SignalKind::terminate())?,
+            interrupt: handler(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Completes when it is told. Cancel safe.
+    async fn to_end(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// Makes the sysctls of pods writable. Without, what concerns no pod goes on, and so do the pods that have what they need.
@@ -249,7 +314,7 @@ pub fn uninstall(config: &UninstallConfig) -> Result<(), AgentError> {
         return Err(AgentError::NotRoot);
     }
     open_sysctls();
-    let _claims = Claims::of_uninstall(places)?;
+    let claims = Claims::of_uninstall(places)?;
     // First of all: no pod is to start with a plugin that finds no agent any more.
     if let (Some(conf_dir), Some(bin_dir)) = (&config.cni.cni_conf_dir, &config.cni.cni_bin_dir) {
         plugin::uninstall(conf_dir, bin_dir).map_err(AgentError::Cni)?;
@@ -259,14 +324,26 @@ pub fn uninstall(config: &UninstallConfig) -> Result<(), AgentError> {
         // One that holds something else stays.
         let _ = state.parent().map(fs::remove_dir);
     }
-    datapath::uninstall(&places.bpffs).map_err(AgentError::Datapath)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(starting("the runtime"))?;
-    runtime.block_on(external::uninstall()).map_err(AgentError::External)?;
-    for pod in node::uninstall(&places.state_dir).map_err(AgentError::Enrol)? {
-        tracing::info!(%pod, "released");
+    // What one of these cannot take off is no reason to leave the rest.
+    let kernel = datapath::uninstall(&places.bpffs).map_err(AgentError::Datapath);
+    let outside = runtime.block_on(external::uninstall()).map_err(AgentError::External);
+    let mut left: Vec<AgentError> = kernel.err().into_iter().chain(outside.err()).collect();
+    for (pod, released) in node::uninstall(&places.state_dir).map_err(AgentError::Enrol)? {
+        match released {
+            Ok(()) => tracing::info!(%pod, "released"),
+            Err(source) => left.push(AgentError::Unreleased { pod, source }),
+        }
+    }
+    if !left.is_empty() {
+        return Err(AgentError::Left(left.iter().map(|error| chain(error)).collect()));
     }
     remove_state(&places.state_dir);
+    // One that is not there, or a folder that holds something else, is as it should be.
+    let _ = fs::remove_file(&places.source_state);
+    let _ = places.source_state.parent().map(fs::remove_dir);
+    claims.remove();
     Ok(())
 }
 
@@ -274,12 +351,7 @@ pub fn uninstall(config: &UninstallConfig) -> Result<(), AgentError> {
 pub fn pause() -> Result<(), AgentError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(starting("the runtime"))?.block_on(async {
-        let mut terminate = signal(SignalKind::terminate()).map_err(starting("the signal handlers"))?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(starting("the signal handlers"))?;
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        Signals::new()?.to_end().await;
         Ok(())
     })
 }
@@ -303,9 +375,9 @@ async fn serve(
     cgroup: PathBuf,
     replaces: bool,
     lifeline: Lifeline,
+    mut told: Signals,
+    readiness: Readiness,
 ) -> Result<(), AgentError> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(starting("the signal handlers"))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(starting("the signal handlers"))?;
     let socket = AdminSocket::bind(&config.socket()).map_err(AgentError::Socket)?;
     let address = config.metrics_addr;
     let metrics_listener =
@@ -326,6 +398,8 @@ async fn serve(
     });
     let waits = async {
         let Some(waiting) = waiting else { return std::future::pending().await };
+        let asked = Arc::clone(&waiting);
+        readiness.ask(move || asked.health());
         let api = serve_socket(&socket, Arc::clone(&waiting), on(stopped.clone()));
         tokio::join!(api, serve_metrics(&metrics_listener, waiting, on(stopped.clone())));
     };
@@ -334,8 +408,7 @@ async fn serve(
         feed = first => feed.map_err(AgentError::Source)?,
         () = waits => return Ok(()),
         // Nothing was begun yet that has to be ended.
-        _ = terminate.recv() => return Ok(()),
-        _ = interrupt.recv() => return Ok(()),
+        () = told.to_end() => return Ok(()),
     };
     let telemetry = telemetry(&config.cluster, &certificates, &feed, replaces);
     let shared = Arc::new(Shared::new(
@@ -345,7 +418,7 @@ async fn serve(
         certificates.clone(),
         telemetry.clone(),
     ));
-    tokio::spawn(follow_policy(feed.snapshot.clone(), Arc::clone(&shared)));
+    follow(&feed, &shared, &events);
     tell_routes(client, &config, &feed);
     let (requests, maps) = {
         let found = config.discovery.config(&cgroup);
@@ -355,11 +428,12 @@ async fn serve(
         start_controller(&config, &cgroup, replaces, lifeline, &shared, &feed, pods).await?
     };
     if let Some(state) = config.cni.state() {
-        tokio::spawn(cni::remember(state, shared.node.clone(), feed.snapshot.clone()));
+        tokio::spawn(cni::remember(state, feed.snapshot.clone()));
     }
     let cni =
         sandboxed.serve(Arc::clone(&shared), feed.snapshot.clone(), requests.clone(), config.kubernetes);
     let cni_problem = Arc::new(InstallState::default());
+    let source = feed.api.clone();
     let data = Arc::new(AgentData {
         node: config.node.clone(),
         started: SystemTime::now(),
@@ -374,19 +448,17 @@ async fn serve(
         cni_problem: Arc::clone(&cni_problem),
     });
     tracing::info!(node = config.node, socket = %config.socket().display(), metrics = %address, "serving");
+    let asked = Arc::clone(&data);
+    readiness.ask(move || asked.health());
     // Only now can the plugin be answered.
-    let _installer = match config.cni.install(&config.plugin()) {
-        Some(install) => Some(plugin::install(install, cni_problem).map_err(starting("the CNI installer"))?),
-        None => None,
-    };
+    let _installer = install_plugin(&config, &data.shared, cni_problem)?;
     let api = serve_socket(socket, Arc::clone(&data), on(stopped.clone()));
     let metrics = serve_metrics(metrics_listener, Arc::clone(&data), on(stopped.clone()));
     let proxy = proxy_ports.serve(data, on(stopped.clone()), on(stopped));
     let flush = flush(&telemetry);
     let ended = async {
         tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            () = told.to_end() => {}
             () = requests.closed() => return Err(AgentError::ControllerEnded),
         }
         tracing::info!("stopping: capture ends, connections have {:?} to end", config.drain);
@@ -395,17 +467,39 @@ async fn serve(
             tokio::select! {
                 // Gone without an answer is stopped as well.
                 _done = stopped => {}
-                _ = terminate.recv() => tracing::warn!("told twice: ending at once"),
-                _ = interrupt.recv() => tracing::warn!("told twice: ending at once"),
+                () = told.to_end() => tracing::warn!("told twice: ending at once"),
             }
         }
         stop.send_replace(true);
         Ok(())
     };
-    tokio::select! {
+    let result = tokio::select! {
         result = ended => result,
         // None of these ends before `ended` does.
         ((), (), (), (), ()) = async { tokio::join!(api, metrics, proxy, flush, certificates.run()) } => Ok(()),
+    };
+    kept(source).await;
+    result
+}
+
+/// Installs the CNI plugin, where it is to be.
+fn install_plugin(
+    config: &AgentConfig,
+    shared: &Shared,
+    state: Arc<InstallState>,
+) -> Result<Option<Installer>, AgentError> {
+    let Some(install) = config.cni.install(&config.plugin()) else { return Ok(None) };
+    let mends = Arc::clone(&state);
+    shared.telemetry.metrics().on_scrape(move |metrics| metrics.set_cni_config_mends(mends.mends()));
+    plugin::install(install, state).map(Some).map_err(starting("the CNI installer"))
+}
+
+/// Waits until the last state is on disk.
+async fn kept(source: Option<Arc<ApiState>>) {
+    if let Some(source) = source
+        && tokio::time::timeout(KEEP_TIMEOUT, source.ended()).await.is_err()
+    {
+        tracing::warn!("the last state is not on disk yet: the one before stays");
     }
 }
 
@@ -437,10 +531,17 @@ async fn flush(telemetry: &Telemetry) {
     }
 }
 
-/// Ends connections that a new snapshot no longer allows, whatever the controller is busy with.
+/// What goes on beside the controller: connections follow the snapshots, endpoints that failed come back.
+fn follow(feed: &Feed, shared: &Arc<Shared>, events: &Events) {
+    tokio::spawn(follow_policy(feed.snapshot.clone(), Arc::clone(shared)));
+    tokio::spawn(outliers::tell(Arc::clone(shared), events.clone()));
+}
+
+/// Ends connections that a new snapshot no longer allows, whatever the controller is busy with, and forgets destinations that are gone.
 async fn follow_policy(mut snapshots: watch::Receiver<Arc<Snapshot>>, shared: Arc<Shared>) {
     while snapshots.changed().await.is_ok() {
         shared.refresh_pods();
+        shared.balancers.follow(&shared.snapshot.load());
     }
 }
 
@@ -460,7 +561,8 @@ async fn begin_source(config: &AgentConfig) -> Result<(Source, Events, Option<ku
     quick.read_timeout = Some(EVENT_TIMEOUT);
     quick.write_timeout = Some(EVENT_TIMEOUT);
     let client = kubernetes::client(quick).map_err(AgentError::Kubernetes)?;
-    let input = Input::Kubernetes(Box::new(api), NodeName::new(config.node.as_str()));
+    let file = StateFile { path: config.places.source_state.clone(), patience: config.source_wait };
+    let input = Input::Kubernetes(Box::new(api), NodeName::new(config.node.as_str()), Some(file));
     let source = Source::begin(input).map_err(AgentError::Source)?;
     Ok((source, Events::to(client.clone(), &config.node), Some(client)))
 }
@@ -593,8 +695,8 @@ async fn controller(
         })
     };
     let handles = (0..config.workers()).map(|_| handles()).collect::<Result<_, _>>();
-    let workers =
-        Workers::start(handles.map_err(AgentError::Datapath)?, shared).map_err(starting("the workers"))?;
+    let workers = Workers::start(handles.map_err(AgentError::Datapath)?, shared, config.seed)
+        .map_err(starting("the workers"))?;
     let external = if translates {
         Some(outside::open(config, shared, snapshots)?)
     } else {
@@ -604,7 +706,6 @@ async fn controller(
     };
     let reaper = Reaper::start(
         datapath.open_sockets().map_err(AgentError::Datapath)?,
-        shared.node.clone(),
         Arc::clone(shared.telemetry.metrics()),
         Arc::clone(ended),
         Box::new(workers.end_gone()),

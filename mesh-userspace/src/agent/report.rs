@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::cni::Cni;
 use super::controller::{NodeStatus, PodState, ROLES, Request};
-use super::source_report::{source_problem, source_report};
+use super::source_report::{source_problems, source_report};
 use super::{analyze, chain, explain, fill, policies, service_report};
 use crate::admin::AdminData;
 use crate::admin::analysis::AnalysisReport;
@@ -116,7 +116,7 @@ impl AgentData {
         let cni = self.cni_problem.problem().map(|problem| format!("CNI: {problem}"));
         let errors = status.sync_errors.iter().cloned().chain(self.authority_problem()).chain(cni);
         let certificates = self.certificate_problems();
-        let source = self.feed.api.as_deref().and_then(source_problem);
+        let source = self.feed.api.as_deref().map(source_problems).unwrap_or_default();
         source
             .into_iter()
             .chain(rejected)
@@ -199,7 +199,7 @@ impl AdminData for AgentData {
             Err(_gone) => Vec::new(),
         };
         let snapshot = self.feed.current.load_full();
-        service_report::all(&snapshot, &counts)
+        service_report::all(&snapshot, &counts, &self.shared.balancers)
     }
 
     async fn workloads(&self) -> Vec<WorkloadReport> {

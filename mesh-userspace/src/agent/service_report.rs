@@ -2,9 +2,12 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::time::SystemTime;
 
+use super::report::seconds;
 use super::route_words;
-use crate::admin::api::{BackendReport, ServicePortReport, ServiceReport};
+use crate::admin::api::{BackendReport, LiveReport, ServicePortReport, ServiceReport};
+use crate::balance::{Balancers, Key, LiveState};
 use crate::datapath::BackendCount;
 use crate::model::{
     Backend, BackendSet, Endpoint, Protocol, Route, Service, ServiceName, ServicePort, Snapshot,
@@ -14,8 +17,12 @@ use crate::model::{
 /// Connections of one service by port and backend.
 type Counts = HashMap<(u16, Protocol, SocketAddr), u64>;
 
-/// Every service, with what the kernel has counted.
-pub(super) fn all(snapshot: &Snapshot, counts: &[(ServiceName, Vec<BackendCount>)]) -> Vec<ServiceReport> {
+/// Every service, with what the kernel has counted and what the agent knows of endpoints.
+pub(super) fn all(
+    snapshot: &Snapshot,
+    counts: &[(ServiceName, Vec<BackendCount>)],
+    balancers: &Balancers,
+) -> Vec<ServiceReport> {
     let counts: HashMap<&ServiceName, &Vec<BackendCount>> =
         counts.iter().map(|(name, counts)| (name, counts)).collect();
     let none = Vec::new();
@@ -25,12 +32,12 @@ pub(super) fn all(snapshot: &Snapshot, counts: &[(ServiceName, Vec<BackendCount>
             // The sets of both policies lead to the same backends.
             *sums.entry((count.port, count.protocol, count.backend)).or_default() += count.connections;
         }
-        report(snapshot, service, &sums)
+        report(snapshot, service, &sums, balancers)
     };
     snapshot.services.values().map(|service| of_service(service)).collect()
 }
 
-fn report(snapshot: &Snapshot, service: &Service, counts: &Counts) -> ServiceReport {
+fn report(snapshot: &Snapshot, service: &Service, counts: &Counts, balancers: &Balancers) -> ServiceReport {
     let external = &service.external;
     ServiceReport {
         namespace: service.name.namespace.to_string(),
@@ -44,7 +51,11 @@ fn report(snapshot: &Snapshot, service: &Service, counts: &Counts) -> ServiceRep
         external_policy: external.policy,
         health_check_port: external.health_check_port,
         affinity_seconds: service.affinity_seconds,
-        ports: service.ports.iter().map(|port| port_report(snapshot, service, port, counts)).collect(),
+        ports: service
+            .ports
+            .iter()
+            .map(|port| port_report(snapshot, service, port, counts, balancers))
+            .collect(),
     }
 }
 
@@ -53,6 +64,7 @@ fn port_report(
     service: &Service,
     port: &ServicePort,
     counts: &Counts,
+    balancers: &Balancers,
 ) -> ServicePortReport {
     // Without an address of the cluster's everybody comes from outside.
     let policies = [service.internal, service.external.policy];
@@ -63,9 +75,11 @@ fn port_report(
     // What takes nothing under Cluster may under Local, or not at all.
     let idle = port.listed.iter().filter(|endpoint| !has(&port.route, endpoint));
     backends.extend(idle.map(|endpoint| of_endpoint(snapshot, Some(endpoint), 0, 0)));
+    let states = live_states(balancers, port);
     for backend in &mut backends {
         let Some(address) = backend.address else { continue };
         backend.connections = count(address);
+        backend.live = states.get(&address).map(live_report);
         backend.local = local.is_some_and(|route| sets(route).any(|one| one.address == address));
     }
     ServicePortReport {
@@ -82,6 +96,34 @@ fn port_report(
             .map(|rule| route_words::rule(rule, TrafficPolicy::Cluster, |_| true))
             .collect(),
         backends,
+    }
+}
+
+/// What the agent knows of the endpoints of a port, by address: of all routes to it, the conditional ones too.
+fn live_states(balancers: &Balancers, port: &ServicePort) -> HashMap<SocketAddr, LiveState> {
+    let conditional = port.rules.iter().flat_map(|rule| &rule.route.targets);
+    let mut states = HashMap::new();
+    let mut known: Vec<Key> = Vec::new();
+    for target in port.route.targets.iter().chain(conditional) {
+        let key = Key::of(target);
+        if known.contains(&key) {
+            continue;
+        }
+        known.push(key);
+        for state in balancers.states(target) {
+            // An endpoint that is in several subsets has connections of each; it is left out where one leaves it out.
+            states.entry(state.address).and_modify(|held: &mut LiveState| held.join(&state)).or_insert(state);
+        }
+    }
+    states
+}
+
+fn live_report(state: &LiveState) -> LiveReport {
+    LiveReport {
+        open: state.open,
+        failures: state.failures,
+        ejections: state.ejections,
+        ejected_until: state.ejected_for.map(|left| seconds(SystemTime::now() + left)),
     }
 }
 
@@ -122,6 +164,7 @@ fn of_endpoint(
         state: Some(endpoint.state),
         local: false,
         connections: 0,
+        live: None,
         workload: endpoint.workload.as_ref().map(ToString::to_string),
         node: node.map(ToString::to_string),
         zone: endpoint.zone.as_ref().map(ToString::to_string),

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use super::report::seconds;
 use crate::admin::api::{SourceKindReport, SourceReport};
-use crate::source::{ApiState, KindStatus, Phase};
+use crate::source::{ApiState, ApiStatus, KindStatus, Phase};
 
 /// How it stands with the source; `None`: manifests, which are simply there.
 pub(super) fn source_report(api: Option<&ApiState>) -> SourceReport {
@@ -19,6 +19,9 @@ pub(super) fn source_report(api: Option<&ApiState>) -> SourceReport {
         since: seconds(status.since),
         error: status.error,
         as_of: status.as_of.map(seconds),
+        stored: status.stored.map(seconds),
+        kept: status.kept.as_of.map(seconds),
+        keep_error: status.kept.error,
         kinds: status.kinds.into_iter().map(kind_report).collect(),
     }
 }
@@ -29,6 +32,7 @@ fn kind_report(kind: KindStatus) -> SourceKindReport {
         (Phase::Waiting, None) => "waiting",
         (Phase::Synced, None) => "synced",
         (Phase::Absent, None) => "absent",
+        (Phase::Stored, None) => "stored",
     };
     SourceKindReport {
         kind: kind.label.to_owned(),
@@ -41,17 +45,29 @@ fn kind_report(kind: KindStatus) -> SourceKindReport {
     }
 }
 
-/// What an operator should know of a source that cannot be followed; `None` while all is well.
-pub(super) fn source_problem(api: &ApiState) -> Option<String> {
+/// What an operator should know of a source that cannot be followed, or kept; nothing while all is well.
+pub(super) fn source_problems(api: &ApiState) -> Vec<String> {
     let status = api.status();
-    let error = status.error?;
+    let kept = status.kept.error.as_ref().map(|error| {
+        format!("the state of the mesh cannot be kept on disk ({error}): an agent that starts while the API server is away would have none")
+    });
+    followed_problem(status).into_iter().chain(kept).collect()
+}
+
+fn followed_problem(status: ApiStatus) -> Option<String> {
+    let error = match (status.error, status.stored) {
+        (Some(error), _) => error,
+        (None, Some(_)) => "the API server has not told everything yet".to_owned(),
+        (None, None) => return None,
+    };
     let ago = |time: SystemTime| {
         let age = SystemTime::now().duration_since(time).unwrap_or_default().as_secs();
         format!("{age} s old")
     };
     let age = status.as_of.map_or_else(|| "not known yet".to_owned(), ago);
-    let failing: Vec<&str> =
-        status.kinds.iter().filter(|kind| kind.error.is_some()).map(|kind| kind.label).collect();
+    let is_failing = |kind: &&KindStatus| kind.error.is_some() || kind.phase == Phase::Stored;
+    let failing: Vec<&str> = status.kinds.iter().filter(is_failing).map(|kind| kind.label).collect();
     let what = if failing.len() == status.kinds.len() { "everything".to_owned() } else { failing.join(", ") };
-    Some(format!("{}: {error}; the last state stays in force, it is {age} ({what})", status.url))
+    let state = if status.stored.is_some() { "the state kept on disk is" } else { "the last state stays" };
+    Some(format!("{}: {error}; {state} in force, it is {age} ({what})", status.url))
 }

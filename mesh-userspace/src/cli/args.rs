@@ -29,6 +29,12 @@ pub enum Command {
     Status(Output),
     /// Check what the mesh needs on this node, with or without an agent; exit 1 if something required is missing
     Check(Output),
+    /// Ask the agent at the socket, as a kubelet's probes do; exit 1 if not, with the reason, and 3 if nobody answers
+    Probe {
+        /// What is asked
+        #[arg(value_enum)]
+        what: Probe,
+    },
     /// List services; with NAME, show its addresses, policies and backends
     Services {
         /// NAME or NAMESPACE/NAME
@@ -206,6 +212,25 @@ impl FailOn {
     }
 }
 
+/// What a probe asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Probe {
+    /// Whether it serves, or stands by and could.
+    Ready,
+    /// Whether its process turns.
+    Live,
+}
+
+impl Probe {
+    /// The document that says so.
+    pub const fn path(self) -> &'static str {
+        match self {
+            Self::Ready => "/healthz",
+            Self::Live => "/livez",
+        }
+    }
+}
+
 /// How to print it.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct Output {
@@ -244,6 +269,9 @@ mod tests {
             ("status", true),
             ("status -o json", true),
             ("--socket /tmp/x status", true),
+            ("--socket /tmp/x probe ready", true),
+            ("probe live", true),
+            ("probe", false),
             ("services default/reviews -o wide", true),
             ("flows --follow --limit 3 -o yaml", true),
             ("completions bash", true),

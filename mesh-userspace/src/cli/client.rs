@@ -86,6 +86,11 @@ impl Client {
         serde_json::from_slice(&self.bytes(path).await?).map_err(ClientError::Format)
     }
 
+    /// Whether there is such a document, whatever is in it.
+    pub(super) async fn answers(&self, path: &str) -> Result<(), ClientError> {
+        self.bytes(path).await.map(drop)
+    }
+
     /// The documents of a stream that ends, one a line.
     pub(super) async fn lines<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>, ClientError> {
         let bytes = self.bytes(path).await?;

@@ -47,7 +47,7 @@ pub(super) fn row(flow: &FlowRecord, wide: bool) -> String {
 }
 
 fn details(flow: &FlowRecord, line: &mut String) {
-    let _ = write!(line, "  id={} flags={}", flow.id, flow.response_flags.as_str());
+    let _ = write!(line, "  id={} flags={}", flow.id, flow.response_flags);
     let addresses = [
         ("src", flow.source.address),
         ("orig_dst", flow.original_destination),

@@ -87,6 +87,9 @@ fn source(report: &SourceReport, view: View) -> Option<String> {
         return Some(format!("API server {url}, connected for {since}"));
     }
     let age = match report.as_of {
+        Some(as_of) if report.stored.is_some() => {
+            format!("the state KEPT ON DISK is in force, {} old", view.ago(as_of))
+        }
         Some(as_of) => format!("state is {} old", view.ago(as_of)),
         None => "not everything is known yet".to_owned(),
     };

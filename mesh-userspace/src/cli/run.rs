@@ -202,6 +202,10 @@ async fn run(cli: &Cli, local: Local, colour: bool, out: &mut dyn Write) -> Resu
             write(out, *output, &report, || print::check(&report, view(*output)))?;
             Ok(report.passed())
         }
+        Command::Probe { what } => {
+            client.answers(what.path()).await.map_err(Failure::question)?;
+            Ok(true)
+        }
         Command::Services { name, output } => {
             list_services(&client, name.as_deref(), *output, view(*output), out).await?;
             Ok(true)

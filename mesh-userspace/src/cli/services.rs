@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use super::print::{View, mode};
-use super::table::{Rows, Tone, list, plain, yes};
-use crate::admin::api::{RuleReport, ServicePortReport, ServiceReport, TargetReport};
+use super::table::{Rows, Tone, list, plain, span, yes};
+use crate::admin::api::{LiveReport, RuleReport, ServicePortReport, ServiceReport, TargetReport};
 use crate::model::{EndpointState, Protocol, ServiceKind, TrafficPolicy};
 
 /// All services, a line a port.
@@ -185,6 +185,9 @@ fn backends(report: &ServiceReport, port: &ServicePortReport, view: View) -> Str
         "SHARE",
         "STATE",
         "CONNECTIONS",
+        "OPEN",
+        "FAILURES",
+        "EJECTED",
         "WORKLOAD",
         "NODE",
         "ZONE",
@@ -194,7 +197,7 @@ fn backends(report: &ServiceReport, port: &ServicePortReport, view: View) -> Str
     ];
     let has_local =
         report.internal_policy == TrafficPolicy::Local || report.external_policy == TrafficPolicy::Local;
-    let mut rows = Rows::new(if has_local { &header } else { &header[..10] }, view.colour);
+    let mut rows = Rows::new(if has_local { &header } else { &header[..13] }, view.colour);
     for backend in &port.backends {
         let address = match backend.address {
             Some(address) => plain(address),
@@ -206,12 +209,17 @@ fn backends(report: &ServiceReport, port: &ServicePortReport, view: View) -> Str
             Some(EndpointState::Terminating) => ("terminating".to_owned(), Tone::Warn),
             Some(EndpointState::Unready) => ("not ready".to_owned(), Tone::Warn),
         };
+        let live =
+            |value: fn(&LiveReport) -> u32| plain(backend.live.as_ref().map(value).unwrap_or_default());
         rows.add([
             address,
             plain(backend.weight),
             plain(share(backend.share_ppm)),
             state,
             plain(backend.connections),
+            live(|live| live.open),
+            live(|live| live.failures),
+            ejected(backend.live.as_ref(), view),
             plain(backend.workload.as_deref().unwrap_or_default()),
             plain(backend.node.as_deref().unwrap_or_default()),
             plain(backend.zone.as_deref().unwrap_or_default()),
@@ -221,6 +229,18 @@ fn backends(report: &ServiceReport, port: &ServicePortReport, view: View) -> Str
         ]);
     }
     rows.render()
+}
+
+/// For how much longer an endpoint is left out, and how often that has happened.
+fn ejected(live: Option<&LiveReport>, view: View) -> (String, Tone) {
+    match live {
+        None | Some(LiveReport { ejected_until: None, ejections: 0, .. }) => plain(""),
+        Some(LiveReport { ejected_until: None, ejections, .. }) => plain(format!("no (was {ejections}x)")),
+        Some(LiveReport { ejected_until: Some(until), ejections, .. }) => {
+            let left = span(until.saturating_sub(view.now));
+            (format!("for {left} ({ejections}x)"), Tone::Bad)
+        }
+    }
 }
 
 /// Millionths as per cent.
@@ -247,6 +267,7 @@ mod tests {
             zone: Some("eu-1".to_owned()),
             mode: Mode::Strict,
             enrolled: true,
+            live: Some(LiveReport { open: 4, failures: 2, ejections: 3, ejected_until: Some(VIEW.now + 12) }),
             ..BackendReport::default()
         };
         let port = ServicePortReport {
@@ -300,8 +321,8 @@ mod tests {
             "  weight 90: default/reviews subset v1, 1 endpoints\n  given up after 1s\n",
             "  before it, for enrolled clients: default/front, for client with app=front; or server name a.com\n    \
              weight 1: default/reviews, 2 endpoints\n    50% are reset\n",
-            "10.0.0.1:9080            9        90.00%   ready   17            default/reviews-1   -      eu-1   STRICT",
-            "(refused: no endpoint)   1        10.00%   -       0",
+            "10.0.0.1:9080            9        90.00%   ready   17            4      2          for 12s (3x)   default/reviews-1   -      eu-1   STRICT",
+            "(refused: no endpoint)   1        10.00%   -       0             0      0          -",
         ] {
             assert!(text.contains(part), "{part:?} not in\n{text}");
         }

@@ -6,7 +6,6 @@
 
 mod config;
 mod error;
-mod file;
 mod install;
 mod invocation;
 mod known;

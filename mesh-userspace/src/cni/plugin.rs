@@ -305,7 +305,7 @@ async fn enrol(
 fn decide_alone(pod: &PodName, away: &AwayError, node: &impl Surroundings) -> Result<String, Failure> {
     match node.known() {
         Ok(None) => out_of_time(true, &format!("{away}, and none has ever run here")),
-        Ok(Some(known)) => out_of_time(!known.enrols(&pod.namespace, &pod.name), &away.to_string()),
+        Ok(Some(known)) => out_of_time(!known.enrols(pod), &away.to_string()),
         Err(error) => out_of_time(
             false,
             &format!("{away}, and what it knew of enrolled namespaces cannot be read: {error}"),

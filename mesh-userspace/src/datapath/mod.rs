@@ -106,6 +106,15 @@ pub enum Role {
     Hbone = mesh_common::abi::ROLE_HBONE,
 }
 
+/// Whether the kernel would take the programs and maps: loaded, verified, and gone again. Nothing is attached or pinned, and an
+/// agent that serves does not notice.
+///
+/// # Errors
+/// What [`Datapath::load`] would fail with.
+pub fn rehearse(sizes: &MapSizes) -> Result<(), DatapathError> {
+    Object::load_apart(sizes).map(drop)
+}
+
 /// The loaded datapath. Dropping it ends capture and leaves everything else in force.
 pub struct Datapath {
     // First, so that capture ends before anything else goes.

@@ -21,15 +21,19 @@ pub(super) struct Object {
 impl Object {
     /// Loads every program. Maps that are pinned already are taken over as they are, the others are made and pinned.
     pub(super) fn load(pins: &Pins, sizes: &MapSizes) -> Result<Self, DatapathError> {
-        let mut loader = EbpfLoader::new();
-        // The programs relocate nothing against the kernel's types; reading them all would cost the agent 15 MiB.
-        loader.btf(None);
+        let mut loader = loader(sizes);
         for name in map::ALL {
             loader.map_pin_path(name, pins.map(name));
         }
-        for (name, entries) in sizes.entries() {
-            loader.map_max_entries(name, entries);
-        }
+        Self::load_with(&mut loader)
+    }
+
+    /// The same with maps of its own that are pinned nowhere: whether the kernel takes all of it.
+    pub(super) fn load_apart(sizes: &MapSizes) -> Result<Self, DatapathError> {
+        Self::load_with(&mut loader(sizes))
+    }
+
+    fn load_with(loader: &mut EbpfLoader<'_>) -> Result<Self, DatapathError> {
         let mut ebpf = loader.load(OBJECT).map_err(|error| DatapathError::Load(Box::new(error)))?;
         for name in program::CGROUP.into_iter().chain(program::NETNS) {
             let program = ebpf.program_mut(name).ok_or(DatapathError::Missing(name))?;
@@ -62,6 +66,16 @@ impl Object {
             program.info().map_err(|source| DatapathError::Program { name, source: Box::new(source) })?;
         Ok(info.id())
     }
+}
+
+fn loader(sizes: &MapSizes) -> EbpfLoader<'static> {
+    let mut loader = EbpfLoader::new();
+    // The programs relocate nothing against the kernel's types; reading them all would cost the agent 15 MiB.
+    loader.btf(None);
+    for (name, entries) in sizes.entries() {
+        loader.map_max_entries(name, entries);
+    }
+    loader
 }
 
 fn load_program(program: &mut Program) -> Result<(), ProgramError> {

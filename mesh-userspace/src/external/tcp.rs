@@ -7,6 +7,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::net::{TcpSocket, TcpStream};
@@ -14,18 +15,18 @@ use tokio::time::{Instant, timeout};
 
 use super::entry::Entry;
 use super::listeners::watch;
-use crate::datapath::{Stay, Stayer};
-use crate::model::{Endpoint, Protocol, Snapshot, Workload};
+use crate::datapath::Stayer;
+use crate::model::{Endpoint, Protocol, Snapshot};
 use crate::policy::authorization::Refusal;
 use crate::proxy::ask::Ask;
-use crate::proxy::forward::{CONNECT_DEADLINE, Forward, Upstream, UpstreamError, carry, note_failure};
+use crate::proxy::establish::{Client, Establish};
+use crate::proxy::forward::{Forward, Upstream, UpstreamError};
 use crate::proxy::inbound::{self, DeliveryError};
-use crate::proxy::outbound::TRIES;
 use crate::proxy::record::{party, service_at};
 use crate::proxy::route::{Arrival, Entrance};
 use crate::proxy::worker::{ACCEPT_PAUSE, Worker, is_of_the_connection};
 use crate::socket::{canonical, cookie, prepare, reset_on_close, tcp};
-use crate::telemetry::{ConnectionRecord, Direction, OpenedConnection, Outcome, Reporter, Security};
+use crate::telemetry::{ConnectionRecord, Direction, OpenedConnection, Reporter, Security};
 
 /// Accepts until everything is cut. While the agent waits for connections to end it goes on: the next agent cannot take
 /// them yet.
@@ -82,84 +83,48 @@ async fn serve(worker: &Worker, entry: &Entry, client: TcpStream) {
         // The service went while the connection came.
         return reset_on_close(&client);
     };
-    let attempt = Attempt { worker, entry, snapshot: &snapshot, ask, asked, source, started: Instant::now() };
+    let arrived =
+        Arrived { worker, entry, snapshot: &snapshot, ask: &ask, asked, source, started: Instant::now() };
+    let establish = Establish { worker, client: &arrived, ask: &ask, route: ask.route, asked, source };
     let connected = tokio::select! {
-        connected = attempt.connect_any() => connected,
+        connected = establish.run() => connected,
         () = entry.cut() => None,
     };
     // A connection may last for days; the state of the mesh that it was routed by need not.
     drop(snapshot);
-    let Some((upstream, record, endpoint)) = connected else { return reset_on_close(&client) };
-    let carried = worker.carried.enter(asked, endpoint);
-    let gone = carried.gone(&worker.shared.snapshot.load());
+    let Some(established) = connected else { return reset_on_close(&client) };
     tokio::select! {
-        outcome = carry(worker, &client, upstream, &record, gone) => record.finish(outcome),
+        () = established.carry(worker, &client, asked, None) => {}
         () = entry.cut() => reset_on_close(&client),
     }
 }
 
-struct Attempt<'a> {
+/// A connection from outside.
+struct Arrived<'a> {
     worker: &'a Worker,
     entry: &'a Entry,
     snapshot: &'a Snapshot,
-    ask: Ask<'a>,
+    ask: &'a Ask<'a>,
     asked: SocketAddr,
     source: SocketAddr,
     started: Instant,
 }
 
-impl Attempt<'_> {
-    /// Connects to an endpoint, to another where one fails and nothing of the client's has been sent. One record, whatever
-    /// the number of tries; `None` where all have failed.
-    async fn connect_any(&self) -> Option<(Upstream, ConnectionRecord, SocketAddr)> {
-        let affinity = self.ask.service.affinity_seconds;
-        let stay = affinity.and_then(|_| {
-            let stayer = Stayer::Address(self.source.ip());
-            self.worker.handles.affinities.of(self.ask.frontend, self.asked.is_ipv4(), stayer)
-        });
-        let kept = stay.as_ref().and_then(Stay::backend);
-        let mut failed = Vec::new();
-        loop {
-            let Some(endpoint) = self.ask.endpoint(kept, fastrand::u64(..), &failed) else {
-                let error = UpstreamError::NoEndpoint(self.ask.service.name.to_string());
-                self.open(self.asked, None, Security::Unknown).fail(Outcome::NoEndpoint, &error);
-                return None;
-            };
-            let workload = Arrival::workload(self.snapshot, endpoint);
-            let error = match self.connect(endpoint, workload).await {
-                Ok(upstream) => {
-                    if let Some(Err(error)) = stay.map(|stay| stay.keep(endpoint.address)) {
-                        tracing::debug!(%error, src.addr = %self.source, "client's affinity not kept");
-                    }
-                    let tunnelled = matches!(upstream, Upstream::Tunnel(..));
-                    let security = if tunnelled { Security::MutualTls } else { Security::None };
-                    let record = self.open(endpoint.address, workload, security);
-                    return Some((upstream, record, endpoint.address));
-                }
-                Err(error) => error,
-            };
-            note_failure(self.worker, &error);
-            failed.push(endpoint.address);
-            let again =
-                error.is_retryable() && failed.len() < TRIES && self.ask.endpoint(None, 0, &failed).is_some();
-            tracing::debug!(%error, orig_dst = %self.asked, dst.addr = %endpoint.address, again, "upstream failed");
-            // Who was refused for who they are is told of, whoever served the client in their place.
-            if !again || error.outcome() == Outcome::TlsFailed {
-                self.open(endpoint.address, workload, Security::Unknown).fail(error.outcome(), &error);
-            }
-            if !again {
-                return None;
-            }
-        }
+impl Client for Arrived<'_> {
+    fn stayer(&self) -> Stayer {
+        Stayer::Address(self.source.ip())
     }
 
     /// The record of the connection as this node sees it.
-    fn open(
-        &self,
-        destination: SocketAddr,
-        workload: Option<&Arc<Workload>>,
-        security: Security,
-    ) -> ConnectionRecord {
+    fn open(&self, endpoint: Option<&Endpoint>, upstream: Option<&Upstream>) -> ConnectionRecord {
+        let security = match upstream {
+            None => Security::Unknown,
+            Some(Upstream::Tunnel(..)) => Security::MutualTls,
+            // Nobody has proved who the client is, to a pod of this node either.
+            Some(_) => Security::None,
+        };
+        let destination = endpoint.map_or(self.asked, |endpoint| endpoint.address);
+        let workload = endpoint.and_then(|endpoint| Arrival::workload(self.snapshot, endpoint));
         // What the client's address suggests is named; nobody has proved to be that.
         let known = self.snapshot.workload_at(self.source.ip());
         let mut client = party(self.source, known.map(|workload| &**workload), None);
@@ -180,19 +145,22 @@ impl Attempt<'_> {
         })
     }
 
-    async fn connect(
-        &self,
-        endpoint: &Endpoint,
-        workload: Option<&Arc<Workload>>,
-    ) -> Result<Upstream, UpstreamError> {
+    async fn connect(&self, endpoint: &Endpoint, within: Duration) -> Result<Upstream, UpstreamError> {
         let address = endpoint.address;
+        let workload = Arrival::workload(self.snapshot, endpoint);
         let arrival = Arrival {
             endpoint,
             workload,
             is_frontend: self.entry.is_frontend(self.snapshot, address, Protocol::Tcp),
             is_here: self.entry.is_here(endpoint, workload.map(|workload| &**workload)),
         };
-        let forward = Forward { worker: self.worker, client: self.source, started: self.started };
+        let forward = Forward {
+            worker: self.worker,
+            client: self.source,
+            started: self.started,
+            within,
+            is_copy: false,
+        };
         match arrival.entrance(|uid| self.worker.shared.pod(uid)) {
             Entrance::Loop => Err(UpstreamError::Loop(address)),
             Entrance::Local(pod, workload) => forward.deliver(&pod, workload, None, address).await,
@@ -205,16 +173,18 @@ impl Attempt<'_> {
             Entrance::Unserved(workload) => {
                 let (worker, client) = (self.worker, self.source);
                 let admission = inbound::judge(worker, self.snapshot, workload, None, client, address)?;
-                Ok(Upstream::Unserved(self.dial(endpoint).await?, admission))
+                Ok(Upstream::Unserved(self.dial(endpoint, within).await?, admission))
             }
-            Entrance::Plain => self.dial(endpoint).await.map(Upstream::Socket),
+            Entrance::Plain => self.dial(endpoint, within).await.map(Upstream::Socket),
         }
     }
+}
 
+impl Arrived<'_> {
     /// In plaintext from the node's own namespace. An application of this node is told whom the connection is for.
-    async fn dial(&self, endpoint: &Endpoint) -> Result<TcpStream, UpstreamError> {
+    async fn dial(&self, endpoint: &Endpoint, within: Duration) -> Result<TcpStream, UpstreamError> {
         let address = endpoint.address;
-        let connect = timeout(CONNECT_DEADLINE, dial(self.worker, address, self.source)).await;
+        let connect = timeout(within, dial(self.worker, address, self.source)).await;
         let socket = connect.map_err(|_elapsed| UpstreamError::Timeout(address))?;
         socket.map_err(|source| UpstreamError::Connect { address, source })
     }

@@ -14,13 +14,19 @@ pub use self::policy::policy;
 use crate::identity::ca::csr;
 use crate::identity::peer_identity;
 use crate::model::{Identity, TrustDomain};
+use crate::proxy::sni::{FirstBytes, first_bytes};
 
 /// What a target does with an input.
 pub type Body = fn(&[u8]);
 
 /// The targets, by the names of their corpora in `fuzz/corpus/`.
-pub const TARGETS: [(&str, Body); 4] =
-    [("spiffe", spiffe), ("policy", policy), ("csr", request), ("certificate", certificate)];
+pub const TARGETS: [(&str, Body); 5] = [
+    ("spiffe", spiffe),
+    ("policy", policy),
+    ("csr", request),
+    ("certificate", certificate),
+    ("client_hello", client_hello),
+];
 
 /// A SPIFFE ID that is read is the one that is written, and has no way into another.
 pub fn spiffe(data: &[u8]) {
@@ -70,6 +76,25 @@ pub fn certificate(data: &[u8]) {
     match peer_identity(&[shown]) {
         Ok(identity) => is_whole(&identity),
         Err(error) => assert!(!error.reason().is_empty()),
+    }
+}
+
+/// Whatever a client sends first names one server or none, however much of it has come: what was told to be nameless stays
+/// so, and no second name follows.
+pub fn client_hello(data: &[u8]) {
+    let whole = first_bytes(data);
+    if let FirstBytes::Named(name) = &whole {
+        assert!(!name.is_empty() && name.len() <= 253 && name.is_ascii(), "{name}");
+        assert!(!name.chars().any(|each| each.is_ascii_uppercase() || each.is_ascii_control()), "{name}");
+    }
+    let lengths = (0..usize::BITS).map(|power| 1 << power).take_while(|&length| length < data.len());
+    for part in lengths.chain([data.len().saturating_sub(1)]).map(|length| first_bytes(&data[..length])) {
+        match part {
+            FirstBytes::Partial => {}
+            FirstBytes::Nameless => assert_eq!(whole, FirstBytes::Nameless),
+            // Garbage in the same flight makes one that is not understood.
+            FirstBytes::Named(_) => assert!(whole == part || whole == FirstBytes::Nameless),
+        }
     }
 }
 

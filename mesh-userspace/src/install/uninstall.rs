@@ -175,8 +175,12 @@ fn cleanup(cluster: &Cluster, agents: &Value) -> Value {
         mount("host-run", "/host/run"),
         mount("host-lib", "/host/lib"),
     ];
-    let mut arguments =
-        vec!["uninstall", "--state-dir=/host/run/mesh", "--cni-state=/host/lib/mesh/cni.json"];
+    let mut arguments = vec![
+        "uninstall",
+        "--state-dir=/host/run/mesh",
+        "--cni-state=/host/lib/mesh/cni.json",
+        "--source-state=/host/lib/mesh/state.json.gz",
+    ];
     let own = spec["volumes"].as_array().into_iter().flatten();
     let cni: Vec<&Value> =
         own.filter(|volume| volume["name"].as_str().is_some_and(|name| name.starts_with("cni-"))).collect();

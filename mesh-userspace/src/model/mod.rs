@@ -16,7 +16,7 @@ mod policies;
 mod route;
 mod sandbox;
 mod service;
-mod shared;
+pub(crate) mod shared;
 mod snapshot;
 mod traffic;
 mod workload;

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::shared_text;
+use super::{shared, shared_text};
 
 /// Namespace and name of a service.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct ServiceName {
     /// Kubernetes namespace.
+    #[serde(deserialize_with = "shared::text")]
     pub namespace: Arc<str>,
     /// Name in that namespace.
     pub name: Arc<str>,
@@ -32,7 +33,7 @@ impl fmt::Display for ServiceName {
 /// `NAMESPACE/POD`, unique in a cluster.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct WorkloadUid(Arc<str>);
+pub struct WorkloadUid(#[serde(deserialize_with = "shared::text")] Arc<str>);
 
 impl WorkloadUid {
     /// The id of the pod `name` in `namespace`.
@@ -60,7 +61,7 @@ impl fmt::Display for WorkloadUid {
 /// Name of a node, as in `spec.nodeName`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct NodeName(Arc<str>);
+pub struct NodeName(#[serde(deserialize_with = "shared::text")] Arc<str>);
 
 impl NodeName {
     /// A node called `name`.

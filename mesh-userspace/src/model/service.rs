@@ -120,7 +120,7 @@ pub enum ServiceKind {
 }
 
 /// How a service is reached from outside the cluster.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct External {
     /// `externalTrafficPolicy`. Clients on this node are served by all endpoints all the same.
     pub policy: TrafficPolicy,

@@ -4,9 +4,12 @@
 //! equal to what was given, and held together with all that is equal to it. What nobody else holds any more is let go when
 //! there has come to be twice as much as at the last look.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::hash::Hash;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+
+use serde::{Deserialize, Deserializer};
 
 /// Entries below which nothing is looked through.
 const FEW: usize = 1024;
@@ -24,6 +27,23 @@ pub(crate) fn shared_text(text: &str) -> Arc<str> {
 pub(crate) fn shared_labels(labels: BTreeMap<String, String>) -> Arc<BTreeMap<String, String>> {
     let mut all = LABELS.lock().unwrap_or_else(PoisonError::into_inner);
     all.get(&labels).unwrap_or_else(|| all.add(Arc::new(labels)))
+}
+
+/// As [`shared_text`], for serde.
+pub(crate) fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<str>, D::Error> {
+    Cow::<'_, str>::deserialize(deserializer).map(|text| shared_text(&text))
+}
+
+/// The same where there may be none.
+pub(crate) fn some_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Arc<str>>, D::Error> {
+    Option::<Cow<'_, str>>::deserialize(deserializer).map(|text| text.map(|text| shared_text(&text)))
+}
+
+/// As [`shared_labels`], for serde.
+pub(crate) fn labels<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Arc<BTreeMap<String, String>>, D::Error> {
+    BTreeMap::deserialize(deserializer).map(shared_labels)
 }
 
 struct Pool<T: ?Sized> {

@@ -79,6 +79,8 @@ pub struct Snapshot {
     pub mesh: Arc<MeshConfig>,
     /// All workloads.
     pub workloads: OrdMap<WorkloadUid, Arc<Workload>>,
+    /// Those of this node ([`MeshConfig::node`]): what serves the node costs what the node has, however large the cluster.
+    pub here: OrdMap<WorkloadUid, Arc<Workload>>,
     /// Workloads by address; host-network pods are left out, their address is their node's.
     pub addresses: HashMap<IpAddr, Arc<Workload>>,
     /// All namespaces that have an object, and whether it brings its pods into the mesh unless they opt out.

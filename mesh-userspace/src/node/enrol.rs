@@ -4,6 +4,9 @@
 //! Many pods are enrolled at a time: what is done inside a namespace is done in several at once, what all of them share (the
 //! maps, the state folder) one pod after the other. No address is served for two pods: it is its first holder's until that one
 //! has lost it.
+//!
+//! A pod whose enrolment fails, and some of whose ports are strict, is closed all the same: the program that refuses those
+//! needs nothing inside the namespace. It is taken out again once the pod is enrolled, or not wanted any more.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -82,6 +85,18 @@ pub enum EnrolError {
         #[source]
         source: io::Error,
     },
+    /// It failed half-way, and what was done stays.
+    #[error("what a failed enrolment has done cannot be undone ({undo})")]
+    NotUndone {
+        /// Why it cannot be undone.
+        undo: String,
+        /// Why it failed.
+        #[source]
+        failed: Box<EnrolError>,
+    },
+    /// It could not be enrolled, and nobody comes to its strict ports in plaintext for that.
+    #[error("its strict ports are closed until it can be enrolled")]
+    Closed(#[source] Box<EnrolError>),
     /// The state file.
     #[error("cannot remember the pod")]
     State(#[source] io::Error),
@@ -202,11 +217,20 @@ impl Enroller {
                     self.steer(datapath, wanted, (looked, remembered), monitor, listeners)
                 });
                 done.map_err(|(error, remembered)| {
-                    if let Err(undo) = self.take_back(datapath, &remembered, None) {
-                        tracing::warn!(error = %undo, pod = %remembered.uid, "a failed enrolment could not be undone");
+                    if wanted.modes.any_strict() {
+                        match close(datapath, wanted, &remembered) {
+                            Ok(()) => return EnrolError::Closed(Box::new(error)),
+                            Err(why) => {
+                                tracing::error!(error = %why, pod = %remembered.uid, "its strict ports cannot be closed");
+                            }
+                        }
                     }
+                    let undone = self.take_back(datapath, &remembered, None);
                     self.disown(remembered.cookie, &steered);
-                    error
+                    match undone {
+                        Ok(()) => error,
+                        Err(undo) => EnrolError::NotUndone { undo: told(&undo), failed: Box::new(error) },
+                    }
                 })
             })
             .collect()
@@ -376,8 +400,13 @@ impl Enroller {
         let strays: Vec<Remembered> = self.remembered.values().filter(|pod| !stays(pod)).cloned().collect();
         let mut errors = Vec::new();
         for pod in strays {
-            tracing::info!(pod = %pod.uid, "released: enrolled by an earlier agent and no longer wanted");
-            errors.extend(self.take_back(datapath, &pod, None).err());
+            match self.take_back(datapath, &pod, None) {
+                Ok(()) => {
+                    tracing::info!(pod = %pod.uid, "released: enrolled by an earlier agent, or closed, and no longer wanted");
+                }
+                Err(error) => errors.push(error),
+            }
+            self.disown(pod.cookie, &pod.steered);
         }
         let unknown = |cookie: &u64| !enrolled(*cookie) && !self.remembered.contains_key(cookie);
         for cookie in datapath.known_pods().into_iter().filter(unknown) {
@@ -450,6 +479,12 @@ impl Enrolment {
     }
 }
 
+/// A failure with what it comes from.
+fn told(error: &EnrolError) -> String {
+    let source = std::error::Error::source(error).map(|source| format!(": {source}"));
+    format!("{error}{}", source.unwrap_or_default())
+}
+
 /// What a namespace is and has.
 fn look(place: &Place) -> Result<Looked, EnrolError> {
     let path = || place.path.clone();
@@ -478,6 +513,16 @@ fn prepare((looked, remembered): &(Looked, Remembered)) -> Result<(Monitor, Vec<
     })
 }
 
+/// Refuses what comes to strict ports of a pod that nothing is laid in. The node's own processes pass.
+fn close(datapath: &mut Datapath, wanted: &Wanted, remembered: &Remembered) -> Result<(), EnrolError> {
+    let looked = look(&wanted.place)?;
+    if looked.netns.cookie() != remembered.cookie {
+        return Err(EnrolError::Taken(wanted.place.path.clone()));
+    }
+    datapath.set_inbound_modes(&remembered.steered, &wanted.modes)?;
+    Ok(datapath.attach_pod(remembered.cookie, looked.netns.file().as_fd())?)
+}
+
 /// Makes these sockets the listeners of these addresses.
 pub(super) fn set_listeners(
     datapath: &mut Datapath,
@@ -492,16 +537,22 @@ pub(super) fn set_listeners(
     Ok(())
 }
 
-/// Leaves no trace of any agent on this machine's pods: for `meshd uninstall`. The pins are removed elsewhere.
-pub fn uninstall(state_dir: &Path) -> Result<Vec<WorkloadUid>, EnrolError> {
+/// Leaves no trace of any agent on this machine's pods: for `meshd uninstall`. The pins are removed elsewhere. One result a pod:
+/// what cannot be taken out of one stays remembered, for another try.
+pub fn uninstall(state_dir: &Path) -> Result<Vec<(WorkloadUid, Result<(), EnrolError>)>, EnrolError> {
     let state = StateDir::open(state_dir).map_err(EnrolError::State)?;
-    let mut released = Vec::new();
-    for (cookie, pod) in state.load() {
-        find_and_take_up(&pod)?;
-        state.forget(cookie);
-        released.push(pod.uid);
-    }
-    Ok(released)
+    Ok(release_all(&state, find_and_take_up))
+}
+
+fn release_all(
+    state: &StateDir,
+    take_up: impl Fn(&Remembered) -> Result<(), EnrolError>,
+) -> Vec<(WorkloadUid, Result<(), EnrolError>)> {
+    let release = |(cookie, pod): (u64, Remembered)| {
+        let released = take_up(&pod).inspect(|()| state.forget(cookie));
+        (pod.uid, released)
+    };
+    state.load().into_iter().map(release).collect()
 }
 
 /// Takes rules, routes and sysctls out of a namespace.

@@ -9,16 +9,19 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::admission::{self, Admission};
-use super::copy::{SocketIs, tcp_to_tcp, tcp_to_tunnel};
+use super::copy::{SocketIs, Tap, Tunnel, tcp_to_tcp, tcp_to_tunnel};
 use super::hbone::client::ClientError;
 use super::hbone::{Baggage, Lease, Peer};
 use super::inbound::{self, Delivery, DeliveryError};
 use super::pod::{Held, Pod};
 use super::worker::Worker;
-use crate::model::{Identity, Workload};
+use crate::balance::{Failure, Overflow};
+use crate::model::{Identity, Keepalive, Workload};
 use crate::node::NetNs;
+use crate::socket::set_keepalive;
 use crate::telemetry::{ConnectionRecord, Outcome, Security};
 
+/// How long one try may take where nothing is said (Istio's `connectTimeout` by default).
 pub(crate) const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Why the upstream could not be had.
@@ -46,6 +49,8 @@ pub(crate) enum UpstreamError {
     OutOfRange(String),
     #[error("{0} is an endpoint and a service of this node at once")]
     Loop(SocketAddr),
+    #[error("{service}: {overflow}")]
+    Overflow { service: String, overflow: Overflow },
 }
 
 impl UpstreamError {
@@ -55,6 +60,7 @@ impl UpstreamError {
             Self::Timeout(_) => Outcome::ConnectTimeout,
             Self::NoEndpoint(_) => Outcome::NoEndpoint,
             Self::OutOfRange(_) => Outcome::RefusedPolicy,
+            Self::Overflow { .. } => Outcome::Overflow,
             Self::Delivery(error) => error.outcome(),
             Self::Tunnel { source, .. } => match source {
                 ClientError::Tls(_) | ClientError::Alert(_) => Outcome::TlsFailed,
@@ -75,8 +81,52 @@ impl UpstreamError {
             Self::Connect { .. } | Self::Timeout(_) | Self::Loop(_) => true,
             Self::Tunnel { source, .. } => source.is_retryable(),
             Self::Delivery(error) => error.is_retryable(),
-            Self::NoEndpoint(_) | Self::OutOfRange(_) => false,
+            Self::NoEndpoint(_) | Self::OutOfRange(_) | Self::Overflow { .. } => false,
         }
+    }
+
+    /// What it says of the endpoint; nothing where it is policy, or this side's own trouble.
+    pub(crate) fn failure(&self) -> Option<Failure> {
+        match self {
+            Self::Connect { source, .. }
+            | Self::Delivery(DeliveryError::Connect { source, .. })
+            | Self::Tunnel { source: ClientError::Connect { source, .. }, .. } => failure_of(source),
+            Self::Timeout(_)
+            | Self::Delivery(DeliveryError::Timeout(_))
+            | Self::Tunnel { source: ClientError::Deadline(_), .. } => Some(Failure::Timeout),
+            Self::Tunnel { source, .. } => {
+                let is_own = matches!(
+                    source,
+                    ClientError::Refused(http::StatusCode::UNAUTHORIZED)
+                        | ClientError::Authority(_)
+                        | ClientError::Certificate(_)
+                        | ClientError::Config(_)
+                );
+                (!is_own).then_some(Failure::Connect)
+            }
+            Self::Delivery(DeliveryError::Refused { .. })
+            | Self::NoEndpoint(_)
+            | Self::OutOfRange(_)
+            | Self::Loop(_)
+            | Self::Overflow { .. } => None,
+        }
+    }
+}
+
+/// What an error of a socket says of whom it was for: that this node has no descriptors, memory or ports left is not its
+/// fault.
+fn failure_of(error: &io::Error) -> Option<Failure> {
+    match error.raw_os_error() {
+        Some(
+            libc::EMFILE
+            | libc::ENFILE
+            | libc::ENOMEM
+            | libc::ENOBUFS
+            | libc::EADDRNOTAVAIL
+            | libc::EADDRINUSE,
+        ) => None,
+        Some(libc::ETIMEDOUT) => Some(Failure::Timeout),
+        _ => Some(Failure::Connect),
     }
 }
 
@@ -86,7 +136,13 @@ pub(crate) enum Upstream {
     Unserved(TcpStream, Admission),
     /// A pod of this node.
     Local(TcpStream, Box<AtDestination>),
-    Tunnel(super::copy::Tunnel, Lease),
+    Tunnel(Tunnel, Lease),
+}
+
+/// An upstream, as far as bytes go.
+pub(crate) enum Server {
+    Socket(TcpStream),
+    Tunnel(Tunnel, Lease),
 }
 
 /// What the destination's agent would hold of a connection.
@@ -107,6 +163,17 @@ impl Upstream {
             Self::Local(..) | Self::Tunnel(..) => Security::MutualTls,
         }
     }
+
+    /// Has the kernel ask an endpoint that is silent whether it is still there. A tunnel is one of many on its connection, which HTTP/2
+    /// asks by itself.
+    pub(super) fn keep_alive(&self, settings: &Keepalive) {
+        let (Self::Socket(socket) | Self::Unserved(socket, _) | Self::Local(socket, _)) = self else {
+            return;
+        };
+        if let Err(error) = set_keepalive(socket, settings) {
+            tracing::debug!(%error, "keepalive of an upstream");
+        }
+    }
 }
 
 /// A client's connection that is to go to an endpoint in the mesh.
@@ -117,6 +184,10 @@ pub(crate) struct Forward<'a> {
     pub(crate) client: SocketAddr,
     /// When it was accepted.
     pub(crate) started: Instant,
+    /// How long it may take to have it.
+    pub(crate) within: Duration,
+    /// Whether it is a copy of one, which must not come in the way of others.
+    pub(crate) is_copy: bool,
 }
 
 impl Forward<'_> {
@@ -129,9 +200,9 @@ impl Forward<'_> {
         source: Option<&Identity>,
         address: SocketAddr,
     ) -> Result<Upstream, UpstreamError> {
-        let Self { worker, client, started } = *self;
+        let Self { worker, client, started, within, .. } = *self;
         let mut record = inbound::open(worker, workload, client, address, source, started);
-        let delivery = Delivery { worker, pod, source, client, destination: address };
+        let delivery = Delivery { worker, pod, source, client, destination: address, within };
         match delivery.connect(&mut record).await {
             Ok((socket, admission)) => {
                 let pod = Held::new(pod);
@@ -158,12 +229,13 @@ impl Forward<'_> {
             source: source.clone(),
             address: SocketAddr::new(address.ip(), mesh_common::abi::HBONE_PORT),
             destination: workload.identity.clone(),
+            is_copy: self.is_copy,
         };
         let certificates = &self.worker.shared.certificates;
         let tunnel = self.worker.pool.tunnel(&peer, netns, certificates, address, self.client, baggage);
         // One deadline for all of it: a place in the pool, TCP, TLS, HTTP/2, and the application behind.
         let tunnel =
-            timeout(CONNECT_DEADLINE, tunnel).await.map_err(|_elapsed| UpstreamError::Timeout(address))?;
+            timeout(self.within, tunnel).await.map_err(|_elapsed| UpstreamError::Timeout(address))?;
         let (tunnel, lease) = tunnel.map_err(|source| UpstreamError::Tunnel { address, source })?;
         Ok(Upstream::Tunnel(tunnel, lease))
     }
@@ -178,34 +250,44 @@ pub(crate) fn note_failure(worker: &Worker, error: &UpstreamError) {
     }
 }
 
-/// Carries the connection to its end, or until its endpoint is gone or may no longer be reached.
+/// Carries the connection to its end, or until it is to end so: its endpoint is gone, it has reached a bound, or it may no longer
+/// be reached. `tap` is shown what the client sends.
 pub(crate) async fn carry(
     worker: &Worker,
     client: &TcpStream,
     upstream: Upstream,
     record: &ConnectionRecord,
-    gone: impl Future<Output = ()>,
+    ends: impl Future<Output = Outcome>,
+    tap: &impl Tap,
 ) -> Outcome {
-    let (upstream, at_destination, mut admission, pod) = match upstream {
+    let bytes = record.bytes();
+    hold(worker, upstream, record, ends, async |server| match server {
+        Server::Socket(server) => tcp_to_tcp(client, &server, bytes, tap).await,
+        Server::Tunnel(tunnel, _lease) => tcp_to_tunnel(client, tunnel, SocketIs::Client, bytes, tap).await,
+    })
+    .await
+}
+
+/// Has `copy` carry the bytes to their end, or until the connection is to end so or may no longer be.
+pub(crate) async fn hold(
+    worker: &Worker,
+    upstream: Upstream,
+    record: &ConnectionRecord,
+    ends: impl Future<Output = Outcome>,
+    copy: impl AsyncFnOnce(Server) -> Outcome,
+) -> Outcome {
+    let (server, at_destination, mut admission, pod) = match upstream {
         Upstream::Local(server, there) => {
-            (Upstream::Socket(server), Some(there.record), Some(there.admission), Some(there.pod))
+            (Server::Socket(server), Some(there.record), Some(there.admission), Some(there.pod))
         }
-        Upstream::Unserved(server, admission) => (Upstream::Socket(server), None, Some(admission), None),
-        upstream => (upstream, None, None, None),
+        Upstream::Unserved(server, admission) => (Server::Socket(server), None, Some(admission), None),
+        Upstream::Socket(server) => (Server::Socket(server), None, None, None),
+        Upstream::Tunnel(tunnel, lease) => (Server::Tunnel(tunnel, lease), None, None, None),
     };
     let cut = async {
         match &pod {
             Some(pod) => pod.cut().await,
             None => std::future::pending().await,
-        }
-    };
-    let bytes = record.bytes();
-    let carried = async {
-        match upstream {
-            Upstream::Socket(server) | Upstream::Unserved(server, _) | Upstream::Local(server, _) => {
-                tcp_to_tcp(client, &server, bytes).await
-            }
-            Upstream::Tunnel(tunnel, _lease) => tcp_to_tunnel(client, tunnel, SocketIs::Client, bytes).await,
         }
     };
     let revoked = async {
@@ -216,8 +298,8 @@ pub(crate) async fn carry(
     };
     // What is dropped while it carries is reset on both sides.
     let (outcome, refusal) = tokio::select! {
-        outcome = carried => (outcome, None),
-        () = gone => (Outcome::Withdrawn, None),
+        outcome = copy(server) => (outcome, None),
+        outcome = ends => (outcome, None),
         () = cut => (Outcome::Withdrawn, None),
         refusal = revoked => (Outcome::Revoked, Some(refusal)),
     };
@@ -225,7 +307,7 @@ pub(crate) async fn carry(
         admission::refused(worker.shared.telemetry.metrics(), "revoked", refusal);
     }
     if let Some(at_destination) = at_destination {
-        let (to_server, to_client) = bytes.totals();
+        let (to_server, to_client) = record.bytes().totals();
         at_destination.bytes().add_to_server(to_server);
         at_destination.bytes().add_to_client(to_client);
         match refusal {

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::admission::{self, Admission};
-use super::copy::{SocketIs, tcp_to_tcp, tcp_to_tunnel};
+use super::copy::{NoTap, SocketIs, tcp_to_tcp, tcp_to_tunnel};
 use super::hbone::server::{self, ServerError, TunnelRequest};
 use super::record::party;
 use super::worker::Worker;
@@ -84,6 +84,8 @@ pub(crate) struct Delivery<'a> {
     pub(crate) client: SocketAddr,
     /// Address and port of the application.
     pub(crate) destination: SocketAddr,
+    /// How long it may take.
+    pub(crate) within: Duration,
 }
 
 impl Delivery<'_> {
@@ -101,7 +103,7 @@ impl Delivery<'_> {
         }
         let admit = &self.worker.handles.deliveries;
         let connect = upstream::deliver(&self.pod.netns, self.client, self.destination, admit);
-        let socket = timeout(CONNECT_DEADLINE, connect)
+        let socket = timeout(self.within, connect)
             .await
             .map_err(|_elapsed| DeliveryError::Timeout(self.destination))?;
         let socket = socket.map_err(|source| DeliveryError::Connect { address: self.destination, source })?;
@@ -119,13 +121,14 @@ pub(super) async fn plaintext(worker: &Worker, pod: &Arc<Pod>, client: TcpStream
     let mut record = open(worker, &workload, source, destination, None, Instant::now());
     // The client's port is taken in this namespace by the very connection that came in.
     let from = SocketAddr::new(source.ip(), 0);
-    let delivery = Delivery { worker, pod, source: None, client: from, destination };
+    let within = CONNECT_DEADLINE;
+    let delivery = Delivery { worker, pod, source: None, client: from, destination, within };
     let served = async {
         match delivery.connect(&mut record).await {
             Ok((server, mut admission)) => {
                 // What is dropped while it carries is reset on both sides.
                 tokio::select! {
-                    outcome = tcp_to_tcp(&client, &server, record.bytes()) => record.finish(outcome),
+                    outcome = tcp_to_tcp(&client, &server, record.bytes(), &NoTap) => record.finish(outcome),
                     refusal = admission.revoked() => revoked(worker, record, &refusal),
                 }
             }
@@ -246,7 +249,8 @@ async fn tunnel(worker: &Worker, pod: &Arc<Pod>, request: TunnelRequest) {
     let (client, authenticated) = forwarded.map_or((own, Some(&source)), |client| (client, None));
     let mut record = open(worker, &workload, client, destination, Some(&source), Instant::now());
     drop(snapshot);
-    let delivery = Delivery { worker, pod, source: authenticated, client, destination };
+    let within = CONNECT_DEADLINE;
+    let delivery = Delivery { worker, pod, source: authenticated, client, destination, within };
     let served = async {
         let (server, mut admission) = match delivery.connect(&mut record).await {
             Ok(delivered) => delivered,
@@ -257,7 +261,9 @@ async fn tunnel(worker: &Worker, pod: &Arc<Pod>, request: TunnelRequest) {
         };
         match request.accept() {
             Ok(tunnel) => tokio::select! {
-                outcome = tcp_to_tunnel(&server, tunnel, SocketIs::Server, record.bytes()) => record.finish(outcome),
+                outcome = tcp_to_tunnel(&server, tunnel, SocketIs::Server, record.bytes(), &NoTap) => {
+                    record.finish(outcome);
+                }
                 refusal = admission.revoked() => revoked(worker, record, &refusal),
             },
             Err(error) => {

@@ -6,17 +6,23 @@
 
 pub(crate) mod admission;
 pub(crate) mod ask;
+pub(crate) mod bounds;
 mod canary;
 pub(crate) mod carried;
+mod chance;
 pub(crate) mod copy;
+pub(crate) mod establish;
+mod fault;
 pub(crate) mod forward;
 mod gate;
 pub(crate) mod hbone;
 pub(crate) mod inbound;
+mod mirror;
 pub(crate) mod outbound;
 pub(crate) mod pod;
 pub(crate) mod record;
 pub(crate) mod route;
+pub(crate) mod sni;
 mod upstream;
 pub(crate) mod worker;
 
@@ -31,6 +37,7 @@ use self::gate::Gate;
 pub use self::pod::{Pod, Stop};
 pub use self::worker::{Handles, Workers};
 
+use crate::balance::Balancers;
 use crate::identity::CertificateStore;
 use crate::model::{Identity, MeshConfig, NodeName, Snapshot, Workload, WorkloadUid};
 use crate::telemetry::Telemetry;
@@ -47,12 +54,18 @@ pub struct Shared {
     pub certificates: CertificateStore,
     /// Where connections are recorded.
     pub telemetry: Telemetry,
+    /// Picks endpoints, and knows how they are.
+    pub balancers: Balancers,
     /// The self-test's far end.
     pub canary: Canary,
     pods: ArcSwap<HashMap<WorkloadUid, Arc<Pod>>>,
     pods_changed: watch::Sender<()>,
     /// Who may come to every pod that may have connections, those that are leaving or not enrolled yet among them.
     followers: Mutex<Vec<Weak<Gate>>>,
+    /// Places for connections that a fault delays.
+    delays: fault::Delays,
+    /// What copies may take.
+    mirrors: Arc<mirror::Room>,
     pools: Mutex<HashMap<usize, (usize, usize, usize)>>,
 }
 
@@ -71,10 +84,13 @@ impl Shared {
             snapshot,
             certificates,
             telemetry,
+            balancers: Balancers::default(),
             canary: Canary::default(),
             pods: ArcSwap::default(),
             pods_changed: watch::Sender::new(()),
             followers: Mutex::default(),
+            delays: fault::Delays::default(),
+            mirrors: Arc::default(),
             pools: Mutex::default(),
         }
     }

@@ -2,23 +2,25 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::ask::Ask;
+use super::copy::NoTap;
+use super::establish::{Client, Establish, Established};
+use super::fault::{self, Fault};
 use super::forward::{CONNECT_DEADLINE, Forward, Upstream, UpstreamError, carry, note_failure};
+use super::mirror::{Mirrors, Source};
 use super::record::{party, service_at};
 use super::route::{self, Destination, Way};
 use super::worker::Worker;
-use super::{Pod, inbound, upstream};
-use crate::datapath::{Stay, Stayer};
-use crate::model::{Connecting, Service, Snapshot, Workload};
+use super::{Pod, inbound, sni, upstream};
+use crate::datapath::Stayer;
+use crate::model::{Connecting, Endpoint, Service, Snapshot, Workload};
 use crate::socket::{canonical, reset_on_close};
-use crate::telemetry::{ConnectionRecord, Direction, OpenedConnection, Outcome, Reporter, Security};
-
-/// How many endpoints are tried before a connection is given up; nothing of it has been sent until one answers.
-pub(crate) const TRIES: usize = 3;
+use crate::telemetry::{ConnectionRecord, Direction, OpenedConnection, Reporter, Security};
 
 /// Serves one captured connection to its end.
 pub(super) async fn serve(worker: &Worker, pod: &Arc<Pod>, client: TcpStream) {
@@ -29,117 +31,192 @@ pub(super) async fn serve(worker: &Worker, pod: &Arc<Pod>, client: TcpStream) {
     if worker.shared.canary.answer(pod, asked, &client) {
         return;
     }
-    let snapshot = worker.shared.snapshot.load_full();
-    let workload = pod.workload(&snapshot);
-    let started = Instant::now();
-    let attempt = Attempt { worker, pod, workload: &workload, snapshot: &snapshot, asked, source, started };
+    let accepted = Accepted { worker, pod, asked, source, started: Instant::now() };
+    let mut captured = Captured::now(accepted);
+    if captured.asks_server_name() {
+        // It may take long: nothing of the mesh's state is held meanwhile, and what is in force then routes the connection.
+        drop(captured);
+        let server_name = tokio::select! {
+            server_name = sni::server_name(&client) => server_name,
+            () = pod.cut() => return reset_on_close(&client),
+        };
+        captured = Captured { server_name, ..Captured::now(accepted) };
+    }
+    let fault = captured.fault();
+    if !fault.is_none() {
+        // So may this.
+        let server_name = captured.server_name.take();
+        drop(captured);
+        let injected = fault.inject(worker, &client, pod.cut()).await;
+        captured = Captured { server_name, delayed: injected.delayed, ..Captured::now(accepted) };
+        if let Some(end) = injected.end {
+            captured.fail_injected(end);
+            return reset_on_close(&client);
+        }
+    }
     let connected = tokio::select! {
-        connected = attempt.connect_any() => connected,
+        connected = captured.connect() => connected,
         () = pod.cut() => None,
     };
-    // A connection may last for days; the state of the mesh that it was routed by need not.
-    drop(snapshot);
-    let Some((upstream, record, endpoint)) = connected else { return reset_on_close(&client) };
-    let entry = endpoint.map(|endpoint| worker.carried.enter(asked, endpoint));
-    let gone = entry.as_ref().map(|entry| entry.gone(&worker.shared.snapshot.load()));
-    let gone = async {
-        match gone {
-            Some(gone) => gone.await,
-            None => std::future::pending().await,
-        }
+    let mirrors = match &connected {
+        Some(Connected::Service(_)) => captured.mirrors(),
+        Some(Connected::Address(..)) | None => None,
     };
-    tokio::select! {
-        outcome = carry(worker, &client, upstream, &record, gone) => record.finish(outcome),
-        () = pod.cut() => reset_on_close(&client),
+    // A connection may last for days; the state of the mesh that it was routed by need not.
+    drop(captured);
+    match connected {
+        None => reset_on_close(&client),
+        Some(Connected::Service(established)) => tokio::select! {
+            () = established.carry(worker, &client, asked, mirrors) => {}
+            () = pod.cut() => reset_on_close(&client),
+        },
+        Some(Connected::Address(upstream, record)) => tokio::select! {
+            outcome = carry(worker, &client, upstream, &record, std::future::pending(), &NoTap) => {
+                record.finish(outcome);
+            }
+            () = pod.cut() => reset_on_close(&client),
+        },
     }
 }
 
-struct Attempt<'a> {
+/// Connects to a shadow, as the client whose connection is copied; it may take so long.
+pub(super) async fn reach_shadow(
+    copied: &Source<'_>,
+    destination: &Destination,
+    within: Duration,
+) -> Result<Upstream, UpstreamError> {
+    let &Source { worker, pod, workload, snapshot, asked, client } = copied;
+    let captured = Captured {
+        accepted: Accepted { worker, pod, asked, source: client, started: Instant::now() },
+        workload: Arc::clone(workload),
+        snapshot: Arc::clone(snapshot),
+        server_name: None,
+        delayed: false,
+        is_copy: true,
+    };
+    captured.connect_to(destination, within).await
+}
+
+/// Where a captured connection has come to.
+enum Connected {
+    /// An endpoint of a service.
+    Service(Established),
+    /// The address that was asked for, which is no service's.
+    Address(Upstream, ConnectionRecord),
+}
+
+/// A connection as it was accepted.
+#[derive(Clone, Copy)]
+struct Accepted<'a> {
     worker: &'a Worker,
     pod: &'a Arc<Pod>,
-    workload: &'a Arc<Workload>,
-    snapshot: &'a Snapshot,
     asked: SocketAddr,
     source: SocketAddr,
     started: Instant,
 }
 
-impl<'a> Attempt<'a> {
-    /// Connects to an endpoint, to another where one fails and nothing of the client's has been sent. One record, whatever
-    /// the number of tries; `None` where all have failed.
-    /// The endpoint's address is there where a service led to it.
-    async fn connect_any(&self) -> Option<(Upstream, ConnectionRecord, Option<SocketAddr>)> {
-        let ask = route::ask(self.snapshot, self.asked);
-        if let Some(ask) = ask.as_ref().filter(|ask| !ask.admits(self.source.ip())) {
-            self.fail_service(ask.service, &UpstreamError::OutOfRange(ask.service.name.to_string()));
-            return None;
-        }
-        let connection = Connecting {
-            source: Some(self.workload),
+/// A captured connection, and what it is to the mesh.
+struct Captured<'a> {
+    accepted: Accepted<'a>,
+    workload: Arc<Workload>,
+    snapshot: Arc<Snapshot>,
+    /// What the client's TLS asks for, where a route asks for that.
+    server_name: Option<String>,
+    /// Whether a fault delayed it.
+    delayed: bool,
+    /// Whether it is a copy of a client's, to a shadow.
+    is_copy: bool,
+}
+
+impl<'a> std::ops::Deref for Captured<'a> {
+    type Target = Accepted<'a>;
+
+    fn deref(&self) -> &Accepted<'a> {
+        &self.accepted
+    }
+}
+
+impl<'a> Captured<'a> {
+    /// By the mesh as it is now.
+    fn now(accepted: Accepted<'a>) -> Self {
+        let snapshot = accepted.worker.shared.snapshot.load_full();
+        let workload = accepted.pod.workload(&snapshot);
+        Self { accepted, workload, snapshot, server_name: None, delayed: false, is_copy: false }
+    }
+
+    /// What the routes can tell of it.
+    fn connecting(&self) -> Connecting<'_> {
+        Connecting {
+            source: Some(&self.workload),
             source_address: self.source.ip(),
             asked: self.asked.ip(),
-            server_name: None,
-        };
-        let ask = ask.map(|ask| ask.routed(&connection));
-        let stay = ask.as_ref().and_then(|ask| self.stay(ask));
-        let stays = stay.as_ref().and_then(Stay::backend);
-        let mut failed = Vec::new();
-        loop {
-            let random = fastrand::u64(..);
-            let picked = route::pick(self.snapshot, ask.as_ref(), self.asked, stays, random, &failed);
-            let destination = match picked {
-                Ok(destination) => destination,
-                Err(none) => {
-                    let error = UpstreamError::NoEndpoint(none.service.name.to_string());
-                    self.fail_service(&none.service, &error);
-                    return None;
-                }
-            };
-            let error = match self.connect(&destination).await {
-                Ok(upstream) => {
-                    if let Some(Err(error)) = stay.map(|stay| stay.keep(destination.address)) {
-                        tracing::debug!(%error, src.addr = %self.source, "client's affinity not kept");
-                    }
-                    let record = self.open(&destination, upstream.security());
-                    let endpoint = destination.service.is_some().then_some(destination.address);
-                    return Some((upstream, record, endpoint));
-                }
-                Err(error) => error,
-            };
-            note_failure(self.worker, &error);
-            let again = error.is_retryable()
-                && destination.service.is_some()
-                && failed.len() + 1 < TRIES
-                && self.has_other(ask.as_ref(), &failed, destination.address);
-            tracing::debug!(%error, orig_dst = %self.asked, dst.addr = %destination.address, again, "upstream failed");
-            // Who was refused for who they are is told of, whoever served the client in their place.
-            if !again || error.outcome() == Outcome::TlsFailed {
-                self.open(&destination, Security::Unknown).fail(error.outcome(), &error);
-            }
-            if !again {
-                return None;
-            }
-            failed.push(destination.address);
+            server_name: self.server_name.as_deref(),
         }
     }
 
-    /// Where the pod stays with an endpoint of the service (`sessionAffinity`), as the kernel keeps it too.
-    fn stay(&self, ask: &Ask<'_>) -> Option<Stay<'a>> {
-        ask.service.affinity_seconds?;
-        let stayer = Stayer::Netns(self.pod.netns().cookie());
-        self.worker.handles.affinities.of(ask.frontend, self.asked.is_ipv4(), stayer)
+    /// The service that was asked for, if it is one, and the route to it.
+    fn ask(&self) -> Option<Ask<'_>> {
+        Some(route::ask(&self.snapshot, self.asked)?.routed(&self.connecting()))
     }
 
-    fn has_other(&self, ask: Option<&Ask<'_>>, failed: &[SocketAddr], last: SocketAddr) -> bool {
-        let mut avoid = failed.to_vec();
-        avoid.push(last);
-        route::pick(self.snapshot, ask, self.asked, None, 0, &avoid).is_ok()
+    /// Whether the server name of the client's TLS decides on its route.
+    fn asks_server_name(&self) -> bool {
+        let ask = route::ask(&self.snapshot, self.asked);
+        ask.is_some_and(|ask| ask.admits(self.source.ip()) && ask.asks_server_name(&self.connecting()))
     }
 
-    fn fail_service(&self, service: &Arc<Service>, error: &UpstreamError) {
-        let destination =
-            Destination { address: self.asked, workload: None, service: Some(Arc::clone(service)) };
-        self.open(&destination, Security::Unknown).fail(error.outcome(), error);
+    /// What its route does to it before it is connected.
+    fn fault(&self) -> Fault {
+        let ask = self.ask().filter(|ask| ask.admits(self.source.ip()));
+        ask.map_or_else(Fault::default, |ask| Fault::of(&ask.route.actions, &self.worker.chance))
+    }
+
+    /// A fault ended it.
+    fn fail_injected(&self, end: fault::Ended) {
+        let service = self.ask().map(|ask| Arc::clone(ask.service));
+        let destination = Destination { address: self.asked, workload: None, service };
+        self.open(&destination, Security::Unknown).fail(end.outcome(), &end);
+    }
+
+    /// Begins the copies that its route asks for.
+    fn mirrors(&self) -> Option<Mirrors> {
+        let Self { workload, snapshot, .. } = self;
+        let Accepted { worker, pod, asked, source: client, .. } = self.accepted;
+        let copied = Source { worker, pod, workload, snapshot, asked, client };
+        Mirrors::begin(&copied, &self.ask()?.route.actions.mirrors)
+    }
+
+    /// Connects to where it goes: one record, whatever the number of tries; `None` where all have failed.
+    async fn connect(&self) -> Option<Connected> {
+        let Some(ask) = self.ask() else {
+            let (upstream, record) = self.direct().await?;
+            return Some(Connected::Address(upstream, record));
+        };
+        let asking = Asking { captured: self, service: ask.service };
+        let (worker, asked, source) = (self.worker, self.asked, self.source);
+        let establish = Establish { worker, client: &asking, ask: &ask, route: ask.route, asked, source };
+        if !ask.admits(source.ip()) {
+            establish.fail(&UpstreamError::OutOfRange(ask.service.name.to_string()));
+            return None;
+        }
+        establish.run().await.map(Connected::Service)
+    }
+
+    /// To an address that is no service's: there is one way, and one try.
+    async fn direct(&self) -> Option<(Upstream, ConnectionRecord)> {
+        let destination = Destination::plain(&self.snapshot, self.asked);
+        match self.connect_to(&destination, CONNECT_DEADLINE).await {
+            Ok(upstream) => {
+                let record = self.open(&destination, upstream.security());
+                Some((upstream, record))
+            }
+            Err(error) => {
+                note_failure(self.worker, &error);
+                tracing::debug!(%error, orig_dst = %self.asked, "upstream failed");
+                self.open(&destination, Security::Unknown).fail(error.outcome(), &error);
+                None
+            }
+        }
     }
 
     fn open(&self, destination: &Destination, security: Security) -> ConnectionRecord {
@@ -148,22 +225,31 @@ impl<'a> Attempt<'a> {
             // Nobody has proved to be that.
             server.identity = None;
         }
-        self.worker.shared.telemetry.open(OpenedConnection {
+        let mut record = self.worker.shared.telemetry.open(OpenedConnection {
             started: self.started,
             reporter: Reporter::Source,
             direction: Direction::Outbound,
-            source: party(self.source, Some(self.workload), None),
+            source: party(self.source, Some(&self.workload), None),
             destination: server,
             original_destination: Some(self.asked),
             service: destination.service.as_deref().map(|service| service_at(service, self.asked.port())),
             security,
-        })
+        });
+        if self.delayed {
+            record.note_delayed();
+        }
+        record
     }
 
-    async fn connect(&self, destination: &Destination) -> Result<Upstream, UpstreamError> {
+    async fn connect_to(
+        &self,
+        destination: &Destination,
+        within: Duration,
+    ) -> Result<Upstream, UpstreamError> {
         let address = destination.address;
         let (shared, identity) = (&self.worker.shared, &self.workload.identity);
-        let forward = Forward { worker: self.worker, client: self.source, started: self.started };
+        let (is_copy, Accepted { worker, source: client, started, .. }) = (self.is_copy, self.accepted);
+        let forward = Forward { worker, client, started, within, is_copy };
         match destination.way(&shared.node, |uid| shared.pod(uid)) {
             Way::Local(pod, workload) => forward.deliver(&pod, workload, Some(identity), address).await,
             Way::Tunnel(workload) => {
@@ -173,17 +259,47 @@ impl<'a> Attempt<'a> {
             Way::Unserved(workload) => {
                 let (worker, source) = (self.worker, Some(identity));
                 let admission =
-                    inbound::judge(worker, self.snapshot, workload, source, self.source, address)?;
-                Ok(Upstream::Unserved(self.dial(address).await?, admission))
+                    inbound::judge(worker, &self.snapshot, workload, source, self.source, address)?;
+                Ok(Upstream::Unserved(self.dial(address, within).await?, admission))
             }
-            Way::Plain => self.dial(address).await.map(Upstream::Socket),
+            Way::Plain => self.dial(address, within).await.map(Upstream::Socket),
         }
     }
 
     /// In plaintext from inside the pod's namespace.
-    async fn dial(&self, address: SocketAddr) -> Result<TcpStream, UpstreamError> {
-        let connect = timeout(CONNECT_DEADLINE, upstream::plain(&self.pod.netns, address)).await;
+    async fn dial(&self, address: SocketAddr, within: Duration) -> Result<TcpStream, UpstreamError> {
+        let connect = timeout(within, upstream::plain(&self.pod.netns, address)).await;
         let socket = connect.map_err(|_elapsed| UpstreamError::Timeout(address))?;
         socket.map_err(|source| UpstreamError::Connect { address, source })
+    }
+}
+
+/// A captured connection that asked for a service.
+struct Asking<'a> {
+    captured: &'a Captured<'a>,
+    service: &'a Arc<Service>,
+}
+
+impl Client for Asking<'_> {
+    fn stayer(&self) -> Stayer {
+        Stayer::Netns(self.captured.pod.netns().cookie())
+    }
+
+    async fn connect(&self, endpoint: &Endpoint, within: Duration) -> Result<Upstream, UpstreamError> {
+        let destination = Destination::of(&self.captured.snapshot, self.service, endpoint);
+        self.captured.connect_to(&destination, within).await
+    }
+
+    fn open(&self, endpoint: Option<&Endpoint>, upstream: Option<&Upstream>) -> ConnectionRecord {
+        let security = upstream.map_or(Security::Unknown, Upstream::security);
+        let destination = match endpoint {
+            Some(endpoint) => Destination::of(&self.captured.snapshot, self.service, endpoint),
+            None => Destination {
+                address: self.captured.asked,
+                workload: None,
+                service: Some(Arc::clone(self.service)),
+            },
+        };
+        self.captured.open(&destination, security)
     }
 }

@@ -71,34 +71,10 @@ const fn takes_plaintext(mode: Mode) -> bool {
     !matches!(mode, Mode::Strict)
 }
 
-/// Why a connection goes nowhere.
-#[derive(Clone, Debug)]
-pub(crate) struct NoEndpoint {
-    /// The service that was asked for.
-    pub(crate) service: Arc<Service>,
-}
-
 /// What a pod of this node asked for, where that is a service. An address of a workload is nobody's node port.
 pub(crate) fn ask(snapshot: &Snapshot, asked: SocketAddr) -> Option<Ask<'_>> {
     let ask = Ask::resolve(snapshot, asked, Protocol::Tcp, true)?;
     (ask.frontend.address.is_some() || snapshot.workload_at(asked.ip()).is_none()).then_some(ask)
-}
-
-/// Picks where a connection to `asked` goes; `avoid` are endpoints that have just failed, `stays` is the one that the
-/// client is to be sent to while it serves.
-pub(crate) fn pick(
-    snapshot: &Snapshot,
-    ask: Option<&Ask<'_>>,
-    asked: SocketAddr,
-    stays: Option<SocketAddr>,
-    random: u64,
-    avoid: &[SocketAddr],
-) -> Result<Destination, NoEndpoint> {
-    let Some(ask) = ask else { return Ok(Destination::plain(snapshot, asked)) };
-    let Some(endpoint) = ask.endpoint(stays, random, avoid) else {
-        return Err(NoEndpoint { service: Arc::clone(ask.service) });
-    };
-    Ok(Destination::of(snapshot, ask.service, endpoint))
 }
 
 /// How the node's listener carries a client from outside, who is plaintext, to an endpoint.
@@ -190,13 +166,8 @@ mod tests {
         snapshot
     }
 
-    fn picked(
-        snapshot: &Snapshot,
-        asked: SocketAddr,
-        random: u64,
-        avoid: &[SocketAddr],
-    ) -> Result<Destination, NoEndpoint> {
-        pick(snapshot, ask(snapshot, asked).as_ref(), asked, None, random, avoid)
+    fn picked(snapshot: &Snapshot, random: u64, avoid: &[SocketAddr]) -> Option<SocketAddr> {
+        ask(snapshot, asked())?.endpoint(None, random, avoid).map(|endpoint| endpoint.address)
     }
 
     fn asked() -> SocketAddr {
@@ -208,24 +179,23 @@ mod tests {
         let snapshot = snapshot(&["10.0.0.1:80", "10.0.0.2:80"]);
         let failed = ["10.0.0.1:80".parse().unwrap()];
         for random in (0..64).map(|n: u64| n << 58) {
-            assert_eq!(
-                picked(&snapshot, asked(), random, &failed).unwrap().address.to_string(),
-                "10.0.0.2:80"
-            );
+            assert_eq!(picked(&snapshot, random, &failed).unwrap().to_string(), "10.0.0.2:80");
         }
     }
 
     #[test]
     fn nothing_left_is_no_endpoint() {
         let failed = ["10.0.0.1:80".parse().unwrap()];
-        assert!(picked(&snapshot(&["10.0.0.1:80"]), asked(), 1, &failed).is_err());
-        assert!(picked(&snapshot(&[]), asked(), 1, &[]).is_err());
+        assert_eq!(picked(&snapshot(&["10.0.0.1:80"]), 1, &failed), None);
+        assert_eq!(picked(&snapshot(&[]), 1, &[]), None);
     }
 
     #[test]
     fn what_is_no_service_goes_where_it_was_sent() {
         let elsewhere: SocketAddr = "10.9.9.9:80".parse().unwrap();
-        let destination = picked(&snapshot(&["10.0.0.1:80"]), elsewhere, 1, &[]).unwrap();
+        let snapshot = snapshot(&["10.0.0.1:80"]);
+        assert!(ask(&snapshot, elsewhere).is_none());
+        let destination = Destination::plain(&snapshot, elsewhere);
         assert_eq!(destination.address, elsewhere);
         assert_eq!(destination.way(&NodeName::new("node-1"), |_| Some(())), Way::Plain);
     }

@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
 use super::carried::Carried;
+use super::chance::Chance;
 use super::hbone::Pool;
 use super::{Pod, Shared, Stop, inbound, outbound};
 use crate::datapath::{Affinities, Deliveries, Presented, Role};
@@ -62,6 +63,7 @@ pub(crate) struct Worker {
     pub(crate) pool: Rc<Pool>,
     pub(crate) handles: Rc<Handles>,
     pub(crate) carried: Rc<Carried>,
+    pub(super) chance: Rc<Chance>,
     index: usize,
     peers: Arc<[Handle]>,
 }
@@ -74,8 +76,8 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// Starts a thread for each of these handles.
-    pub fn start(maps: Vec<Handles>, shared: &Arc<Shared>) -> io::Result<Self> {
+    /// Starts a thread for each of these handles. `seed` is for tests: it decides on faults and mirrors.
+    pub fn start(maps: Vec<Handles>, shared: &Arc<Shared>, seed: Option<u64>) -> io::Result<Self> {
         let (stop, stopped) = tokio::sync::watch::channel(false);
         let mut queues = Vec::new();
         let handles: Arc<[Handle]> = maps
@@ -94,7 +96,8 @@ impl Workers {
             let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
                 let tasks = LocalSet::new();
                 let (pool, carried, handles) = (Rc::default(), Rc::default(), Rc::new(maps));
-                let worker = Worker { shared, pool, handles, carried, index, peers };
+                let chance = Rc::new(Chance::new(seed, index));
+                let worker = Worker { shared, pool, handles, carried, chance, index, peers };
                 runtime.block_on(tasks.run_until(async move {
                     tokio::select! {
                         () = worker.run(queue) => {}
@@ -204,6 +207,8 @@ impl Worker {
 
     async fn accept(self, pod: Arc<Pod>, role: Role, listener: TcpListener) {
         let mut stop = pod.stop.clone();
+        // The same failure again and again is one line.
+        let mut told = None;
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -211,12 +216,18 @@ impl Worker {
                 _stopped = stop.wait_for(|stop| *stop > Stop::Serving) => return,
             };
             match accepted {
-                Ok((socket, _)) => self.place(Arc::clone(&pod), role, socket),
+                Ok((socket, _)) => {
+                    told = None;
+                    self.place(Arc::clone(&pod), role, socket);
+                }
                 Err(error) if is_of_the_connection(&error) => {}
                 // The socket was shut down from outside; the controller opens another.
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return,
                 Err(error) => {
-                    tracing::warn!(%error, pod = %pod.uid(), "cannot accept");
+                    if told != error.raw_os_error() {
+                        tracing::warn!(%error, pod = %pod.uid(), "cannot accept");
+                        told = error.raw_os_error();
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }

@@ -5,7 +5,7 @@
 //! in: either way that one asks for more than can be told of a connection, see [`Rule::beyond`].
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::istio::{LabelSelector, Rest};
@@ -26,7 +26,7 @@ pub(super) const LAYER_4_KEYS: [&str; 7] = [
 ];
 
 /// `security.istio.io` `AuthorizationPolicy`.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AuthorizationPolicy {
     /// Name, namespace, age, annotations.
     #[serde(default)]
@@ -40,7 +40,7 @@ pub struct AuthorizationPolicy {
 }
 
 /// `AuthorizationPolicy.spec`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct AuthorizationPolicySpec {
     /// Whom it concerns, by label.
@@ -61,7 +61,7 @@ pub struct AuthorizationPolicySpec {
 }
 
 /// `PolicyTargetReference`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TargetReference {
     /// API group, empty or `core` for a Service.
@@ -78,7 +78,7 @@ pub struct TargetReference {
 }
 
 /// `Rule`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Rule {
     /// One of these sources; absent: any.
@@ -93,7 +93,7 @@ pub struct Rule {
 }
 
 /// `Rule.From`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct From {
     /// The source.
@@ -104,7 +104,7 @@ pub struct From {
 }
 
 /// `Source`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Source {
     /// Identities.
@@ -133,7 +133,7 @@ pub struct Source {
 }
 
 /// `Rule.To`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct To {
     /// The operation.
@@ -144,7 +144,7 @@ pub struct To {
 }
 
 /// `Operation`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Operation {
     /// The workload's ports.
@@ -157,7 +157,7 @@ pub struct Operation {
 }
 
 /// `Condition`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct When {
     /// The attribute.

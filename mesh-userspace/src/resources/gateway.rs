@@ -13,7 +13,7 @@ use super::istio::Rest;
 pub(crate) const GROUP: &str = "gateway.networking.k8s.io";
 
 /// `TCPRoute` or `TLSRoute`: the two are of one shape, but for what a `TLSRoute` matches.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GatewayRoute {
     /// `gateway.networking.k8s.io/VERSION`, in which its status is written.
@@ -33,7 +33,7 @@ pub struct GatewayRoute {
 }
 
 /// `TCPRoute.spec`, `TLSRoute.spec`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct GatewayRouteSpec {
     /// Whose connections it routes.
@@ -78,7 +78,7 @@ impl ParentRef {
 }
 
 /// A rule of a route.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct GatewayRule {
     /// Its name.
@@ -91,7 +91,7 @@ pub struct GatewayRule {
 }
 
 /// `BackendRef`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct BackendRef {
     /// Group; absent: the core's.
@@ -120,7 +120,7 @@ impl BackendRef {
 }
 
 /// `RouteStatus`: an entry for each parent and controller, kept as it is, for other controllers' entries are theirs.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct GatewayRouteStatus {
     /// `RouteParentStatus`.
@@ -128,7 +128,7 @@ pub struct GatewayRouteStatus {
 }
 
 /// `ReferenceGrant`: who from other namespaces may refer to what is in its own.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ReferenceGrant {
     /// Name, namespace.
     #[serde(default)]
@@ -141,7 +141,7 @@ pub struct ReferenceGrant {
 }
 
 /// `ReferenceGrant.spec`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ReferenceGrantSpec {
     /// Who.
@@ -154,7 +154,7 @@ pub struct ReferenceGrantSpec {
 }
 
 /// `ReferenceGrantFrom`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct GrantFrom {
     /// Group.
@@ -166,7 +166,7 @@ pub struct GrantFrom {
 }
 
 /// `ReferenceGrantTo`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct GrantTo {
     /// Group.

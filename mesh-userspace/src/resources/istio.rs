@@ -5,14 +5,14 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// Fields that have no place of their own.
 pub(super) type Rest = BTreeMap<String, Value>;
 
 /// `PortSelector`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PortSelector {
     /// Port number.
@@ -23,7 +23,7 @@ pub struct PortSelector {
 }
 
 /// `networking.istio.io` `DestinationRule`.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DestinationRule {
     /// Name, namespace, age.
     #[serde(default)]
@@ -36,7 +36,7 @@ pub struct DestinationRule {
 }
 
 /// `DestinationRule.spec`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DestinationRuleSpec {
     /// The service's host.
@@ -49,7 +49,7 @@ pub struct DestinationRuleSpec {
 }
 
 /// A named set of a service's endpoints.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Subset {
     /// Its name.
@@ -62,7 +62,7 @@ pub struct Subset {
 }
 
 /// `security.istio.io` `PeerAuthentication`.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PeerAuthentication {
     /// Name, namespace, age.
     #[serde(default)]
@@ -76,7 +76,7 @@ pub struct PeerAuthentication {
 }
 
 /// `PeerAuthentication.spec`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct PeerAuthenticationSpec {
     /// Whom it concerns; absent: the whole namespace.
@@ -91,7 +91,7 @@ pub struct PeerAuthenticationSpec {
 }
 
 /// `WorkloadSelector`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct LabelSelector {
     /// Labels that a workload must have.
@@ -102,7 +102,7 @@ pub struct LabelSelector {
 }
 
 /// `MutualTLS`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MutualTls {
     /// The mode.
@@ -113,7 +113,7 @@ pub struct MutualTls {
 }
 
 /// `MutualTLS.Mode` as written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum IstioMode {
     /// Inherit.

@@ -11,6 +11,7 @@ use super::authorization::AuthorizationPolicy;
 use super::gateway::{GatewayRoute, ReferenceGrant};
 use super::istio::{DestinationRule, PeerAuthentication};
 use super::{EndpointSlice, Pod, Service, VirtualService};
+use crate::model::shared;
 
 /// An object's kind; names alone are unambiguous among those that are understood.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -106,6 +107,7 @@ pub struct ObjectRef {
     /// Kind.
     pub kind: Kind,
     /// Namespace; empty for a cluster-wide kind.
+    #[serde(deserialize_with = "shared::text")]
     pub namespace: Arc<str>,
     /// Name.
     pub name: Arc<str>,
@@ -129,7 +131,7 @@ impl fmt::Display for ObjectRef {
 }
 
 /// An object, checked: see `validate`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Object {
     /// `v1` `Namespace`.
     Namespace(Box<Namespace>),

@@ -9,28 +9,32 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as written;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::{Deserialize, Serialize};
 
 use super::ObjectRef;
 use super::translate::service::protocol;
-use crate::model::{NodeName, Protocol, shared_labels, shared_text};
+use crate::model::{NodeName, Protocol, shared, shared_labels, shared_text};
 
 const NETNS: &str = "mesh.dev/netns";
 /// On the mirror of a static pod: the UID that the kubelet has given the pod itself.
 const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// `v1` `Pod`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, and there are many pods")]
 pub struct Pod {
     pub(super) reference: ObjectRef,
     /// `metadata.uid`; of a static pod's mirror, that of the pod itself.
     pub(super) uid: Option<Arc<str>>,
+    #[serde(deserialize_with = "shared::labels")]
     pub(super) labels: Arc<BTreeMap<String, String>>,
     /// Path of its network namespace, where there is no Kubernetes to ask.
     pub(super) netns: Option<Box<str>>,
     /// What it belongs to.
+    #[serde(deserialize_with = "shared::some_text")]
     pub(super) owner: Option<Arc<str>>,
     /// `spec.serviceAccountName`.
+    #[serde(deserialize_with = "shared::some_text")]
     pub(super) account: Option<Arc<str>>,
     pub(super) node: Option<NodeName>,
     pub(super) host_network: bool,
@@ -46,8 +50,9 @@ pub struct Pod {
 }
 
 /// A container port with a name.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct NamedPort {
+    #[serde(deserialize_with = "shared::text")]
     pub(super) name: Arc<str>,
     pub(super) protocol: Protocol,
     pub(super) port: u16,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as written;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde::{Deserialize, Serialize};
 
 use super::lint;
 use super::translate::external::{external, internal_policy, kind, left_alone, node_port};
@@ -16,7 +17,7 @@ use super::{Notice, ObjectRef};
 use crate::model::{External, Protocol, ServiceKind, TrafficPolicy};
 
 /// `v1` `Service`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Service {
     pub(super) reference: ObjectRef,
     /// Left to DNS: it has neither addresses nor endpoints of its own.
@@ -42,21 +43,21 @@ pub struct Service {
 }
 
 /// Address families.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Families {
     pub(super) v4: bool,
     pub(super) v6: bool,
 }
 
 /// `trafficDistribution`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Distribution {
     SameZone,
     SameNode,
 }
 
 /// One of its ports.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct ServicePort {
     pub(super) name: Arc<str>,
     pub(super) port: u16,
@@ -68,7 +69,7 @@ pub(super) struct ServicePort {
 }
 
 /// `targetPort`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) enum Target {
     Number(u16),
     /// The container port of that name.

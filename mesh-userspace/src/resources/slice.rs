@@ -8,12 +8,13 @@ use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::discovery::v1 as written;
 use k8s_openapi::jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use super::ObjectRef;
 use super::translate::endpoints::Conditions;
 use super::translate::service::protocol;
 use super::translate::topology::Hints;
-use crate::model::{NodeName, Protocol, ServiceName, WorkloadUid, shared_text};
+use crate::model::{NodeName, Protocol, ServiceName, WorkloadUid, shared, shared_text};
 
 /// The label that names the service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -21,7 +22,7 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// `discovery.k8s.io/v1` `EndpointSlice`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EndpointSlice {
     pub(super) reference: ObjectRef,
     /// Whose endpoints they are.
@@ -32,20 +33,22 @@ pub struct EndpointSlice {
     pub(super) endpoints: Box<[SliceEndpoint]>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct SlicePort {
+    #[serde(deserialize_with = "shared::text")]
     pub(super) name: Arc<str>,
     pub(super) port: u16,
     pub(super) protocol: Protocol,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct SliceEndpoint {
     pub(super) address: IpAddr,
     pub(super) conditions: Conditions,
     /// The pod that it refers to.
     pub(super) pod: Option<WorkloadUid>,
     pub(super) node: Option<NodeName>,
+    #[serde(deserialize_with = "shared::some_text")]
     pub(super) zone: Option<Arc<str>>,
     pub(super) hints: Option<Box<Hints>>,
 }

@@ -17,7 +17,7 @@ use super::doomed::{Judge, Reason};
 use super::namespaces::Namespaces;
 use super::sock_diag::{Connected, End, SockDiag};
 use crate::datapath::{DatapathError, OpenSocket, OpenSockets};
-use crate::model::{NodeName, Protocol, Snapshot};
+use crate::model::{Protocol, Snapshot};
 
 /// A connect notes its socket before it puts it where it can be found: those that were not are looked for again after this.
 const AGAIN: Duration = Duration::from_millis(20);
@@ -100,7 +100,6 @@ pub(super) struct Pass<'a> {
     pub(super) in_force_ns: u64,
     /// The latest snapshot that the kernel maps may hold parts of.
     pub(super) newest: &'a (dyn Fn() -> Option<Arc<Snapshot>> + Sync),
-    pub(super) node: &'a NodeName,
     pub(super) namespaces: &'a mut Namespaces,
     pub(super) absent: &'a mut Absent,
     pub(super) ended: &'a Ended,
@@ -167,8 +166,8 @@ impl Pass<'_> {
     /// Ends these; returns those that were not found.
     fn end(&mut self, doomed: DoomedByPlace, tally: &mut Tally) -> Absent {
         let wanted: BTreeSet<u64> = doomed.keys().map(|(netns, _)| *netns).collect();
-        let (snapshot, node) = (self.snapshot, self.node);
-        let namespaces = self.namespaces.open(&wanted, || paths(snapshot, node));
+        let snapshot = self.snapshot;
+        let namespaces = self.namespaces.open(&wanted, || paths(snapshot));
         let mut missing = Absent::new();
         for ((netns, protocol), mut doomed) in doomed {
             match namespaces.get(&netns) {
@@ -221,7 +220,6 @@ fn way(socket: &Connected) -> Way {
 }
 
 /// Where the pods of this node say that their namespaces are.
-fn paths(snapshot: &Snapshot, node: &NodeName) -> Vec<PathBuf> {
-    let here = snapshot.workloads.values().filter(|workload| workload.is_on(node));
-    here.filter_map(|workload| workload.netns.clone()).collect()
+fn paths(snapshot: &Snapshot) -> Vec<PathBuf> {
+    snapshot.here.values().filter_map(|workload| workload.netns.clone()).collect()
 }

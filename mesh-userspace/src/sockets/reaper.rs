@@ -12,7 +12,7 @@ use super::doomed::something_went;
 use super::namespaces::Namespaces;
 use super::pass::{Absent, Pass, PassError, Tally};
 use crate::datapath::{OpenSockets, monotonic_ns};
-use crate::model::{NodeName, Protocol, Snapshot};
+use crate::model::{Protocol, Snapshot};
 use crate::telemetry::Metrics;
 
 /// From the end of a pass to the next one, at least.
@@ -33,7 +33,6 @@ impl Reaper {
     /// Starts it; the first snapshot leads to a pass whatever it says.
     pub fn start(
         open: OpenSockets,
-        node: NodeName,
         metrics: Arc<Metrics>,
         ended: Arc<Ended>,
         on_pass: OnPass,
@@ -42,7 +41,6 @@ impl Reaper {
         let letters = Arc::clone(&mailbox);
         let mut worker = Worker {
             open,
-            node,
             metrics,
             ended,
             on_pass,
@@ -92,7 +90,6 @@ impl Drop for Reaper {
 
 struct Worker {
     open: OpenSockets,
-    node: NodeName,
     metrics: Arc<Metrics>,
     ended: Arc<Ended>,
     on_pass: OnPass,
@@ -138,10 +135,10 @@ impl Worker {
 
     /// A pass on a thread that may end up in any namespace.
     fn pass(&mut self, snapshot: &Snapshot, in_force_ns: u64) -> Result<Tally, PassError> {
-        let Self { open, node, ended, namespaces, absent, letters, .. } = self;
+        let Self { open, ended, namespaces, absent, letters, .. } = self;
         let newest = || letters.letters().newest.clone();
         let newest = &newest;
-        let mut pass = Pass { open, snapshot, in_force_ns, newest, node, namespaces, absent, ended };
+        let mut pass = Pass { open, snapshot, in_force_ns, newest, namespaces, absent, ended };
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().name("sockets-pass".into());
             let thread = thread.spawn_scoped(scope, move || pass.run()).map_err(PassError::Start)?;

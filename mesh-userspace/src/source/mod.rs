@@ -24,7 +24,7 @@ use tokio::sync::watch;
 pub use self::changes::{ChangeLog, Published, Totals};
 pub use self::known::Known;
 
-pub use self::kubernetes::{ApiState, ApiStatus, KindStatus, Phase};
+pub use self::kubernetes::{ApiState, ApiStatus, KindStatus, Phase, StateFile};
 
 use self::files::FileSet;
 use self::kubernetes::Kubernetes;
@@ -76,8 +76,8 @@ pub struct Reports {
 pub enum Input {
     /// In these files and folders; one that does not exist yet is a problem in the reports, not an error.
     Manifests(Vec<PathBuf>),
-    /// At this API server, as this node needs them.
-    Kubernetes(Box<kube::Config>, NodeName),
+    /// At this API server, as this node needs them; with the last state kept in a file, or nowhere.
+    Kubernetes(Box<kube::Config>, NodeName, Option<StateFile>),
 }
 
 /// A source that has begun and may have nothing to tell yet.
@@ -105,8 +105,8 @@ impl Source {
             Input::Manifests(paths) => {
                 Self { following: Following::Manifests(Manifests::watch(paths)?), api: None, sandboxes }
             }
-            Input::Kubernetes(config, node) => {
-                let (kubernetes, state) = Kubernetes::watch(*config, node)?;
+            Input::Kubernetes(config, node, file) => {
+                let (kubernetes, state) = Kubernetes::watch(*config, node, file)?;
                 Self { following: Following::Kubernetes(kubernetes), api: Some(state), sandboxes }
             }
         })

@@ -2,15 +2,16 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use slab::Slab;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::{
-    ConnectionMetrics, Direction, FlowLog, FlowRecord, Metrics, Outcome, Party, PolicyMark, Reporter,
-    Security, ServiceAt, TrafficLabels,
+    ConnectionMetrics, Direction, FlowFlags, FlowLog, FlowRecord, Metrics, Outcome, Party, PolicyMark,
+    Reporter, Security, ServiceAt, TrafficLabels,
 };
 
 /// Where connections are recorded. Clones are the same.
@@ -51,6 +52,19 @@ pub struct OpenedConnection {
 pub struct ByteCounters {
     to_server: Line,
     to_client: Line,
+    /// Told when the server's first byte has come.
+    answered: Notify,
+    /// Who was the first to end its direction.
+    first_end: OnceLock<End>,
+}
+
+/// One end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Who opened it.
+    Client,
+    /// Who took it.
+    Server,
 }
 
 #[derive(Debug, Default)]
@@ -77,7 +91,27 @@ impl ByteCounters {
 
     /// So much more went from the server to the client.
     pub fn add_to_client(&self, bytes: u64) {
-        self.to_client.count.fetch_add(bytes, Ordering::Relaxed);
+        if self.to_client.count.fetch_add(bytes, Ordering::Relaxed) == 0 {
+            self.answered.notify_one();
+        }
+    }
+
+    /// Returns once the server has answered, be it by a byte. For one caller.
+    pub async fn answered(&self) {
+        if self.totals().1 == 0 {
+            self.answered.notified().await;
+        }
+    }
+
+    /// This end sends nothing more.
+    pub fn ended(&self, end: End) {
+        // The other one was first.
+        let _ = self.first_end.set(end);
+    }
+
+    /// Who was the first to send nothing more; `None`: both may still.
+    pub fn first_end(&self) -> Option<End> {
+        self.first_end.get().copied()
     }
 
     /// Bytes from the client to the server, and back.
@@ -139,6 +173,8 @@ impl Telemetry {
             key,
             end: (Outcome::AgentShutdown, None),
             policy: None,
+            delayed: false,
+            retried: false,
         }
     }
 
@@ -170,6 +206,8 @@ pub struct ConnectionRecord {
     key: usize,
     end: (Outcome, Option<String>),
     policy: Option<Box<PolicyMark>>,
+    delayed: bool,
+    retried: bool,
 }
 
 impl ConnectionRecord {
@@ -186,6 +224,16 @@ impl ConnectionRecord {
     /// Policy said this of the connection.
     pub fn note_policy(&mut self, mark: Option<Box<PolicyMark>>) {
         self.policy = mark;
+    }
+
+    /// It was delayed on purpose before it was established.
+    pub const fn note_delayed(&mut self) {
+        self.delayed = true;
+    }
+
+    /// More than one endpoint was tried.
+    pub fn note_retries(&mut self) {
+        self.retried = true;
     }
 
     /// The connection ended so.
@@ -217,7 +265,10 @@ impl Drop for ConnectionRecord {
         shared.live.lock().unwrap_or_else(PoisonError::into_inner).try_remove(self.key);
         self.live.flush();
         let (outcome, error) = (self.end.0, self.end.1.take());
-        self.live.metrics.closed(outcome.flags());
+        let flags = outcome.flags();
+        let end = if self.retried { flags.after_retries() } else { flags };
+        let flags = FlowFlags { delayed: self.delayed, end };
+        self.live.metrics.closed(flags);
         shared.metrics.connection_closed();
         let connection = &mut self.connection;
         shared.metrics.flow_ended(connection.reporter, connection.direction, outcome);
@@ -238,7 +289,7 @@ impl Drop for ConnectionRecord {
             bytes_received,
             security: connection.security,
             outcome,
-            response_flags: outcome.flags(),
+            response_flags: flags,
             error,
             policy: self.policy.take(),
             srtt_us: None,
@@ -368,6 +419,31 @@ mod tests {
         });
         record.finish(Outcome::Closed);
         assert_eq!(value(&telemetry, "istio_tcp_sent_bytes_total"), 10_000);
+    }
+
+    #[test]
+    fn retries_that_did_not_help_are_flagged() {
+        let telemetry = telemetry();
+        let mut record = telemetry.open(opened());
+        record.note_retries();
+        record.fail(Outcome::ConnectFailed, &std::io::Error::other("refused"));
+        assert_eq!(telemetry.flows().last(1)[0].response_flags.to_string(), "UF,URX");
+        assert!(telemetry.metrics().render().contains("response_flags=\"UF,URX\""));
+    }
+
+    #[tokio::test]
+    async fn the_first_byte_of_an_answer_is_told_whenever_it_is_asked_for() {
+        let bytes = ByteCounters::default();
+        bytes.add_to_server(9);
+        let mut waiting = Box::pin(bytes.answered());
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        bytes.add_to_client(1);
+        waiting.await;
+        bytes.answered().await;
+        assert_eq!(bytes.first_end(), None);
+        bytes.ended(End::Server);
+        bytes.ended(End::Client);
+        assert_eq!(bytes.first_end(), Some(End::Server));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde::de::IntoDeserializer as _;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
@@ -49,6 +50,8 @@ pub enum Direction {
     Inbound,
     /// From outside to a service, through the agent of the node that it came to.
     External,
+    /// To a shadow: a copy of what a client of a local pod sent elsewhere, by the agent.
+    Mirrored,
     /// Past the agent.
     Direct,
 }
@@ -60,6 +63,7 @@ impl Direction {
             Self::Outbound => "outbound",
             Self::Inbound => "inbound",
             Self::External => "external",
+            Self::Mirrored => "mirrored",
             Self::Direct => "direct",
         }
     }
@@ -116,10 +120,16 @@ pub enum Outcome {
     TlsFailed,
     /// Nothing moved for too long.
     IdleTimeout,
+    /// It lasted as long as it may.
+    MaxDuration,
     /// The endpoint that it had went away.
     Withdrawn,
     /// Policy became different and no longer allows it.
     Revoked,
+    /// A fault that a route asks for: it was reset on purpose.
+    FaultAborted,
+    /// The shadow could not keep up with the client, or did not end in time after it: its copy was given up.
+    MirrorBehind,
     /// The agent stopped.
     AgentShutdown,
     /// The agent gave up for a reason of its own.
@@ -142,8 +152,11 @@ impl Outcome {
             Self::Overflow => "overflow",
             Self::TlsFailed => "tls_failed",
             Self::IdleTimeout => "idle_timeout",
+            Self::MaxDuration => "max_duration",
             Self::Withdrawn => "withdrawn",
             Self::Revoked => "revoked",
+            Self::FaultAborted => "fault_aborted",
+            Self::MirrorBehind => "mirror_behind",
             Self::AgentShutdown => "agent_shutdown",
             Self::InternalError => "internal_error",
         }
@@ -163,7 +176,9 @@ impl Outcome {
             Self::NoRoute => ResponseFlags::NoRoute,
             Self::Overflow => ResponseFlags::UpstreamOverflow,
             Self::IdleTimeout => ResponseFlags::IdleTimeout,
-            Self::AgentShutdown | Self::InternalError => ResponseFlags::LocalReset,
+            Self::FaultAborted => ResponseFlags::FaultInjected,
+            Self::MaxDuration => ResponseFlags::DurationTimeout,
+            Self::AgentShutdown | Self::InternalError | Self::MirrorBehind => ResponseFlags::LocalReset,
         }
     }
 }
@@ -183,6 +198,9 @@ pub enum ResponseFlags {
     /// Upstream connection failure.
     #[serde(rename = "UF")]
     UpstreamFailure,
+    /// Upstream connection failure, at as many tries as there may be, which were several.
+    #[serde(rename = "UF,URX")]
+    UpstreamRetryLimit,
     /// No healthy upstream.
     #[serde(rename = "UH")]
     NoHealthyUpstream,
@@ -201,29 +219,96 @@ pub enum ResponseFlags {
     /// Idle timeout.
     #[serde(rename = "SI")]
     IdleTimeout,
+    /// Duration timeout.
+    #[serde(rename = "DT")]
+    DurationTimeout,
     /// Local reset.
     #[serde(rename = "LR")]
     LocalReset,
     /// Denied by policy.
     #[serde(rename = "DENY")]
     Denied,
+    /// Aborted on purpose (`fault.abort`).
+    #[serde(rename = "FI")]
+    FaultInjected,
 }
 
 impl ResponseFlags {
+    /// The same where retries were made and have not helped.
+    #[must_use]
+    pub const fn after_retries(self) -> Self {
+        match self {
+            Self::UpstreamFailure => Self::UpstreamRetryLimit,
+            other => other,
+        }
+    }
+
     /// As a label.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::None => "-",
             Self::UpstreamFailure => "UF",
+            Self::UpstreamRetryLimit => "UF,URX",
             Self::NoHealthyUpstream => "UH",
             Self::UpstreamOverflow => "UO",
             Self::UpstreamTermination => "UC",
             Self::DownstreamTermination => "DC",
             Self::NoRoute => "NR",
             Self::IdleTimeout => "SI",
+            Self::DurationTimeout => "DT",
             Self::LocalReset => "LR",
             Self::Denied => "DENY",
+            Self::FaultInjected => "FI",
         }
+    }
+}
+
+/// All of Envoy's flags for one connection, joined by a comma: how it ended, after `DI` where it was delayed on purpose
+/// (`fault.delay`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct FlowFlags {
+    /// Whether it was delayed on purpose.
+    pub delayed: bool,
+    /// How it ended.
+    pub end: ResponseFlags,
+}
+
+/// What `DI` stands for: delay injected.
+const DELAYED: &str = "DI";
+
+impl fmt::Display for FlowFlags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.delayed, self.end) {
+            (false, end) => f.write_str(end.as_str()),
+            (true, ResponseFlags::None) => f.write_str(DELAYED),
+            (true, end) => write!(f, "{DELAYED},{}", end.as_str()),
+        }
+    }
+}
+
+impl From<ResponseFlags> for FlowFlags {
+    fn from(end: ResponseFlags) -> Self {
+        Self { delayed: false, end }
+    }
+}
+
+impl From<FlowFlags> for String {
+    fn from(flags: FlowFlags) -> Self {
+        flags.to_string()
+    }
+}
+
+impl TryFrom<String> for FlowFlags {
+    type Error = serde::de::value::Error;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let (delayed, end) = match text.strip_prefix(DELAYED) {
+            Some("") => return Ok(Self { delayed: true, end: ResponseFlags::None }),
+            Some(end) => (true, end.trim_start_matches(',')),
+            None => (false, text.as_str()),
+        };
+        Ok(Self { delayed, end: ResponseFlags::deserialize(end.into_deserializer())? })
     }
 }
 
@@ -314,7 +399,7 @@ pub struct FlowRecord {
     /// How it ended.
     pub outcome: Outcome,
     /// Envoy's name for that.
-    pub response_flags: ResponseFlags,
+    pub response_flags: FlowFlags,
     /// What went wrong, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -408,7 +493,7 @@ pub(crate) fn example() -> FlowRecord {
         bytes_received: 20,
         security: Security::MutualTls,
         outcome: Outcome::Closed,
-        response_flags: ResponseFlags::None,
+        response_flags: ResponseFlags::None.into(),
         error: None,
         policy: None,
         srtt_us: None,
@@ -464,13 +549,34 @@ mod tests {
             (Outcome::ConnectFailed, "UF"),
             (Outcome::NoEndpoint, "UH"),
             (Outcome::Overflow, "UO"),
+            (Outcome::IdleTimeout, "SI"),
+            (Outcome::MaxDuration, "DT"),
             (Outcome::NoRoute, "NR"),
             (Outcome::RefusedPolicy, "DENY"),
+            (Outcome::FaultAborted, "FI"),
+            (Outcome::MirrorBehind, "LR"),
         ];
         for (outcome, flags) in cases {
             assert_eq!(outcome.flags().as_str(), flags, "{outcome}");
             let label = serde_json::to_value(outcome).unwrap();
             assert_eq!(label, outcome.as_str());
         }
+        assert_eq!(Outcome::ConnectTimeout.flags().after_retries().as_str(), "UF,URX");
+        assert_eq!(Outcome::NoEndpoint.flags().after_retries().as_str(), "UH");
+    }
+
+    #[test]
+    fn a_delay_goes_before_how_it_ended() {
+        for (delayed, end, text) in [
+            (false, ResponseFlags::None, "-"),
+            (false, ResponseFlags::UpstreamFailure, "UF"),
+            (true, ResponseFlags::None, "DI"),
+            (true, ResponseFlags::FaultInjected, "DI,FI"),
+        ] {
+            let flags = FlowFlags { delayed, end };
+            assert_eq!(serde_json::to_value(flags).unwrap(), text);
+            assert_eq!(serde_json::from_value::<FlowFlags>(text.into()).unwrap(), flags);
+        }
+        serde_json::from_value::<FlowFlags>("XX".into()).unwrap_err();
     }
 }

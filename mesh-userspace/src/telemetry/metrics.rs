@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::UNIX_EPOCH;
 
@@ -14,7 +14,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use super::declare::metrics;
-use super::{Direction, Outcome, Reporter, SyncRecorder, TrafficMetrics};
+use super::{ActionMetrics, BalanceMetrics, Direction, Outcome, Reporter, SyncRecorder, TrafficMetrics};
 use crate::source::{ApiStatus, ChangeLog};
 
 /// Content type of [`Metrics::render`].
@@ -88,6 +88,24 @@ metrics! {
     "mesh_source_errors"
     /// Listings and watches that failed, by kind and reason
     source_errors: Family<Labels<2>, Counter>;
+    "mesh_source_stored"
+    /// Whether the state kept on disk is in force (1), because the API server was away when the agent started
+    source_stored: Gauge;
+    "mesh_source_kept_timestamp_seconds"
+    /// Of when the state on disk is that this agent has written last, in seconds since the Unix epoch
+    source_kept: Gauge;
+    "mesh_source_kept_size_bytes"
+    /// Size of the state on disk that this agent has written last
+    source_kept_size: Gauge;
+    "mesh_source_keep_seconds"
+    /// What writing it took
+    source_keep_time: Gauge<f64, AtomicU64>;
+    "mesh_source_keep_failures"
+    /// Times that the state could not be written to disk
+    source_keep_failures: Counter;
+    "mesh_cni_config_mends"
+    /// Times that the CNI configuration was put back after somebody else had removed or changed it
+    cni_config_mends: Counter;
     "mesh_enrolled_pods"
     /// Pods of this node whose traffic the mesh carries
     enrolled_pods: Gauge;
@@ -113,6 +131,8 @@ pub struct Metrics {
     proxy: Option<Registry>,
     sync: SyncRecorder,
     traffic: TrafficMetrics,
+    actions: ActionMetrics,
+    balance: BalanceMetrics,
     families: Families,
     /// Policies that are a label.
     policies: Mutex<HashSet<String>>,
@@ -136,9 +156,12 @@ impl Metrics {
     pub fn following(version: &str, changes: Arc<ChangeLog>, replaces_kube_proxy: bool) -> Self {
         let mut registry = Registry::default();
         let (traffic, families) = (TrafficMetrics::default(), Families::default());
-        let sync = SyncRecorder::new(changes);
+        let (sync, actions) = (SyncRecorder::new(changes), ActionMetrics::default());
         traffic.register(&mut registry);
         families.register(&mut registry);
+        actions.register(&mut registry);
+        let balance = BalanceMetrics::default();
+        balance.register(&mut registry);
         sync.register(&mut registry);
         let mut proxy = replaces_kube_proxy.then(Registry::default);
         if let Some(proxy) = &mut proxy {
@@ -152,6 +175,8 @@ impl Metrics {
             proxy,
             sync,
             traffic,
+            actions,
+            balance,
             families,
             policies: Mutex::default(),
             refresh: Mutex::default(),
@@ -166,6 +191,16 @@ impl Metrics {
     /// Istio's metrics.
     pub const fn traffic(&self) -> &TrafficMetrics {
         &self.traffic
+    }
+
+    /// Faults and mirrors.
+    pub const fn actions(&self) -> &ActionMetrics {
+        &self.actions
+    }
+
+    /// Limits, retries, outlier detection.
+    pub const fn balance(&self) -> &BalanceMetrics {
+        &self.balance
     }
 
     /// Calls `refresh` before each scrape, to set what is kept elsewhere. It must not render.
@@ -296,6 +331,13 @@ impl Metrics {
         let families = &self.families;
         let labels = [("api_server", status.url.clone())];
         families.source_connected.get_or_create_owned(&labels).set(status.connected.into());
+        families.source_stored.set(status.stored.is_some().into());
+        let kept = &status.kept;
+        let as_of = kept.as_of.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+        families.source_kept.set(i64::try_from(as_of.as_secs()).unwrap_or(i64::MAX));
+        families.source_kept_size.set(i64::try_from(kept.size).unwrap_or(i64::MAX));
+        families.source_keep_time.set(kept.took.as_secs_f64());
+        families.source_keep_failures.inner().store(kept.failures, Ordering::Relaxed);
         for kind in &status.kinds {
             let labels = [("kind", kind.label.to_owned())];
             families.source_objects.get_or_create_owned(&labels).set(gauge_value(kind.objects));
@@ -309,6 +351,11 @@ impl Metrics {
                 families.source_errors.get_or_create_owned(&labels).inner().store(*count, Ordering::Relaxed);
             }
         }
+    }
+
+    /// How often the CNI configuration was put back.
+    pub fn set_cni_config_mends(&self, mends: u64) {
+        self.families.cni_config_mends.inner().store(mends, Ordering::Relaxed);
     }
 
     /// Pods enrolled on this node.

@@ -4,6 +4,8 @@
 //! one record whatever happens. Nothing here decides anything, and nothing is done per packet: the copying loop adds to
 //! two counters of its connection.
 
+mod actions;
+mod balance;
 mod connection;
 pub(crate) mod declare;
 mod flow;
@@ -11,9 +13,12 @@ mod metrics;
 mod sync;
 mod traffic;
 
-pub use connection::{ByteCounters, ConnectionRecord, OpenedConnection, Telemetry};
+pub use actions::ActionMetrics;
+pub use balance::{BalanceMetrics, RetryResult};
+pub use connection::{ByteCounters, ConnectionRecord, End, OpenedConnection, Telemetry};
 pub use flow::{
-    Direction, FlowLog, FlowRecord, Outcome, Party, PolicyMark, Reporter, ResponseFlags, Security, ServiceAt,
+    Direction, FlowFlags, FlowLog, FlowRecord, Outcome, Party, PolicyMark, Reporter, ResponseFlags, Security,
+    ServiceAt,
 };
 pub use metrics::{CONTENT_TYPE, Metrics};
 pub use sync::{SyncHealth, SyncRecorder};

@@ -9,6 +9,8 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -16,7 +18,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets, line
 use prometheus_client::registry::Registry;
 
 use super::metrics::Labels;
-use crate::model::{Route, ServicePort, Snapshot, TrafficPolicy};
+use crate::model::{Route, Service, ServiceName, ServicePort, Snapshot, TrafficPolicy};
 use crate::source::ChangeLog;
 
 /// How long a published change may wait before the node counts as unhealthy: twice kube-proxy's `--sync-period`.
@@ -41,6 +43,7 @@ struct Proxy {
     services_pending: Gauge,
     services: Counter,
     no_local_endpoints: Family<Labels<2>, Gauge>,
+    without_local: Arc<Mutex<WithoutLocal>>,
     healthz: Family<Labels<1>, Counter>,
     livez: Family<Labels<1>, Counter>,
 }
@@ -60,6 +63,7 @@ impl Default for Proxy {
             services_pending: Gauge::default(),
             services: Counter::default(),
             no_local_endpoints: Family::default(),
+            without_local: Arc::default(),
             healthz: Family::default(),
             livez: Family::default(),
         }
@@ -231,10 +235,11 @@ impl SyncRecorder {
                 self.proxy.last_queued.get_or_create_owned(family).set(unix(last));
             });
         }
-        for (policy, counts) in [
-            ("internal", without_local(snapshot, |service| service.internal)),
-            ("external", without_local(snapshot, |service| service.external.policy)),
-        ] {
+        let counts = {
+            let mut without_local = self.proxy.without_local.lock().unwrap_or_else(PoisonError::into_inner);
+            without_local.follow(snapshot)
+        };
+        for (policy, counts) in ["internal", "external"].into_iter().zip(counts) {
             for (family, count) in FAMILIES.into_iter().zip(counts) {
                 let labels = [("ip_family", family.to_owned()), ("traffic_policy", policy.to_owned())];
                 gauge(&self.proxy.no_local_endpoints.get_or_create_owned(&labels), count);
@@ -249,19 +254,53 @@ fn each_family(mut act: impl FnMut(&Labels<1>)) {
     }
 }
 
-/// Services under the policy Local that have endpoints and none of them here, by family.
-fn without_local(snapshot: &Snapshot, policy: impl Fn(&crate::model::Service) -> TrafficPolicy) -> [u64; 2] {
+/// Services under the policy Local that have endpoints and none of them here, kept up to date at the cost of what changed.
+#[derive(Debug, Default)]
+struct WithoutLocal {
+    seen: OrdMap<ServiceName, Arc<Service>>,
+    counts: Counts,
+}
+
+/// Under the internal and under the external policy, each by family.
+type Counts = [[u64; 2]; 2];
+
+impl WithoutLocal {
+    fn follow(&mut self, snapshot: &Snapshot) -> Counts {
+        let (mut more, mut less) = (Counts::default(), Counts::default());
+        for change in self.seen.diff(&snapshot.services) {
+            let (old, new) = match change {
+                DiffItem::Add(_, new) => (None, Some(new)),
+                DiffItem::Update { old: (_, old), new: (_, new) } => (Some(old), Some(new)),
+                DiffItem::Remove(_, old) => (Some(old), None),
+            };
+            for (service, counts) in [(old, &mut less), (new, &mut more)] {
+                if let Some(service) = service {
+                    count(service, counts);
+                }
+            }
+        }
+        let all = self.counts.iter_mut().flatten();
+        for (count, (more, less)) in all.zip(more.iter().flatten().zip(less.iter().flatten())) {
+            *count = (*count + more).saturating_sub(*less);
+        }
+        self.seen = snapshot.services.clone();
+        self.counts
+    }
+}
+
+/// Adds a service to the counts where it has no endpoint here.
+fn count(service: &Service, counts: &mut Counts) {
     let is_empty = |route: &Route, v4: bool| if v4 { &route.v4 } else { &route.v6 }.backends().is_empty();
     let lacks = |port: &ServicePort, v4: bool| {
         !is_empty(&port.route, v4) && is_empty(port.route(TrafficPolicy::Local), v4)
     };
-    let mut counts = [0, 0];
-    for service in snapshot.services.values().filter(|service| policy(service) == TrafficPolicy::Local) {
+    for (policy, counts) in [service.internal, service.external.policy].into_iter().zip(counts) {
         for (count, v4) in counts.iter_mut().zip([true, false]) {
-            *count += u64::from(service.ports.iter().any(|port| lacks(port, v4)));
+            let is_without =
+                policy == TrafficPolicy::Local && service.ports.iter().any(|port| lacks(port, v4));
+            *count += u64::from(is_without);
         }
     }
-    counts
 }
 
 fn unix(time: SystemTime) -> f64 {
@@ -272,6 +311,42 @@ fn unix(time: SystemTime) -> f64 {
 mod tests {
     use super::*;
     use crate::telemetry::Metrics;
+
+    #[test]
+    fn services_without_an_endpoint_here_are_counted_at_the_cost_of_what_changed() {
+        use crate::model::{MeshConfig, NodeName};
+        use crate::resources::{Change, Kind, ObjectRef, Translator, decode};
+
+        let mesh = MeshConfig { node: Some(NodeName::new("here")), ..MeshConfig::default() };
+        let mut translator = Translator::new(mesh);
+        let mut without = WithoutLocal::default();
+        let mut follow = |changes: Vec<Change>| without.follow(&translator.apply(changes).0);
+        let upsert =
+            |text: &str| decode(text).objects.into_iter().map(|item| Change::Upsert(item.object)).collect();
+        let service = |name: &str, number: u8, policy: &str| {
+            format!(
+                "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: a}}\n\
+                 spec: {{type: NodePort, clusterIP: 10.96.0.{number}, clusterIPs: [10.96.0.{number}], {policy}, ports: [{{port: 80, nodePort: 3000{number}}}]}}\n"
+            )
+        };
+        let slice = |name: &str, node: &str| {
+            format!(
+                "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}, namespace: a, labels: {{kubernetes.io/service-name: {name}}}}}\n\
+                 addressType: IPv4\nports: [{{port: 80}}]\nendpoints: [{{addresses: [10.0.0.1], nodeName: {node}}}]\n"
+            )
+        };
+        let (internal, external) = ("internalTrafficPolicy: Local", "externalTrafficPolicy: Local");
+        assert_eq!(
+            follow(upsert(&(service("i", 1, internal) + &service("e", 2, external)))),
+            [[0, 0], [0, 0]]
+        );
+        assert_eq!(follow(upsert(&(slice("i", "there") + &slice("e", "there")))), [[1, 0], [1, 0]]);
+        assert_eq!(follow(Vec::new()), [[1, 0], [1, 0]]);
+        assert_eq!(follow(upsert(&slice("i", "here"))), [[0, 0], [1, 0]]);
+        assert_eq!(follow(upsert(&service("e", 2, "sessionAffinity: None"))), [[0, 0], [0, 0]]);
+        assert_eq!(follow(upsert(&(slice("i", "there") + &service("e", 2, external)))), [[1, 0], [1, 0]]);
+        assert_eq!(follow(vec![Change::Delete(ObjectRef::new(Kind::Service, "a", "i"))]), [[0, 0], [1, 0]]);
+    }
 
     #[test]
     fn rounds_are_counted_under_kube_proxys_names() {

@@ -13,7 +13,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 
-use super::{Party, Reporter, ResponseFlags, Security, ServiceAt};
+use super::{FlowFlags, Party, Reporter, ResponseFlags, Security, ServiceAt};
 
 /// What a label says when nothing is known, as in Istio.
 const UNKNOWN: &str = "unknown";
@@ -86,7 +86,7 @@ impl TrafficLabels {
 
 /// One time series: labels, and how the connection ended (`-` where it is not the closing that is counted).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Series(Arc<TrafficLabels>, ResponseFlags);
+struct Series(Arc<TrafficLabels>, FlowFlags);
 
 impl EncodeLabelSet for Series {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
@@ -121,7 +121,7 @@ impl EncodeLabelSet for Series {
             (*name, value.as_deref().unwrap_or(UNKNOWN)).encode(encoder.encode_label())?;
         }
         ("request_protocol", "tcp").encode(encoder.encode_label())?;
-        ("response_flags", flags.as_str()).encode(encoder.encode_label())?;
+        ("response_flags", flags.to_string()).encode(encoder.encode_label())?;
         ("connection_security_policy", labels.security.as_str()).encode(encoder.encode_label())
     }
 }
@@ -193,7 +193,7 @@ impl TrafficMetrics {
             return handle.clone();
         }
         let labels = Arc::new(labels);
-        let series = Series(Arc::clone(&labels), ResponseFlags::None);
+        let series = Series(Arc::clone(&labels), ResponseFlags::None.into());
         let handle = ConnectionMetrics {
             labels: Arc::clone(&labels),
             opened: self.opened.get_or_create_owned(&series),
@@ -219,7 +219,7 @@ impl ConnectionMetrics {
     }
 
     /// A connection was closed.
-    pub fn closed(&self, flags: ResponseFlags) {
+    pub fn closed(&self, flags: FlowFlags) {
         self.closed.get_or_create_owned(&Series(Arc::clone(&self.labels), flags)).inc();
     }
 }
@@ -250,7 +250,7 @@ mod tests {
         let connection = metrics.connection(labels());
         connection.opened();
         connection.add_bytes(10, 20);
-        connection.closed(ResponseFlags::UpstreamFailure);
+        connection.closed(ResponseFlags::UpstreamFailure.into());
         let text = render(&metrics);
         let labels = |flags: &str| {
             format!(

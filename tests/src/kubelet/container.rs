@@ -207,9 +207,8 @@ impl Shared {
         if list(context, "/capabilities/drop") != ["ALL"] {
             bail!("a container that keeps capabilities which it does not name");
         }
-        let named = list(context, "/capabilities/add").iter().filter_map(Value::as_str);
-        let kept = named.fold(String::new(), |kept, name| kept + ",+" + &name.to_lowercase());
-        let mut rights = format!("--bounding-set=-all{kept} --inh-caps=-all --no-new-privs");
+        let named: Vec<&str> = list(context, "/capabilities/add").iter().filter_map(Value::as_str).collect();
+        let mut rights = crate::agent::rights(&named);
         if user != 0 {
             let _infallible = write!(rights, " --reuid={user} --regid={user} --clear-groups");
         }

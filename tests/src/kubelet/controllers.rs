@@ -17,6 +17,8 @@ struct Owned {
     is_current: bool,
     is_ready: bool,
     is_ending: bool,
+    /// `metadata.creationTimestamp`, which sorts.
+    created: String,
 }
 
 fn revision(controller: &Value) -> String {
@@ -45,6 +47,7 @@ impl Shared {
             is_current: pod["metadata"]["labels"][REVISION] == current.as_str(),
             is_ready: is_ready(pod),
             is_ending: !pod["metadata"]["deletionTimestamp"].is_null(),
+            created: text(pod, "/metadata/creationTimestamp").to_owned(),
         })
         .collect()
     }
@@ -96,6 +99,13 @@ impl Shared {
                 let (current, old): (Vec<_>, Vec<_>) =
                     owned.iter().filter(|pod| &pod.node == node).partition(|pod| pod.is_current);
                 let current: Vec<_> = current.into_iter().filter(|pod| !pod.is_ending).collect();
+                // Of what earlier versions have left the oldest stays until the newest is ready.
+                let mut old = old;
+                old.sort_by(|a, b| (a.is_ending, &a.created).cmp(&(b.is_ending, &b.created)));
+                for surplus in old.iter().skip(1).filter(|pod| !pod.is_ending) {
+                    self.end_pod(&namespace, &surplus.name)?;
+                }
+                old.truncate(1);
                 match (current.as_slice(), old.as_slice()) {
                     ([], []) => self.make_pod(&set, node)?,
                     ([], [old]) if surges && old.is_ready && may_change => {

@@ -4,11 +4,12 @@
 //!
 //! It does what the Kubernetes documentation says of each, as far as an installation needs it: a `DaemonSet`'s rolling update
 //! with surge, volumes (hostPath below a folder that stands for the node's disk, configMap, projected tokens, emptyDir), init
-//! containers, HTTP probes, restarts, graceful ends, exec. There is no cluster DNS: `/etc/hosts` has the services.
+//! containers, HTTP and exec probes, restarts, graceful ends, exec. There is no cluster DNS: `/etc/hosts` has the services.
 
 mod container;
 mod controllers;
 mod pods;
+mod probes;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

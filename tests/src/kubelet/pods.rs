@@ -1,8 +1,6 @@
 //! The pods that run: their containers one after another and side by side, their state told to the API server.
 
 use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -10,23 +8,22 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::container::Place;
+use super::probes::Probes;
 use super::{Shared, list, text};
 use crate::node::{Pod, PodSpec};
 use crate::process::Process;
 
 /// How long a container that has ended rests, for the first ten seconds of a kubelet's.
 const BACK_OFF: Duration = Duration::from_millis(300);
-/// How often a container is probed, for the seconds that manifests ask for.
-const PROBE: Duration = Duration::from_millis(200);
 
 /// A pod that this node has begun with.
 #[derive(Debug)]
 pub(super) struct Running {
     pub(super) namespace: String,
     pub(super) name: String,
-    node: String,
+    pub(super) node: String,
     /// Its network, where it has one of its own.
-    pod: Option<Pod>,
+    pub(super) pod: Option<Pod>,
     place: Place,
     /// Init containers that have done their work.
     initialised: usize,
@@ -41,8 +38,7 @@ struct Container {
     last: Option<(i32, String)>,
     rests: Option<Instant>,
     restarts: u32,
-    ready: bool,
-    probed: Option<Instant>,
+    probes: Probes,
 }
 
 impl Running {
@@ -164,7 +160,7 @@ impl Shared {
         if ended && let Some(process) = state.process.take() {
             let finished = process.wait(Duration::from_secs(1))?;
             state.last = Some((finished.status.code().unwrap_or(255), finished.stderr + &finished.stdout));
-            (state.ready, state.rests) = (false, Some(Instant::now() + BACK_OFF));
+            (state.probes, state.rests) = (Probes::default(), Some(Instant::now() + BACK_OFF));
             state.restarts += 1;
         }
         let is_init = list(pod, "/spec/initContainers").iter().any(|init| init["name"] == name.as_str());
@@ -173,38 +169,11 @@ impl Shared {
             state.process =
                 Some(self.spawn(pod, container, &running.place, running.pod.as_ref(), &running.node)?);
         }
-        if state.process.is_some() && state.probed.is_none_or(|at| at.elapsed() >= PROBE) {
-            state.probed = Some(Instant::now());
-            state.ready = match container.pointer("/readinessProbe/httpGet") {
-                Some(probe) => self.answers(probe, running),
-                None => true,
-            };
+        if let Some(process) = state.process.clone() {
+            self.probe(pod, container, &process, &mut state.probes, running)?;
         }
         running.containers.insert(name, state);
         Ok(())
-    }
-
-    /// Whether an HTTP probe is answered well, asked from where a kubelet is: the node.
-    fn answers(&self, probe: &Value, running: &Running) -> bool {
-        let host = match (probe["host"].as_str(), &running.pod) {
-            (Some(host), _) => host.to_owned(),
-            (None, Some(pod)) => pod.v4.to_string(),
-            (None, None) => "127.0.0.1".to_owned(),
-        };
-        let (Some(node), Some(port)) = (self.node(&running.node), probe["port"].as_u64()) else {
-            return false;
-        };
-        let Ok(address) = format!("{host}:{port}").parse::<SocketAddr>() else { return false };
-        let path = probe["path"].as_str().unwrap_or("/").to_owned();
-        let asked = node.netns().run(move || -> std::io::Result<bool> {
-            let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
-            stream.set_read_timeout(Some(Duration::from_secs(3)))?;
-            write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")?;
-            let mut answer = Vec::new();
-            stream.read_to_end(&mut answer)?;
-            Ok(answer.starts_with(b"HTTP/1.1 200"))
-        });
-        matches!(asked, Ok(Ok(true)))
     }
 
     fn tell(&self, pod: &Value, running: &mut Running, waits: Option<&str>) -> Result<()> {
@@ -225,7 +194,7 @@ impl Shared {
                 (None, None) => json!({"waiting": {"reason": "PodInitializing"}}),
             };
             json!({
-                "name": name, "image": container["image"], "imageID": "", "ready": one.ready || initialised,
+                "name": name, "image": container["image"], "imageID": "", "ready": one.probes.ready || initialised,
                 "restartCount": one.restarts, "state": state, "lastState": last.unwrap_or_else(|| json!({})),
             })
         };

@@ -48,7 +48,7 @@ pub(crate) fn state(agent: &Agent, pod: &Pod) -> Result<(String, String)> {
     Ok((text("state"), text("detail")))
 }
 
-fn wait_state(agent: &Agent, pod: &Pod, wanted: &str) -> Result<String> {
+pub(crate) fn wait_state(agent: &Agent, pod: &Pod, wanted: &str) -> Result<String> {
     let found = eventually(SECONDS_30, &format!("{} is {wanted}", pod.uid()), || {
         let (state, detail) = state(agent, pod).ok()?;
         (state == wanted).then_some(detail)
@@ -238,7 +238,7 @@ fn a_node_that_has_booted_has_its_pods_in_the_mesh_again() -> Result<()> {
 
 #[test]
 fn two_hundred_and_fifty_pods_are_enrolled_in_five_seconds() -> Result<()> {
-    const PODS: u32 = 240;
+    const PODS: u32 = 250;
     let cluster = Cluster::new()?;
     cluster.lab.manifests().apply("namespace.yaml", &namespace("default", false))?;
     let mut pods = Vec::new();

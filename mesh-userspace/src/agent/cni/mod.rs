@@ -18,7 +18,7 @@ use self::attachments::{Attached, Attachments};
 use super::controller::{PodState, Request};
 use crate::admin::cni::{AttachmentId, CniAnswer, CniAttachment, CniRequest};
 use crate::cni::{Known, is_own_netns};
-use crate::model::{NodeName, Sandboxes, Snapshot, Workload, WorkloadUid};
+use crate::model::{Sandboxes, Snapshot, Workload, WorkloadUid};
 use crate::node::Namespaces;
 use crate::proxy::Shared;
 
@@ -233,10 +233,15 @@ fn refused(reason: &str) -> CniAnswer {
 }
 
 /// Keeps the file that the plugin goes by while no agent can be asked.
-pub(super) async fn remember(path: PathBuf, node: NodeName, mut snapshots: watch::Receiver<Arc<Snapshot>>) {
+pub(super) async fn remember(path: PathBuf, mut snapshots: watch::Receiver<Arc<Snapshot>>) {
     let mut written: Option<Known> = None;
+    // Of most changes in a cluster none of it is different.
+    let mut seen = Arc::new(Snapshot::default());
     loop {
-        let known = Known::of(&snapshots.borrow_and_update(), &node);
+        let snapshot = Arc::clone(&snapshots.borrow_and_update());
+        let is_seen = snapshot.here.ptr_eq(&seen.here) && snapshot.namespaces.ptr_eq(&seen.namespaces);
+        let known = written.as_ref().filter(|_| is_seen).cloned().unwrap_or_else(|| Known::of(&snapshot));
+        seen = snapshot;
         if written.as_ref() != Some(&known) {
             let (to, state) = (path.clone(), known.clone());
             let done = tokio::task::spawn_blocking(move || state.write(&to)).await;

@@ -20,9 +20,14 @@ impl Controller {
     pub(super) fn mend(&mut self, all: bool) {
         self.mend_programs();
         self.looks = self.looks.wrapping_add(1);
+        self.mend_pods(all, |_| true);
+    }
+
+    /// The same of these pods alone.
+    pub(super) fn mend_pods(&mut self, all: bool, which: impl Fn(&Enrolled) -> bool) {
         let listening = self.datapath.listening();
         let mut opened = Vec::new();
-        for pod in self.pods.values_mut() {
+        for pod in self.pods.values_mut().filter(|pod| which(pod)) {
             let full = all || pod.enrolment.cookie % ROUNDS == self.looks % ROUNDS;
             let mended =
                 self.enroller.mend(&mut self.datapath, &mut pod.enrolment, &pod.modes, &listening, full);
@@ -45,7 +50,10 @@ impl Controller {
                 self.shared.telemetry.metrics().pod_mended(kind);
             }
             let what = kinds.into_values().flatten().collect::<Vec<_>>().join("; ");
-            tracing::warn!(pod = %pod.enrolment.uid, what, "mended");
+            // Somebody may take it away again and again.
+            if self.told.is_news(&format!("mended {}", pod.enrolment.uid), &what) {
+                tracing::warn!(pod = %pod.enrolment.uid, what, "mended");
+            }
             self.events.mended(&pod.workload, &what);
             pod.mended = Some(Mend { when: SystemTime::now(), what });
         }
@@ -65,13 +73,19 @@ impl Controller {
         if off.is_empty() {
             return;
         }
+        let programs = off.join(" ");
         match self.datapath.reattach() {
             Ok(()) => {
-                tracing::warn!(programs = off.join(" "), "mended: programs were not in force");
+                if self.told.is_news("programs", &programs) {
+                    tracing::warn!(programs, "mended: programs were not in force");
+                }
                 self.shared.telemetry.metrics().pod_mended("programs");
             }
             Err(error) => {
-                tracing::error!(programs = off.join(" "), error = %chain(&error), "programs cannot be put in force");
+                let error = chain(&error);
+                if self.told.is_news("programs", &error) {
+                    tracing::error!(programs, error, "programs cannot be put in force");
+                }
             }
         }
     }

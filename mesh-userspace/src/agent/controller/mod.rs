@@ -2,11 +2,11 @@
 //!
 //! It may block (namespaces, netlink, grace periods); nothing on the data path waits for it.
 
-mod here;
 mod look;
 mod pods;
 mod status;
 mod stop;
+mod told;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,15 +15,15 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use self::here::Here;
 use self::pods::{Enrolled, Leaving, Pending};
 pub(super) use self::status::{NodeStatus, PodState, ROLES};
+use self::told::Told;
 use super::AgentError;
 use super::events::Events;
 use crate::datapath::maps::MapReader;
 use crate::datapath::{BackendCount, Datapath, SyncProblem};
 use crate::external::External;
-use crate::model::{NodeName, ServiceName, Snapshot, WorkloadUid};
+use crate::model::{ServiceName, Snapshot, WorkloadUid};
 use crate::node::{Enroller, Namespaces};
 use crate::proxy::{Shared, Workers};
 use crate::sockets::Reaper;
@@ -73,7 +73,6 @@ pub(super) struct Parts {
 
 /// See the module.
 pub(super) struct Controller {
-    node: NodeName,
     drain: Duration,
     datapath: Datapath,
     enroller: Enroller,
@@ -83,7 +82,6 @@ pub(super) struct Controller {
     reaper: Reaper,
     namespaces: Namespaces,
     events: Events,
-    here: Here,
     pods: BTreeMap<WorkloadUid, Enrolled>,
     leaving: Vec<Leaving>,
     /// Wanted, and not enrolled.
@@ -92,6 +90,8 @@ pub(super) struct Controller {
     looks: u64,
     has_started: bool,
     sync_errors: Vec<String>,
+    /// Of what is found again and again.
+    told: Told,
     generation: u64,
 }
 
@@ -101,7 +101,6 @@ impl Controller {
         let Parts { drain, datapath, enroller, workers, shared, external, reaper, namespaces, events } =
             parts;
         let mut controller = Self {
-            node: shared.node.clone(),
             drain,
             datapath,
             enroller,
@@ -111,13 +110,13 @@ impl Controller {
             reaper,
             namespaces,
             events,
-            here: Here::default(),
             pods: BTreeMap::new(),
             leaving: Vec::new(),
             pending: BTreeMap::new(),
             looks: 0,
             has_started: false,
             sync_errors: Vec::new(),
+            told: Told::default(),
             generation: 0,
         };
         controller.apply(snapshot);
@@ -168,7 +167,10 @@ impl Controller {
                         drop(answer.send(self.status()));
                     }
                     Some(Request::CheckPod(uid, answer)) => {
-                        self.test_pods(|pod| pod.enrolment.uid == uid);
+                        let is_asked = |pod: &Enrolled| pod.enrolment.uid == uid;
+                        // What is put right now was not as it should be when it was asked for.
+                        self.test_pods(is_asked);
+                        self.mend_pods(true, is_asked);
                         let state = self.status().pods.into_iter().find(|pod| pod.uid == uid);
                         drop(answer.send(state));
                     }

@@ -55,6 +55,12 @@ pub(super) struct Pending {
     pub(super) netns: String,
 }
 
+/// The pods of this node that are to be in the mesh.
+fn wanted(snapshot: &Snapshot) -> BTreeMap<WorkloadUid, Arc<Workload>> {
+    let here = snapshot.here.iter().filter(|(_, workload)| workload.enrolled && !workload.host_network);
+    here.map(|(uid, workload)| (uid.clone(), Arc::clone(workload))).collect()
+}
+
 impl Controller {
     /// Where a workload's namespace is, as far as that is known.
     fn place(&self, workload: &Workload) -> Option<Place> {
@@ -73,7 +79,7 @@ impl Controller {
     }
 
     pub(super) fn reconcile_pods(&mut self, snapshot: &Snapshot) {
-        let wanted = self.here.follow(snapshot, &self.node);
+        let wanted = wanted(snapshot);
         let held: Vec<WorkloadUid> = self.pods.keys().cloned().collect();
         for uid in held {
             let stays = wanted.get(&uid).is_some_and(|workload| self.stays(&uid, workload));
@@ -234,6 +240,10 @@ impl Controller {
         if let Err(error) = self.enroller.begin_capture(&mut self.datapath, &enrolment) {
             stop.send_replace(Stop::Cut);
             enrolment.close_listeners();
+            if modes.any_strict() {
+                // What refuses is in force already.
+                return Err(EnrolError::Closed(Box::new(error)));
+            }
             self.enroller.release(&mut self.datapath, &enrolment)?;
             return Err(error);
         }
@@ -338,7 +348,10 @@ impl Controller {
         }
         let awaited = |uid: &WorkloadUid| pending.contains_key(uid);
         for error in self.enroller.release_strays(&mut self.datapath, enrolled, awaited) {
-            tracing::warn!(error = %chain(&error), "a pod of an earlier agent could not be released");
+            let error = chain(&error);
+            if self.told.is_news(&format!("stray {error}"), &error) {
+                tracing::warn!(error, "a pod of an earlier agent could not be released");
+            }
         }
     }
 

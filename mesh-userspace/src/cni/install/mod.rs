@@ -6,12 +6,14 @@
 //! file changes, ours is made anew; when it goes, so does ours. An agent that stops leaves it: pods of the mesh must not
 //! start outside of it meanwhile.
 
+mod contest;
 mod list;
 
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -20,9 +22,10 @@ use std::time::{Duration, Instant};
 use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 
+use self::contest::Contest;
 use self::list::{Candidate, OWN, Wanted, is_candidate, wanted};
-use super::file::{copy_file, replace_file};
 use super::{PLUGIN, PluginConfig};
+use crate::file::{copy_file, replace_file};
 
 /// How long something must be the case that looks like a file being replaced: a configuration that is gone or cannot be
 /// read.
@@ -31,6 +34,12 @@ const SETTLE: Duration = Duration::from_secs(2);
 const RESCAN: Duration = Duration::from_secs(30);
 /// The same where something is wrong, or a folder cannot be watched.
 const RETRY: Duration = Duration::from_secs(1);
+/// What happens within this time of each other is looked at together, while somebody contests the configuration.
+const GATHER: Duration = Duration::from_millis(100);
+/// Its length is the same each time, so that it is told once.
+const CONTESTED: &str = "somebody else removes 00-mesh.conflist or rewrites it again and again: it is put back after a pause that grows to a \
+    minute, and pods that start meanwhile are not in the mesh before they run; tell the network to leave foreign configurations alone \
+    (Cilium: cni.exclusive=false)";
 /// Longest configuration.
 const MAX_CONFIG: u64 = 1 << 20;
 /// Files of the folder that are looked at.
@@ -63,17 +72,25 @@ fn failed<'a>(operation: &'static str, path: &'a Path) -> impl FnOnce(io::Error)
 
 /// What keeps the plugin from being in force.
 #[derive(Debug, Default)]
-pub struct InstallState(Mutex<Option<String>>);
+pub struct InstallState {
+    problem: Mutex<Option<String>>,
+    mends: AtomicU64,
+}
 
 impl InstallState {
     /// It, if there is anything.
     pub fn problem(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How often the configuration was put back, or as it should be, after somebody else had changed it.
+    pub fn mends(&self) -> u64 {
+        self.mends.load(Ordering::Relaxed)
     }
 
     /// Replaces it; logs what is new.
     fn set(&self, problem: Option<String>) {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
         if *held == problem {
             return;
         }
@@ -127,7 +144,16 @@ fn start(config: InstallConfig, binary: PathBuf, state: Arc<InstallState>) -> io
         }
     };
     let watcher = notify::recommended_watcher(on_event).map_err(io::Error::other)?;
-    let keeper = Keeper { config, binary, state, watcher, watched: None, unsettled: None };
+    let keeper = Keeper {
+        config,
+        binary,
+        state,
+        watcher,
+        watched: None,
+        installed: None,
+        contest: Contest::default(),
+        unsettled: None,
+    };
     let keeper = thread::Builder::new().name("cni".to_owned()).spawn(move || keeper.run(&received))?;
     Ok(Installer { signals, keeper: Some(keeper) })
 }
@@ -144,6 +170,9 @@ struct Keeper {
     watcher: RecommendedWatcher,
     /// Device and inode of the folder that is watched: one that was replaced is watched anew.
     watched: Option<(u64, u64)>,
+    /// The binary as it was found to be right: device, inode, size, and when it was changed.
+    installed: Option<(u64, u64, u64, i64, i64)>,
+    contest: Contest,
     /// Since when the folder has looked as if a file in it were being replaced.
     unsettled: Option<Instant>,
 }
@@ -162,6 +191,9 @@ impl Keeper {
             match signals.recv_timeout(rest) {
                 Ok(Signal::Happened) | Err(RecvTimeoutError::Timeout) => {}
                 Ok(Signal::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if self.contest.is_on(Instant::now()).is_some() {
+                thread::sleep(GATHER);
             }
             // Most come in numbers.
             for signal in signals.try_iter() {
@@ -195,12 +227,9 @@ impl Keeper {
 
     /// Makes the folders as they should be. Returns what is wrong, and when to look again if that is soon.
     fn keep(&mut self) -> Result<(Option<String>, Option<Duration>), InstallError> {
-        let InstallConfig { conf_dir, bin_dir, plugin } = &self.config;
-        let binary = bin_dir.join(PLUGIN);
         // A configuration must never name what is not there.
-        if copy_file(&self.binary, &binary, 0o755).map_err(failed("install", &binary))? {
-            tracing::info!(path = %binary.display(), "installed the CNI plugin");
-        }
+        self.keep_binary()?;
+        let InstallConfig { conf_dir, plugin, .. } = &self.config;
         let Wanted { list, broken, problem } =
             wanted(candidates(conf_dir).map_err(failed("read", conf_dir))?, plugin);
         let own = conf_dir.join(OWN);
@@ -217,8 +246,18 @@ impl Keeper {
         match list {
             Some((_, text)) if held.as_ref() == Some(&text) => {}
             Some((file, text)) => {
+                let now = Instant::now();
+                let pause = self.contest.pause(&text, now);
+                if !pause.is_zero() {
+                    return Ok((Some(CONTESTED.to_owned()), Some(pause)));
+                }
                 replace_file(&own, &text, 0o600).map_err(failed("write", &own))?;
-                tracing::info!(path = %own.display(), of = file, "wrote the CNI configuration");
+                if self.contest.wrote(text, now) {
+                    self.state.mends.fetch_add(1, Ordering::Relaxed);
+                }
+                if self.contest.is_on(now).is_none() {
+                    tracing::info!(path = %own.display(), of = file, "wrote the CNI configuration");
+                }
             }
             None if held.is_some() => {
                 fs::remove_file(&own).map_err(failed("remove", &own))?;
@@ -226,7 +265,26 @@ impl Keeper {
             }
             None => {}
         }
-        Ok((problem, None))
+        let contested = self.contest.is_on(Instant::now());
+        let problem = problem.or_else(|| contested.map(|_| CONTESTED.to_owned()));
+        Ok((problem, contested))
+    }
+
+    /// The binary is as it should be. It is compared when it was changed: it is large, and the folder's events are many.
+    fn keep_binary(&mut self) -> Result<(), InstallError> {
+        let binary = self.config.bin_dir.join(PLUGIN);
+        let found = || {
+            let found = fs::metadata(&binary).ok()?;
+            Some((found.dev(), found.ino(), found.len(), found.ctime(), found.ctime_nsec()))
+        };
+        if self.installed.is_some() && self.installed == found() {
+            return Ok(());
+        }
+        if copy_file(&self.binary, &binary, 0o755).map_err(failed("install", &binary))? {
+            tracing::info!(path = %binary.display(), "installed the CNI plugin");
+        }
+        self.installed = found();
+        Ok(())
     }
 }
 

@@ -77,6 +77,30 @@ impl Host {
 }
 
 #[test]
+fn who_takes_it_away_again_and_again_is_told_of_and_not_fought_at_full_speed() {
+    let host = Host::new();
+    host.write("10-net.conflist", LIST);
+    let installer = host.start();
+    let own = host.path("net.d").join(OWN);
+    let mut by = [None, Some("{}"), None].into_iter();
+    for takes in 1..=3 {
+        host.expect("it is there", Some("net"));
+        match by.next().flatten() {
+            Some(text) => fs::write(&own, text).unwrap(),
+            None => fs::remove_file(&own).unwrap(),
+        }
+        host.until("it is put back", || host.state.mends() == takes);
+    }
+    let problem = host.state.problem().expect("it is told");
+    assert!(problem.contains("again and again") && problem.contains("cni.exclusive"), "{problem}");
+    // The network's own still counts at once.
+    host.write("10-net.conflist", &LIST.replace("\"net\"", "\"other\""));
+    host.expect("the network's new one", Some("other"));
+    assert_eq!(host.state.mends(), 3);
+    drop(installer);
+}
+
+#[test]
 fn the_configuration_follows_the_networks() {
     let host = Host::new();
     let installer = host.start();

@@ -4,6 +4,7 @@
 //! direction; a reset on one side ends both.
 
 mod pipe;
+mod tap;
 mod tcp;
 mod tunnel;
 
@@ -16,6 +17,7 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+pub(crate) use tap::{NoTap, Tap};
 pub(super) use tcp::tcp_to_tcp;
 pub(super) use tunnel::{SocketIs, Tunnel, tcp_to_tunnel};
 
@@ -80,13 +82,13 @@ async fn both(
 }
 
 /// Returns once the socket has an error.
-async fn broke(stream: &TcpStream) {
+pub(super) async fn broke(stream: &TcpStream) {
     // An error of the runtime itself means that it is being shut down.
     while stream.ready(Interest::ERROR).await.is_ok_and(|ready| !ready.is_error()) {}
 }
 
 /// Ends the direction towards a socket.
-fn finish(stream: &TcpStream) {
+pub(super) fn finish(stream: &TcpStream) {
     // A socket that is gone already needs no FIN; the other direction reports it.
     let _ = SockRef::from(stream).shutdown(Shutdown::Write);
 }
@@ -105,18 +107,23 @@ async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
 
 /// Sockets that are reset unless their connection came to its end in order: one that broke, and one that is cut while it
 /// is carried. An application must not take what it got so far for all.
-struct ResetUnlessDone<'a, const N: usize>(Option<[&'a TcpStream; N]>);
+pub(super) struct ResetUnlessDone<'a, const N: usize>(Option<[&'a TcpStream; N]>);
 
 impl<'a, const N: usize> ResetUnlessDone<'a, N> {
-    const fn new(sockets: [&'a TcpStream; N]) -> Self {
+    pub(super) const fn new(sockets: [&'a TcpStream; N]) -> Self {
         Self(Some(sockets))
     }
 
+    /// Their connection came to its end in order.
+    pub(super) fn done(mut self) {
+        self.0 = None;
+    }
+
     /// What the record says.
-    fn end(mut self, result: Result<(), Broken>) -> Outcome {
+    fn end(self, result: Result<(), Broken>) -> Outcome {
         match result {
             Ok(()) => {
-                self.0 = None;
+                self.done();
                 Outcome::Closed
             }
             Err(side) => side.into(),

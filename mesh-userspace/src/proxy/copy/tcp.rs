@@ -5,15 +5,31 @@ use std::io::ErrorKind;
 
 use tokio::net::TcpStream;
 use tokio::task::coop::consume_budget;
+use tokio::task::yield_now;
 
 use super::pipe::Pipe;
-use super::{Broken, ResetUnlessDone, SCRATCH, both, broke, finish, with_scratch, write_all};
-use crate::telemetry::{ByteCounters, Outcome};
+use super::{Broken, NoTap, ResetUnlessDone, SCRATCH, Tap, both, broke, finish, with_scratch, write_all};
+use crate::telemetry::{ByteCounters, End, Outcome};
 
-/// Carries a connection between two sockets to its end.
-pub(crate) async fn tcp_to_tcp(client: &TcpStream, server: &TcpStream, bytes: &ByteCounters) -> Outcome {
-    let up = pump(client, server, (Broken::Client, Broken::Server), |count| bytes.add_to_server(count));
-    let down = pump(server, client, (Broken::Server, Broken::Client), |count| bytes.add_to_client(count));
+/// Carries a connection between two sockets to its end; `tap` is shown what the client sends.
+pub(crate) async fn tcp_to_tcp(
+    client: &TcpStream,
+    server: &TcpStream,
+    bytes: &ByteCounters,
+    tap: &impl Tap,
+) -> Outcome {
+    let up = async {
+        let sides = (Broken::Client, Broken::Server);
+        pump(client, server, tap, sides, |count| bytes.add_to_server(count)).await?;
+        bytes.ended(End::Client);
+        Ok(())
+    };
+    let down = async {
+        let sides = (Broken::Server, Broken::Client);
+        pump(server, client, &NoTap, sides, |count| bytes.add_to_client(count)).await?;
+        bytes.ended(End::Server);
+        Ok(())
+    };
     let guard = ResetUnlessDone::new([client, server]);
     guard.end(both(up, down, broke(client), broke(server)).await)
 }
@@ -30,12 +46,13 @@ enum Step {
 async fn pump(
     from: &TcpStream,
     to: &TcpStream,
+    tap: &impl Tap,
     (source, sink): (Broken, Broken),
     count: impl Fn(u64),
 ) -> Result<(), Broken> {
     loop {
         from.readable().await.map_err(|_error| source)?;
-        let moved = match step(from, to, source, sink)? {
+        let moved = match step(from, to, tap, source, sink)? {
             Step::Wait => continue,
             Step::End => break,
             Step::Moved(moved) => moved,
@@ -47,15 +64,34 @@ async fn pump(
         count(moved as u64);
         // Reads that are always ready would keep the worker from its other connections.
         consume_budget().await;
-        if moved == SCRATCH && splice(from, to, source, sink, &count).await? {
+        if moved < SCRATCH {
+            continue;
+        }
+        if tap.is_open() {
+            // In bulk, whoever takes the copy gets its turn for each part of it.
+            yield_now().await;
+            continue;
+        }
+        let count = |moved| {
+            count(moved);
+            tap.skip(moved);
+        };
+        if splice(from, to, source, sink, &count).await? {
             break;
         }
     }
     finish(to);
+    tap.finish();
     Ok(())
 }
 
-fn step(from: &TcpStream, to: &TcpStream, source: Broken, sink: Broken) -> Result<Step, Broken> {
+fn step(
+    from: &TcpStream,
+    to: &TcpStream,
+    tap: &impl Tap,
+    source: Broken,
+    sink: Broken,
+) -> Result<Step, Broken> {
     with_scratch(|buffer| {
         let read = match from.try_read(buffer) {
             Ok(0) => return Ok(Step::End),
@@ -63,7 +99,9 @@ fn step(from: &TcpStream, to: &TcpStream, source: Broken, sink: Broken) -> Resul
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(Step::Wait),
             Err(_) => return Err(source),
         };
-        match to.try_write(&buffer[..read]) {
+        let written = to.try_write(&buffer[..read]);
+        tap.show(&buffer[..read]);
+        match written {
             Ok(written) if written == read => Ok(Step::Moved(read)),
             Ok(written) => Ok(Step::Left(read, buffer[written..read].to_vec())),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {

@@ -7,9 +7,10 @@ use bytes::{Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use tokio::net::TcpStream;
 use tokio::task::coop::consume_budget;
+use tokio::task::yield_now;
 
-use super::{Broken, ResetUnlessDone, SCRATCH, both, broke, finish, with_scratch, write_all};
-use crate::telemetry::{ByteCounters, Outcome};
+use super::{Broken, ResetUnlessDone, SCRATCH, Tap, both, broke, finish, with_scratch, write_all};
+use crate::telemetry::{ByteCounters, End, Outcome};
 
 /// Size of a read in bulk, and of the DATA frames that come of it.
 const BULK: usize = 256 * 1024;
@@ -31,12 +32,13 @@ pub(crate) enum SocketIs {
     Server,
 }
 
-/// Carries a connection between a socket and a tunnel to its end.
+/// Carries a connection between a socket and a tunnel to its end; `tap` is shown what comes from the socket.
 pub(crate) async fn tcp_to_tunnel(
     socket: &TcpStream,
     tunnel: Tunnel,
     socket_is: SocketIs,
     bytes: &ByteCounters,
+    tap: &impl Tap,
 ) -> Outcome {
     let Tunnel { mut send, mut receive } = tunnel;
     let (near, far) = match socket_is {
@@ -52,9 +54,21 @@ pub(crate) async fn tcp_to_tunnel(
         SocketIs::Server => bytes.add_to_server(count),
     };
     let guard = ResetUnlessDone::new([socket]);
+    let (near_end, far_end) = match socket_is {
+        SocketIs::Client => (End::Client, End::Server),
+        SocketIs::Server => (End::Server, End::Client),
+    };
     let result = {
-        let outgoing = into_tunnel(socket, &mut send, near, far, count_out);
-        let incoming = out_of_tunnel(&mut receive, socket, near, far, count_in);
+        let outgoing = async {
+            into_tunnel(socket, &mut send, tap, near, far, count_out).await?;
+            bytes.ended(near_end);
+            Ok(())
+        };
+        let incoming = async {
+            out_of_tunnel(&mut receive, socket, near, far, count_in).await?;
+            bytes.ended(far_end);
+            Ok(())
+        };
         match socket_is {
             SocketIs::Client => both(outgoing, incoming, broke(socket), std::future::pending()).await,
             SocketIs::Server => both(incoming, outgoing, std::future::pending(), broke(socket)).await,
@@ -69,6 +83,7 @@ pub(crate) async fn tcp_to_tunnel(
 async fn into_tunnel(
     socket: &TcpStream,
     send: &mut SendStream<Bytes>,
+    tap: &impl Tap,
     near: Broken,
     far: Broken,
     count: impl Fn(u64),
@@ -95,12 +110,19 @@ async fn into_tunnel(
             Err(_) => return Err(near),
         };
         large = chunk.len() >= SCRATCH;
+        tap.show(&chunk);
         let length = chunk.len() as u64;
         send_all(send, chunk).await.map_err(|_error| far)?;
         count(length);
         consume_budget().await;
+        if large && tap.is_open() {
+            // In bulk, whoever takes the copy gets its turn for each part of it.
+            yield_now().await;
+        }
     }
-    send.send_data(Bytes::new(), true).map_err(|_error| far)
+    send.send_data(Bytes::new(), true).map_err(|_error| far)?;
+    tap.finish();
+    Ok(())
 }
 
 fn read_small(socket: &TcpStream) -> std::io::Result<Bytes> {

@@ -38,6 +38,9 @@ pub(crate) struct Peer {
     pub(crate) address: SocketAddr,
     /// Identity that the destination must have.
     pub(crate) destination: Identity,
+    /// Whether its tunnels carry copies: one that is not read takes its part of the connection's window, which others must not
+    /// lack.
+    pub(crate) is_copy: bool,
 }
 
 struct Connection {

@@ -419,6 +419,14 @@ impl Translator {
             }
             let addresses = new.as_ref().filter(|new| !new.host_network).map(|new| new.addresses.clone());
             self.workload_claims.set(&uid, addresses.unwrap_or_default());
+            let is_here =
+                |new: &&Arc<Workload>| self.snapshot.mesh.node.as_ref().is_some_and(|node| new.is_on(node));
+            match new.as_ref().filter(is_here) {
+                Some(new) => drop(self.snapshot.here.insert(uid.clone(), Arc::clone(new))),
+                // Where it was not, the map stays the very same.
+                None if self.snapshot.here.contains_key(&uid) => drop(self.snapshot.here.remove(&uid)),
+                None => {}
+            }
             match new {
                 Some(new) => self.snapshot.workloads.insert(uid, new),
                 None => self.snapshot.workloads.remove(&uid),

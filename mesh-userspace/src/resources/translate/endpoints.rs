@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::service::{Cluster, Dependency};
 use super::topology::Hints;
 use crate::model::{Endpoint, EndpointState, Mode, ServiceName, Workload};
@@ -59,7 +61,7 @@ pub(super) fn members(
 }
 
 /// Conditions, as `EndpointConditions`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::resources) struct Conditions {
     pub(in crate::resources) ready: bool,
     pub(in crate::resources) serving: bool,

@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::endpoints::Member;
 use crate::model::{EndpointState, NodeName, TrafficPolicy};
 
@@ -15,7 +17,7 @@ pub(in crate::resources) struct Here<'a> {
 }
 
 /// For whose clients an endpoint is meant (`EndpointHints`); no name: for nobody's in particular.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::resources) struct Hints {
     pub(in crate::resources) nodes: Vec<NodeName>,
     pub(in crate::resources) zones: Vec<Arc<str>>,

@@ -10,6 +10,7 @@ use std::time::SystemTime;
 
 use super::kinds::WATCHED;
 use super::state::ApiState;
+use super::stored::Told;
 use super::watch::Message;
 use crate::resources::{Change, Mistake, Object, ObjectRef, Origin, Problem, Rejected, guards};
 use crate::source::update::{Update, instead};
@@ -27,8 +28,10 @@ pub(super) struct Collector {
 
 #[derive(Default)]
 struct Watch {
-    /// It was listed in full once, or the cluster does not have it.
+    /// There is something to go on: a full listing, the word that the cluster does not have it, or what was kept on disk.
     settled: bool,
+    /// It was listed in full once by this agent, or the cluster does not have it.
+    listed: bool,
     /// Counts the listings.
     round: u32,
     listing: bool,
@@ -64,6 +67,49 @@ impl Collector {
     /// Whether every kind is known, or known not to be there.
     pub(super) fn is_settled(&self) -> bool {
         self.watches.iter().all(|watch| watch.settled)
+    }
+
+    /// Whether all of it comes from the API server itself.
+    pub(super) fn is_listed(&self) -> bool {
+        self.watches.iter().all(|watch| watch.listed)
+    }
+
+    /// Every object in force, with the number of its watch.
+    pub(super) fn objects(&self) -> Vec<Told> {
+        let numbered = self.watches.iter().enumerate();
+        let known =
+            numbered.flat_map(|(number, watch)| watch.known.values().map(move |known| (number, known)));
+        known.filter_map(|(number, known)| Some((number, Arc::clone(known.object.as_ref()?)))).collect()
+    }
+
+    /// Goes on what was kept on disk for each kind that was not listed yet. What a listing that has begun told already goes
+    /// before it; when that is complete, it replaces the rest.
+    pub(super) fn restore(&mut self, stored: Vec<Told>) {
+        for (number, object) in stored {
+            let Some(watch) = self.watches.get_mut(number).filter(|watch| !watch.settled) else { continue };
+            let reference = object.reference();
+            let round = watch.round.wrapping_sub(1);
+            let wrong = watch.rejected.get_mut(&reference);
+            match (watch.known.get_mut(&reference), wrong) {
+                (None, _) => {
+                    watch.known.insert(object.reference(), Known { round, object: Some(object) });
+                }
+                // Its last good state.
+                (Some(known), Some(wrong)) => {
+                    (known.object, wrong.is_stand_in) = (Some(object), false);
+                    self.problems_changed = true;
+                }
+                (Some(_), None) => continue,
+            }
+            self.touched.insert(reference);
+        }
+        for number in 0..self.watches.len() {
+            let watch = &mut self.watches[number];
+            if !std::mem::replace(&mut watch.settled, true) {
+                self.touched.extend(watch.pending.drain(..));
+                self.count(number);
+            }
+        }
     }
 
     /// Changes that wait to be told, and whether there is anything to tell.
@@ -131,12 +177,14 @@ impl Collector {
             (Err(Rejected { mistakes, stand_in }), old) => {
                 self.problems_changed = true;
                 // Nothing is known of what was in force before this agent: see `resources::stand_in`.
-                let stand_in = stand_in.filter(|_| !watch.settled && guards(&reference.kind));
+                let stand_in = stand_in.filter(|_| !watch.listed && guards(&reference.kind));
                 let before = watch.rejected.get(&reference);
                 let was_stand_in = before.is_some_and(|before| before.is_stand_in);
                 let (is_changed, is_stand_in) = if let Some(old) = old {
                     old.round = round;
-                    (false, was_stand_in)
+                    // Kept on disk it is not told from a good state.
+                    let is_stand_in = stand_in.is_some() && old.object == stand_in;
+                    (false, was_stand_in || is_stand_in)
                 } else {
                     let is_stand_in = stand_in.is_some();
                     watch.known.insert(reference.clone(), Known { round, object: stand_in });
@@ -163,7 +211,7 @@ impl Collector {
         for reference in &gone {
             self.problems_changed |= watch.rejected.remove(reference).is_some();
         }
-        (watch.listing, watch.settled) = (false, true);
+        (watch.listing, watch.settled, watch.listed) = (false, true, true);
         self.touched.extend(watch.pending.drain(..).chain(gone));
         self.count(number);
     }
@@ -307,6 +355,69 @@ mod tests {
         assert_eq!(told(&mut all), ["+a"]);
         all.note(Message::Gone(ELSEWHERE, name("a")));
         assert_eq!(told(&mut all), ["-a"]);
+    }
+
+    #[test]
+    fn what_was_kept_is_in_force_until_a_listing_is_complete() {
+        let object = |name: &str, address: &str| {
+            let Message::Object(_, _, Ok(object)) = pod(HERE, name, address) else { panic!() };
+            object
+        };
+        let mut all = Collector::new(Origin::ApiServer("a".into()), ApiState::new("a".to_owned()));
+        // Of this kind the API server has told a part, another it has told in full.
+        all.note(Message::Begin(HERE));
+        all.note(pod(HERE, "a", "10.0.0.1"));
+        all.note(pod(HERE, "bad", "10.0.0.999"));
+        all.note(Message::Begin(ELSEWHERE));
+        all.note(Message::Complete(ELSEWHERE));
+        let kept = |number, name: &str| (number, object(name, "10.0.0.9"));
+        all.restore(vec![
+            kept(HERE, "a"),
+            kept(HERE, "b"),
+            kept(HERE, "bad"),
+            kept(ELSEWHERE, "c"),
+            kept(99, "d"),
+        ]);
+        assert!(all.is_settled() && !all.is_listed());
+        let update = all.take(SystemTime::now());
+        let mut names: Vec<_> = update.changes.iter().map(|change| format!("{change:?}")).collect();
+        names.sort();
+        assert_eq!(names.len(), 3, "{names:?}");
+        assert!(names.iter().any(|name| name.contains("10.0.0.1]")), "the API server's word: {names:?}");
+        assert_eq!(update.problems.len(), 1);
+        let mut held: Vec<String> =
+            all.objects().iter().map(|(_, object)| object.reference().to_string()).collect();
+        held.sort();
+        assert_eq!(held, ["Pod shop/a", "Pod shop/b", "Pod shop/bad"]);
+        // It breaks off, and is begun anew.
+        all.note(Message::Begin(HERE));
+        all.note(pod(HERE, "b", "10.0.0.9"));
+        all.note(pod(HERE, "bad", "10.0.0.999"));
+        assert_eq!(told(&mut all), [""; 0]);
+        all.note(Message::Complete(HERE));
+        assert_eq!(told(&mut all), ["-a"]);
+    }
+
+    #[test]
+    fn a_stand_in_that_was_kept_is_one_still() {
+        const POLICIES: usize = 7;
+        assert_eq!(WATCHED[POLICIES].label, "AuthorizationPolicy");
+        let kind = Kind::AuthorizationPolicy;
+        let reference = ObjectRef::new(kind.clone(), "shop", "p");
+        let wrong = || {
+            let text = r#"{"metadata":{"name":"p","namespace":"shop"},"spec":{"rules":7}}"#;
+            Message::Object(POLICIES, reference.clone(), decode_json("security.istio.io/v1", &kind, text))
+        };
+        let Message::Object(_, _, Err(Rejected { stand_in: Some(stand_in), .. })) = wrong() else { panic!() };
+        let mut all = Collector::new(Origin::ApiServer("a".into()), ApiState::new("a".to_owned()));
+        all.restore(vec![(POLICIES, stand_in)]);
+        assert_eq!(told(&mut all), ["+p"]);
+        all.note(Message::Begin(POLICIES));
+        all.note(wrong());
+        all.note(Message::Complete(POLICIES));
+        let update = all.take(SystemTime::now());
+        assert!(update.changes.is_empty(), "{update:?}");
+        assert!(update.problems[0].reason.contains("nothing is allowed"), "{:?}", update.problems);
     }
 
     #[test]

@@ -2,13 +2,16 @@
 //!
 //! A thread of its own carries the watches, one a kind. What they tell is collected ([`collect`]) and passed on a few
 //! milliseconds at a time. Whatever goes wrong between here and the API server changes nothing of what is in force: it is
-//! tried again for ever, and told ([`state`]).
+//! tried again for ever, and told ([`state`]). The last state is kept on disk as well ([`keep`], [`stored`]): where the API
+//! server does not answer at the start, that is in force until it does.
 
 mod collect;
 mod item;
+mod keep;
 pub(crate) mod kinds;
 mod observe;
 mod state;
+mod stored;
 mod trouble;
 mod watch;
 
@@ -21,10 +24,13 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval_at, timeout_at};
 
+pub use self::keep::StateFile;
 pub use self::state::{ApiState, ApiStatus, KindStatus, Phase};
 
 use self::collect::Collector;
+use self::keep::Keeper;
 use self::kinds::WATCHED;
+use self::stored::Owner;
 use self::watch::{Message, Watch};
 use super::SourceError;
 use super::update::Update;
@@ -42,6 +48,8 @@ const MESSAGES: usize = 256;
 const UPDATES: usize = 4;
 /// How often what is waited for at the start is told.
 const REMIND: Duration = Duration::from_secs(10);
+/// How often the API server is looked for before what was kept on disk is taken.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// An API server that is being followed, until this is dropped.
 #[derive(Debug)]
@@ -52,7 +60,11 @@ pub(super) struct Kubernetes {
 
 impl Kubernetes {
     /// Begins to follow it. Within a tokio runtime.
-    pub(super) fn watch(mut config: Config, node: NodeName) -> Result<(Self, Arc<ApiState>), SourceError> {
+    pub(super) fn watch(
+        mut config: Config,
+        node: NodeName,
+        file: Option<StateFile>,
+    ) -> Result<(Self, Arc<ApiState>), SourceError> {
         // What fails is told and counted here, and tried again later than a library would.
         config.default_retry = false;
         // Whether it makes sense is known before there is a thread.
@@ -64,12 +76,8 @@ impl Kubernetes {
         let runtime = runtime.map_err(SourceError::Thread)?;
         let of_thread = Arc::clone(&state);
         let main = move || {
-            runtime.block_on(async {
-                tokio::select! {
-                    _dropped = stopped => {}
-                    () = follow(config, node, of_thread, sender) => {}
-                }
-            });
+            runtime.block_on(follow(config, node, Arc::clone(&of_thread), file, (sender, stopped)));
+            of_thread.end();
         };
         thread::Builder::new().name("kubernetes".to_owned()).spawn(main).map_err(SourceError::Thread)?;
         Ok((Self { updates, _stop: stop }, state))
@@ -81,7 +89,13 @@ impl Kubernetes {
     }
 }
 
-async fn follow(config: Config, node: NodeName, state: Arc<ApiState>, updates: mpsc::Sender<Update>) {
+async fn follow(
+    config: Config,
+    node: NodeName,
+    state: Arc<ApiState>,
+    file: Option<StateFile>,
+    (updates, stopped): (mpsc::Sender<Update>, oneshot::Receiver<()>),
+) {
     let (sender, mut messages) = mpsc::channel(MESSAGES);
     let mut watches = JoinSet::new();
     for (number, watched) in WATCHED.iter().enumerate() {
@@ -90,24 +104,88 @@ async fn follow(config: Config, node: NodeName, state: Arc<ApiState>, updates: m
     }
     drop(sender);
     let url: Arc<str> = config.cluster_url.to_string().trim_end_matches('/').into();
+    let owner = Owner::new(&node, &url);
     let mut collector = Collector::new(Origin::ApiServer(url), Arc::clone(&state));
-    if !first(&mut collector, &mut messages, &state).await {
-        return;
+    let mut keeper =
+        Keeper::new(file.as_ref().map(|file| file.path.clone()), owner.clone(), Arc::clone(&state));
+    tokio::select! {
+        _dropped = stopped => {}
+        () = async {
+            let stored = file.map(|file| (file, owner));
+            if first(&mut collector, &mut messages, &state, stored).await {
+                pass_on(&mut collector, &mut messages, &mut keeper, &updates).await;
+            }
+        } => {}
     }
+    keeper.end(&collector).await;
+}
+
+/// Tells what is known and what becomes different, and keeps it, until nobody listens or the watches end.
+async fn pass_on(
+    collector: &mut Collector,
+    messages: &mut mpsc::Receiver<Message>,
+    keeper: &mut Keeper,
+    updates: &mpsc::Sender<Update>,
+) {
     loop {
         let update = collector.take(SystemTime::now());
+        if !update.changes.is_empty() {
+            keeper.changed();
+        }
         if updates.send(update).await.is_err() {
             return;
         }
-        if !burst(&mut collector, &mut messages).await {
-            return;
+        loop {
+            tokio::select! {
+                goes_on = burst(collector, messages) => {
+                    if !goes_on {
+                        return;
+                    }
+                    break;
+                }
+                () = keeper.due() => {}
+            }
+            keeper.begin(collector);
         }
     }
 }
 
-/// Waits until every kind is known; false if the watches ended.
-async fn first(collector: &mut Collector, messages: &mut mpsc::Receiver<Message>, state: &ApiState) -> bool {
+/// Reads what was kept on disk; `None` where it cannot be taken, which is said once.
+async fn restore(file: StateFile, owner: Owner) -> Option<stored::Stored> {
+    let path = file.path.clone();
+    let read = tokio::task::spawn_blocking(move || stored::read(&path, &owner)).await;
+    let file = file.path.display();
+    match read {
+        Ok(Ok(Some(stored))) => {
+            let age = SystemTime::now().duration_since(stored.as_of).unwrap_or_default().as_secs();
+            let objects = stored.objects.len();
+            tracing::warn!(%file, objects, age, "the API server does not answer: what was kept on disk is in force, as old (s) as said");
+            Some(stored)
+        }
+        Ok(Ok(None)) => {
+            tracing::warn!(%file, "the API server does not answer, and no state was kept on disk");
+            None
+        }
+        Ok(Err(error)) => {
+            tracing::warn!(%file, %error, "the API server does not answer, and what was kept on disk is not taken");
+            None
+        }
+        Err(error) => {
+            tracing::error!(%file, %error, "what was kept on disk cannot be read");
+            None
+        }
+    }
+}
+
+/// Waits until every kind is known, or what was kept on disk is taken for what is not; false if the watches ended.
+async fn first(
+    collector: &mut Collector,
+    messages: &mut mpsc::Receiver<Message>,
+    state: &ApiState,
+    mut stored: Option<(StateFile, Owner)>,
+) -> bool {
     let begun = Instant::now();
+    let mut look = interval_at(begun + LOOK, LOOK);
     let mut remind = interval_at(begun + REMIND, REMIND);
     while !collector.is_settled() {
         tokio::select! {
@@ -115,6 +193,16 @@ async fn first(collector: &mut Collector, messages: &mut mpsc::Receiver<Message>
                 Some(message) => collector.note(message),
                 None => return false,
             },
+            _ = look.tick(), if stored.is_some() => {
+                let is_away = |(file, _): &mut (StateFile, Owner)| state.is_away(file.patience);
+                if let Some((file, owner)) = stored.take_if(is_away)
+                    && let Some(stored) = restore(file, owner).await
+                {
+                    state.restored(stored.as_of);
+                    collector.restore(stored.objects);
+                    return true;
+                }
+            }
             _ = remind.tick() => {
                 let waits_for = state.waits_for().join(", ");
                 tracing::warn!(

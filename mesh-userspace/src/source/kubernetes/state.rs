@@ -1,8 +1,12 @@
 //! How the agent stands with the API server: per kind and altogether. The watches write it, status and metrics read it.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch;
 
 use super::kinds::WATCHED;
 use super::trouble::Trouble;
@@ -13,6 +17,8 @@ pub enum Phase {
     /// Nothing is known of it yet.
     #[default]
     Waiting,
+    /// What was kept on disk is in force: nothing was heard of it yet.
+    Stored,
     /// All of it was read, and its changes are followed.
     Synced,
     /// The cluster does not have it; it is looked for again.
@@ -47,6 +53,7 @@ pub struct ApiState {
     url: String,
     started: SystemTime,
     inner: Mutex<Inner>,
+    ended: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -54,6 +61,9 @@ struct Inner {
     kinds: Vec<KindStatus>,
     /// Since when the API server is heard of every kind, or is not.
     since: Option<SystemTime>,
+    /// Of when what was kept on disk is, where that was taken.
+    stored: Option<SystemTime>,
+    kept: Kept,
 }
 
 /// What is to be told of the connection.
@@ -69,16 +79,36 @@ pub struct ApiStatus {
     pub error: Option<String>,
     /// What is known is of this time at least; `None`: not everything is known yet.
     pub as_of: Option<SystemTime>,
+    /// Of when what was kept on disk is, while that is in force for a kind.
+    pub stored: Option<SystemTime>,
+    /// How the state is kept.
+    pub kept: Kept,
     /// Kind by kind.
     pub kinds: Vec<KindStatus>,
+}
+
+/// The state on disk, as this agent has written it.
+#[derive(Clone, Debug, Default)]
+pub struct Kept {
+    /// It is of this time at least; `None`: none was written.
+    pub as_of: Option<SystemTime>,
+    /// Size of the file, in bytes.
+    pub size: u64,
+    /// What writing it took.
+    pub took: Duration,
+    /// Writings that failed.
+    pub failures: u64,
+    /// Why the last one did.
+    pub error: Option<String>,
 }
 
 impl ApiState {
     pub(super) fn new(url: String) -> Arc<Self> {
         let kinds =
             WATCHED.iter().map(|watched| KindStatus { label: watched.label, ..KindStatus::default() });
-        let inner = Inner { kinds: kinds.collect(), since: None };
-        Arc::new(Self { url, started: SystemTime::now(), inner: Mutex::new(inner) })
+        let inner = Inner { kinds: kinds.collect(), ..Inner::default() };
+        let ended = watch::channel(false).0;
+        Arc::new(Self { url, started: SystemTime::now(), inner: Mutex::new(inner), ended })
     }
 
     /// How it stands now.
@@ -86,15 +116,21 @@ impl ApiState {
         let inner = self.lock();
         let kinds = inner.kinds.clone();
         let failing: Vec<&KindStatus> = kinds.iter().filter(|kind| kind.error.is_some()).collect();
-        let waiting = kinds.iter().any(|kind| kind.phase == Phase::Waiting);
+        let waiting = kinds.iter().any(|kind| matches!(kind.phase, Phase::Waiting | Phase::Stored));
+        let stored = inner.stored.filter(|_| kinds.iter().any(|kind| kind.phase == Phase::Stored));
         let followed = kinds.iter().filter(|kind| kind.phase != Phase::Absent);
-        let as_of = followed.map(|kind| kind.listed.and(kind.heard)).min().flatten();
+        let as_of = followed.map(|kind| match kind.phase {
+            Phase::Stored => stored,
+            _ => kind.listed.and(kind.heard),
+        });
         ApiStatus {
             url: self.url.clone(),
             connected: failing.is_empty() && !waiting,
             since: inner.since.unwrap_or(self.started),
             error: failing.first().and_then(|kind| kind.error.clone()),
-            as_of,
+            as_of: as_of.min().flatten(),
+            stored,
+            kept: inner.kept.clone(),
             kinds,
         }
     }
@@ -109,6 +145,64 @@ impl ApiState {
                 None => kind.label.to_owned(),
             })
             .collect()
+    }
+
+    /// Whether a kind of which nothing is known cannot be followed for so long, or is not heard of.
+    pub(super) fn is_away(&self, patience: Duration) -> bool {
+        let is_old = |at: Option<SystemTime>| {
+            let begun = at.unwrap_or(self.started);
+            SystemTime::now().duration_since(begun).is_ok_and(|age| age >= patience)
+        };
+        let inner = self.lock();
+        let mut waiting = inner.kinds.iter().filter(|kind| kind.phase == Phase::Waiting);
+        waiting.any(|kind| match kind.failing_since {
+            Some(since) => is_old(Some(since)),
+            None => is_old(kind.heard),
+        })
+    }
+
+    /// What was kept on disk is in force for all kinds of which nothing is known.
+    pub(super) fn restored(&self, as_of: SystemTime) {
+        self.change_all(|kinds| {
+            for kind in kinds.iter_mut().filter(|kind| kind.phase == Phase::Waiting) {
+                kind.phase = Phase::Stored;
+            }
+        });
+        self.lock().stored = Some(as_of);
+    }
+
+    /// The state was written.
+    pub(super) fn kept(&self, as_of: SystemTime, size: u64, took: Duration) {
+        let mut inner = self.lock();
+        let failures = inner.kept.failures;
+        let kept = Kept { as_of: Some(as_of), size, took, failures, error: None };
+        if std::mem::replace(&mut inner.kept, kept).error.is_some() {
+            tracing::info!("the state of the mesh is kept on disk again");
+        }
+    }
+
+    /// It could not be. Told once for each thing that is wrong.
+    pub(super) fn not_kept(&self, path: &Path, error: &io::Error) {
+        let message = error.to_string();
+        let mut inner = self.lock();
+        inner.kept.failures += 1;
+        if inner.kept.error.as_ref() != Some(&message) {
+            let file = path.display();
+            tracing::warn!(%file, error = message, "the state of the mesh cannot be kept on disk: an agent that starts while the API server is away would have none");
+            inner.kept.error = Some(message);
+        }
+    }
+
+    /// Nothing is followed, or written, any more.
+    pub(super) fn end(&self) {
+        self.ended.send_replace(true);
+    }
+
+    /// Completes once nothing is followed, or written, any more.
+    pub async fn ended(&self) {
+        let mut ended = self.ended.subscribe();
+        // Its sender lives as long as `self`.
+        let _ = ended.wait_for(|ended| *ended).await;
     }
 
     /// The API server answered, or sent something.
@@ -187,19 +281,30 @@ impl ApiState {
 
     fn change_all(&self, change: impl FnOnce(&mut [KindStatus])) {
         let is_well = |kinds: &[KindStatus]| {
-            kinds.iter().all(|kind| kind.error.is_none() && kind.phase != Phase::Waiting)
+            kinds
+                .iter()
+                .all(|kind| kind.error.is_none() && !matches!(kind.phase, Phase::Waiting | Phase::Stored))
         };
         let is_failing = |kinds: &[KindStatus]| kinds.iter().any(|kind| kind.error.is_some());
-        let (failed, fails, well) = {
+        let is_stored = |kinds: &[KindStatus]| kinds.iter().any(|kind| kind.phase == Phase::Stored);
+        let (failed, fails, well, stored) = {
             let mut inner = self.lock();
             let (was_well, failed) = (is_well(&inner.kinds), is_failing(&inner.kinds));
+            let was_stored = is_stored(&inner.kinds);
             change(&mut inner.kinds);
             let well = is_well(&inner.kinds);
             if was_well != well || inner.since.is_none() {
                 inner.since = Some(SystemTime::now());
             }
-            (failed, is_failing(&inner.kinds), well)
+            let stored = was_stored && !is_stored(&inner.kinds);
+            (failed, is_failing(&inner.kinds), well, stored)
         };
+        if stored {
+            tracing::info!(
+                api_server = self.url,
+                "the API server's own state is in force: what was kept on disk has served"
+            );
+        }
         if failed && !fails {
             tracing::info!(api_server = self.url, complete = well, "the API server is followed again");
         }

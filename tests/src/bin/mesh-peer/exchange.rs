@@ -55,11 +55,24 @@ pub(crate) async fn exchange(stream: &mut TcpStream, args: &Connect, number: u64
                 Ok(_) => Err(Failure("eof".to_owned())),
             }
         }
+        Mode::Hang | Mode::Close => {
+            stream.write_all(b"x").await?;
+            match stream.read(&mut [0; 16]).await? {
+                0 => Ok(Seen::default()),
+                _ => Err(Failure("mismatch".to_owned())),
+            }
+        }
         Mode::Abort => {
             stream.write_all(b"x").await?;
             stream.read_exact(&mut [0; 1]).await?;
             SockRef::from(&*stream).set_linger(Some(Duration::ZERO))?;
             Ok(Seen::default())
+        }
+        Mode::Stall => {
+            let mut digest = Digest::default();
+            send(stream, number, args.bytes, &args.marker, &mut digest).await?;
+            stream.shutdown().await?;
+            Ok(Seen { sent: digest.count(), ..Seen::default() })
         }
         Mode::HalfClose => {
             same(stream.read(&mut [0; 16]).await? == 0)?;

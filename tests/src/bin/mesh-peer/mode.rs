@@ -17,8 +17,14 @@ pub(crate) enum Mode {
     Source,
     /// The server resets the connection once it has a byte.
     Reset,
+    /// The server takes everything and never answers.
+    Hang,
+    /// The server closes at once, in order.
+    Close,
     /// The client resets the connection once the server (`echo`) has answered.
     Abort,
+    /// The server takes the connection, reads nothing and never ends it; the client sends its bytes and half-closes.
+    Stall,
     /// The server half-closes at once; the client sees that, and only then sends its bytes (see the server's report).
     HalfClose,
 }

@@ -165,6 +165,16 @@ async fn answer(
             stream.read_exact(&mut chunk[..1]).await?;
             SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
         }
+        Mode::Stall => std::future::pending().await,
+        Mode::Hang => {
+            take(&mut stream, digest).await?;
+            std::future::pending::<()>().await;
+        }
+        Mode::Close => {
+            stream.shutdown().await?;
+            // What comes all the same is read: a close with bytes unread is a reset.
+            take(&mut stream, digest).await?;
+        }
         Mode::HalfClose => {
             stream.shutdown().await?;
             take(&mut stream, digest).await?;

@@ -32,6 +32,28 @@ fn demo(files: &[&str]) -> Vec<Change> {
         .collect()
 }
 
+#[test]
+fn pods_come_to_this_node_move_and_go() {
+    let mesh = MeshConfig { node: Some(NodeName::new("node-a")), ..MeshConfig::default() };
+    let mut translator = Translator::new(mesh);
+    let mut here_after = |pods: &[(&str, &str)]| {
+        let pods = pods.iter().map(|(name, node)| {
+            format!("---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{nodeName: {node}, containers: []}}\n")
+        });
+        let (snapshot, _) = translator.apply(upserts(&pods.collect::<String>()));
+        (snapshot.here.keys().map(ToString::to_string).collect::<Vec<_>>(), snapshot)
+    };
+    let (names, first) = here_after(&[("a", "node-a"), ("b", "node-b")]);
+    assert_eq!(names, ["shop/a"]);
+    let (names, second) = here_after(&[("c", "node-b")]);
+    assert_eq!(names, ["shop/a"]);
+    assert!(first.here.ptr_eq(&second.here), "what is on other nodes leaves it as it is");
+    assert_eq!(here_after(&[("b", "node-a")]).0, ["shop/a", "shop/b"]);
+    assert_eq!(here_after(&[("a", "node-c")]).0, ["shop/b"]);
+    let gone = Change::Delete(ObjectRef::new(Kind::Pod, "shop", "b"));
+    assert!(translator.apply([gone]).0.here.is_empty());
+}
+
 fn bookinfo() -> Translator {
     let mut translator = Translator::new(MeshConfig::default());
     let (_, notices) = translator.apply(demo(&["namespace", "bookinfo", "destination-rule-reviews"]));

@@ -2,12 +2,21 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 /// Writes a file aside and puts it in place, so that nobody ever sees a part of it. The name aside ends in `.new`, which no
 /// runtime takes for a configuration.
-pub(super) fn replace_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+pub(crate) fn replace_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    replace_with(path, mode, |file| file.write_all(bytes))
+}
+
+/// The same, where the content is written a part at a time.
+pub(crate) fn replace_with(
+    path: &Path,
+    mode: u32,
+    write: impl FnOnce(&mut File) -> io::Result<()>,
+) -> io::Result<()> {
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
     let aside = path.with_file_name(format!(".{name}.new"));
     // One that a process left behind may have another mode, or be another's.
@@ -16,7 +25,7 @@ pub(super) fn replace_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<(
         _ => {}
     }
     let mut file = OpenOptions::new().create_new(true).write(true).mode(mode).open(&aside)?;
-    let written = file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| {
+    let written = write(&mut file).and_then(|()| file.sync_all()).and_then(|()| {
         // Whatever the umask was.
         file.set_permissions(fs::Permissions::from_mode(mode))?;
         fs::rename(&aside, path)
@@ -28,8 +37,16 @@ pub(super) fn replace_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<(
     written
 }
 
+/// Makes the folder that a file is to be in (0700), if it is missing.
+pub(crate) fn make_parent(path: &Path) -> io::Result<()> {
+    match path.parent().filter(|folder| !folder.exists()) {
+        Some(folder) => fs::DirBuilder::new().recursive(true).mode(0o700).create(folder),
+        None => Ok(()),
+    }
+}
+
 /// Copies a file, atomically, where the copy is missing or different; returns whether it was.
-pub(super) fn copy_file(from: &Path, to: &Path, mode: u32) -> io::Result<bool> {
+pub(crate) fn copy_file(from: &Path, to: &Path, mode: u32) -> io::Result<bool> {
     let wanted = File::open(from)?;
     if let Ok(held) = File::open(to) {
         let (is, should) = (held.metadata()?, wanted.metadata()?);

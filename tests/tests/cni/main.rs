@@ -3,188 +3,22 @@
 //! The lab is the plugin before it in the chain: it makes each pod's namespace and gives it its addresses. What the agents
 //! know of the pods is what an API server has at that moment: a UID, a node, and no address.
 
-use std::io::Write as _;
+mod api;
+mod runtime;
+
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use mesh_tests::{Agent, Lab, Node, Pod, PodSpec, SECONDS_10, SECONDS_30, binary, eventually};
+use mesh_tests::{Lab, Pod, PodSpec, SECONDS_10, SECONDS_30, binary, eventually};
 use serde_json::{Value, json};
 
-const PORT: u16 = 8080;
-const STRICT: &str = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: istio-system}\n\
-                      spec: {mtls: {mode: STRICT}}\n";
-
-/// What a call came to.
-#[derive(Debug)]
-struct Called {
-    ok: bool,
-    stdout: String,
-    took: Duration,
-}
-
-impl Called {
-    fn code(&self) -> Option<u64> {
-        serde_json::from_str::<Value>(&self.stdout).ok()?["code"].as_u64().filter(|_| !self.ok)
-    }
-}
-
-/// The runtime of a node.
-#[derive(Clone)]
-struct Runtime {
-    node: Node,
-    config: Value,
-}
-
-impl Runtime {
-    fn new(node: &Node, seconds: u64) -> Self {
-        let config = json!({
-            "cniVersion": "1.1.0",
-            "name": "lab",
-            "type": "mesh-cni",
-            "socket": node.state_dir().join("meshd.sock"),
-            "timeoutSeconds": seconds,
-            "stateFile": known(node),
-            "logFile": node.state_dir().join("mesh-cni.log"),
-        });
-        Self { node: node.clone(), config }
-    }
-
-    fn call(&self, command: &str, pod: Option<&Pod>, more: &[(&str, Value)]) -> Result<Called> {
-        self.call_as(&[&binary("meshd")?.to_string_lossy(), "cni"], command, pod, more)
-    }
-
-    fn call_as(
-        &self,
-        argv: &[&str],
-        command: &str,
-        pod: Option<&Pod>,
-        more: &[(&str, Value)],
-    ) -> Result<Called> {
-        let mut config = self.config.clone();
-        for (key, value) in more {
-            config[*key] = value.clone();
-        }
-        let mut env = vec![("CNI_COMMAND", command.to_owned()), ("CNI_PATH", "/opt/cni/bin".to_owned())];
-        if let Some(pod) = pod {
-            let PodSpec { namespace, name, .. } = &pod.spec;
-            env.extend([
-                ("CNI_CONTAINERID", container(pod)),
-                ("CNI_NETNS", pod.netns().path().display().to_string()),
-                ("CNI_IFNAME", "eth0".to_owned()),
-                (
-                    "CNI_ARGS",
-                    format!(
-                        "IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name};\
-                         K8S_POD_INFRA_CONTAINER_ID={};K8S_POD_UID={}",
-                        container(pod),
-                        uid(pod)
-                    ),
-                ),
-            ]);
-        }
-        let started = Instant::now();
-        let mut child = Command::new("ip")
-            .args(["netns", "exec", self.node.netns().name()])
-            .args(argv)
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-            .envs(env)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("run the plugin")?;
-        child.stdin.take().context("its stdin")?.write_all(config.to_string().as_bytes())?;
-        let output = child.wait_with_output()?;
-        let stdout = String::from_utf8(output.stdout)?;
-        Ok(Called { ok: output.status.success(), stdout, took: started.elapsed() })
-    }
-
-    fn add(&self, pod: &Pod) -> Result<Called> {
-        self.call("ADD", Some(pod), &[("prevResult", result(pod))])
-    }
-
-    /// ADD that must succeed, and pass on what came.
-    fn added(&self, pod: &Pod) -> Result<Called> {
-        let called = self.add(pod)?;
-        ensure!(called.ok, "{called:?}");
-        ensure!(serde_json::from_str::<Value>(&called.stdout)? == result(pod), "{called:?}");
-        Ok(called)
-    }
-}
-
-fn known(node: &Node) -> std::path::PathBuf {
-    node.state_dir().with_extension("cni.json")
-}
-
-fn uid(pod: &Pod) -> String {
-    format!("uid-of-{}", pod.spec.name)
-}
-
-fn container(pod: &Pod) -> String {
-    format!("sandbox-of-{}", pod.spec.name)
-}
-
-/// As the bridge plugin answers.
-fn result(pod: &Pod) -> Value {
-    json!({
-        "cniVersion": "1.1.0",
-        "interfaces": [
-            {"name": "pods", "mac": "00:00:00:00:00:01"},
-            {"name": "eth0", "mac": "00:00:00:00:00:02", "sandbox": pod.netns().path()},
-        ],
-        "ips": [
-            {"address": format!("{}/24", pod.v4), "interface": 1},
-            {"address": format!("{}/64", pod.v6), "interface": 1},
-        ],
-        "of the primary": {"kept": [1.50, null]},
-    })
-}
-
-/// The pod as the API server has it before the kubelet has written its status.
-fn object(pod: &Pod) -> String {
-    let PodSpec { name, namespace, account, labels, .. } = &pod.spec;
-    let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}: \"{value}\"")).collect();
-    format!(
-        "---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {namespace}\n  uid: {}\n  labels: {{{}}}\n\
-         spec:\n  serviceAccountName: {account}\n  nodeName: {}\n  containers: [{{name: app}}]\n",
-        uid(pod),
-        labels.join(", "),
-        pod.node(),
-    )
-}
-
-/// The same once the kubelet has.
-fn running(pod: &Pod) -> String {
-    // IPv6 first: the plugins' order need not be the kubelet's.
-    format!(
-        "{}status: {{phase: Running, podIP: \"{v6}\", podIPs: [{{ip: \"{v6}\"}}, {{ip: {}}}]}}\n",
-        object(pod),
-        pod.v4,
-        v6 = pod.v6
-    )
-}
-
-fn namespace(name: &str, enrolled: bool) -> String {
-    let labels = if enrolled { ", labels: {istio.io/dataplane-mode: ambient}" } else { "" };
-    format!("---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}{labels}}}\n")
-}
-
-fn start(node: &Node) -> Result<Agent> {
-    node.agent().flag("--cni-state", &known(node).to_string_lossy()).start()
-}
-
-fn state_of(agent: &Agent, pod: &Pod) -> Option<Value> {
-    let status = agent.status().ok()?;
-    status["pods"].as_array()?.iter().find(|known| known["uid"] == *pod.uid()).cloned()
-}
-
-fn is_enrolled(agent: &Agent, pod: &Pod) -> bool {
-    state_of(agent, pod).is_some_and(|known| known["state"] == "enrolled")
-}
+use runtime::{
+    PORT, Runtime, STRICT, container, is_enrolled, known, namespace, object, result, running, start,
+    state_of, uid,
+};
 
 #[test]
 fn a_pod_is_enrolled_before_its_first_packet() -> Result<()> {
@@ -305,7 +139,7 @@ fn without_an_agent_add_waits_and_then_goes_by_what_is_remembered() -> Result<()
     assert!(short.added(&web)?.took >= Duration::from_millis(700));
     let agent = start(&a)?;
     eventually(SECONDS_10, "it is remembered who is in the mesh", || {
-        std::fs::read_to_string(known(&a)).ok()?.contains("shop/out").then_some(())
+        std::fs::read_to_string(known(&a)).ok()?.contains("uid-of-out").then_some(())
     })?;
     agent.terminate(SECONDS_30)?;
     let failed = short.add(&web)?;

@@ -1,5 +1,7 @@
 //! The API server as the source: what a mesh makes of it, and that nothing which happens to it changes what is in force.
 
+mod stored;
+
 use std::fs;
 use std::future::Future;
 use std::path::Path;
@@ -12,7 +14,7 @@ use kube::Config;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use mesh_tests::{ApiServer, Driver, Lab, LaidOut, Node, PodSpec, SECONDS_10, SECONDS_30, Shows, eventually};
 use mesh_userspace::model::{MeshConfig, NodeName, Snapshot};
-use mesh_userspace::source::{self, ApiState, Feed, Input, Source};
+use mesh_userspace::source::{self, ApiState, Feed, Input, Source, StateFile};
 use tokio::time::timeout;
 
 const MINUTE: Duration = Duration::from_mins(1);
@@ -27,9 +29,13 @@ fn mesh() -> MeshConfig {
 }
 
 async fn begin(kubeconfig: &Path) -> Result<Source> {
+    begin_with(kubeconfig, None).await
+}
+
+async fn begin_with(kubeconfig: &Path, file: Option<StateFile>) -> Result<Source> {
     let file = Kubeconfig::read_from(kubeconfig)?;
     let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
-    Ok(Source::begin(Input::Kubernetes(Box::new(config), NodeName::new("node-a")))?)
+    Ok(Source::begin(Input::Kubernetes(Box::new(config), NodeName::new("node-a"), file))?)
 }
 
 async fn feed(api: &ApiServer) -> Result<Feed> {
