@@ -250,7 +250,6 @@ fn parents_that_are_no_services_are_none_of_our_business() {
 fn tls_route(namespace: &str, name: &str, age: u32, hostnames: &str, backend: &str) -> String {
     route(name, age, "{group: \"\", kind: Service, name: web, namespace: shop}", backend)
         .replace("TCPRoute", "TLSRoute")
-        .replace("namespace: shop, \\\n", "")
         .replacen("namespace: shop,", &format!("namespace: {namespace},"), 1)
         .replace("spec:\n", &format!("spec:\n  hostnames: [{hostnames}]\n"))
 }
