@@ -537,11 +537,10 @@ fn follow(feed: &Feed, shared: &Arc<Shared>, events: &Events) {
     tokio::spawn(outliers::tell(Arc::clone(shared), events.clone()));
 }
 
-/// Ends connections that a new snapshot no longer allows, whatever the controller is busy with, and forgets destinations that are gone.
+/// Ends connections that a new snapshot no longer allows, whatever the controller is busy with.
 async fn follow_policy(mut snapshots: watch::Receiver<Arc<Snapshot>>, shared: Arc<Shared>) {
     while snapshots.changed().await.is_ok() {
         shared.refresh_pods();
-        shared.balancers.follow(&shared.snapshot.load());
     }
 }
 

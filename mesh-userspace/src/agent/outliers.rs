@@ -21,7 +21,7 @@ pub(super) async fn tell(shared: Arc<Shared>, events: Events) {
             metrics.balance().set_ejected(shared.balancers.ejected());
         }
     });
-    shared.balancers.run().await;
+    shared.balancers.run(&shared.snapshot).await;
 }
 
 fn say(shared: &Shared, events: &Events, change: &Change) {

@@ -19,7 +19,7 @@ use crate::model::{Endpoint, Protocol, RouteTarget, ServiceName, Snapshot, Traff
 
 /// A destination that nobody asked for in so long is forgotten.
 const IDLE: Duration = Duration::from_mins(10);
-/// How often idle ones are looked for.
+/// How often those that are idle or gone are looked for: what that costs grows with how many there are.
 const TIDY: Duration = Duration::from_mins(1);
 /// Looks at who comes back are not closer to each other than this.
 const CLOSEST: Duration = Duration::from_millis(10);
@@ -91,7 +91,7 @@ impl Balancers {
     }
 
     /// Forgets destinations that are gone from the mesh. Connections to them go on.
-    pub fn follow(&self, snapshot: &Snapshot) {
+    fn follow(&self, snapshot: &Snapshot) {
         self.retain(|destination| {
             let service = snapshot.services.get(&destination.key.service);
             service.is_some_and(|service| service.port(destination.key.port, Protocol::Tcp).is_some())
@@ -121,21 +121,23 @@ impl Balancers {
         self.destinations.store(Arc::new(destinations));
     }
 
-    /// Forgets those that nobody has asked for in a long time; what is left out, and what is open, is remembered.
-    fn tidy(&self, now: Instant) {
+    /// Forgets those that are gone, and those that nobody has asked for in a long time; of these what is left out, and what is open, is
+    /// remembered.
+    fn tidy(&self, snapshot: &Snapshot, now: Instant) {
+        self.follow(snapshot);
         self.retain(|destination| {
             let used = self.began + Duration::from_millis(destination.used.load(Ordering::Relaxed));
             now.saturating_duration_since(used) < IDLE || destination.open() > 0 || destination.ejected() > 0
         });
     }
 
-    /// Brings endpoints back when their time has come, for as long as it is polled.
-    pub async fn run(&self) {
+    /// Brings endpoints back when their time has come, and forgets what is no longer in the mesh, for as long as it is polled.
+    pub async fn run(&self, current: &ArcSwap<Snapshot>) {
         let mut tidied = Instant::now();
         loop {
             let now = Instant::now();
             if now - tidied >= TIDY {
-                self.tidy(now);
+                self.tidy(&current.load(), now);
                 tidied = now;
             }
             let next = self.look_at_ejected(now).map_or(now + TIDY, |next| next.min(now + TIDY));

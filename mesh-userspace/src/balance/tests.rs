@@ -4,8 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use proptest::prelude::*;
-use tokio::time::{advance, sleep};
+use tokio::time::{advance, sleep, timeout};
 
 use super::*;
 use crate::model::{
@@ -118,43 +119,44 @@ fn counts_stay_as_endpoints_come_and_go() {
     assert_eq!(balancers.len(), 1);
 }
 
-#[test]
-fn destinations_that_are_gone_are_forgotten() {
+/// A mesh in which the service has these ports.
+fn mesh(ports: &[u16]) -> ArcSwap<Snapshot> {
+    let port =
+        |&port: &u16| ServicePort::plain(&name(), port, Protocol::Tcp, Arc::new([Endpoint::at(at(1))]));
+    let ports = ports.iter().map(port).collect();
+    let service = Service::internal(name(), "web".into(), Vec::new(), ports);
+    let mut snapshot = Snapshot::default();
+    snapshot.services.insert(name(), Arc::new(service));
+    ArcSwap::from_pointee(snapshot)
+}
+
+#[tokio::test(start_paused = true)]
+async fn destinations_that_are_gone_are_forgotten() {
     let balancers = Balancers::default();
-    let with_port = |port: u16| {
-        let port = ServicePort::plain(&name(), port, Protocol::Tcp, Arc::new([Endpoint::at(at(1))]));
-        let service = Service::internal(name(), "web".into(), Vec::new(), vec![port]);
-        let mut snapshot = Snapshot::default();
-        snapshot.services.insert(name(), Arc::new(service));
-        snapshot
-    };
     let target = target(&[1], TrafficSettings::default());
     let subset = RouteTarget { subset: Some("v1".into()), ..target.clone() };
     let held = connection(&balancers.look(&target), 1);
     balancers.look(&subset);
+    let minutes = Duration::from_mins(2);
+    assert!(timeout(minutes, balancers.run(&mesh(&[80, 81]))).await.is_err());
     assert_eq!(balancers.len(), 2);
-    balancers.follow(&with_port(80));
-    assert_eq!(balancers.len(), 2);
-    balancers.follow(&with_port(81));
+    assert!(timeout(minutes, balancers.run(&mesh(&[81]))).await.is_err());
     assert_eq!(balancers.len(), 0);
     drop(held);
 }
 
 #[tokio::test(start_paused = true)]
 async fn destinations_that_nobody_asks_for_are_forgotten() {
-    let balancers = Arc::new(Balancers::default());
-    let runs = Arc::clone(&balancers);
-    let running = tokio::spawn(async move { runs.run().await });
-    let (one, other) = (target(&[1], TrafficSettings::default()), target(&[1], TrafficSettings::default()));
-    let other = RouteTarget { port: 81, ..other };
-    let held = connection(&balancers.look(&one), 1);
+    let (balancers, mesh) = (Balancers::default(), mesh(&[80, 81]));
+    let target = target(&[1], TrafficSettings::default());
+    let other = RouteTarget { port: 81, ..target.clone() };
+    let held = connection(&balancers.look(&target), 1);
     balancers.look(&other);
-    sleep(Duration::from_mins(12)).await;
+    assert!(timeout(Duration::from_mins(12), balancers.run(&mesh)).await.is_err());
     assert_eq!(balancers.len(), 1, "one has a connection");
     drop(held);
-    sleep(Duration::from_mins(2)).await;
+    assert!(timeout(Duration::from_mins(2), balancers.run(&mesh)).await.is_err());
     assert_eq!(balancers.len(), 0);
-    running.abort();
 }
 
 #[test]
@@ -309,7 +311,7 @@ async fn who_fails_is_left_out_and_returns() {
     let rule = OutlierDetection { consecutive_errors: Some(3), ..outlier::rule() };
     let target = target(&[1, 2, 3], with_outliers(rule));
     let runs = Arc::clone(&balancers);
-    let running = tokio::spawn(async move { runs.run().await });
+    let running = tokio::spawn(async move { runs.run(&mesh(&[80])).await });
     let looked = balancers.look(&target);
     let open = connection(&looked, 1);
     fail(&looked, 1, 2);

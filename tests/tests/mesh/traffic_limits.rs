@@ -255,3 +255,50 @@ fn ten_thousand_connections_through_retries_are_all_accounted_for() -> Result<()
     assert!(summary.failed <= COUNT / 100, "{summary:?}");
     Ok(())
 }
+
+/// A `VirtualService` of `far` with these further lines of its one route.
+fn routed(world: &World, fields: &str) -> Result<()> {
+    let text = format!(
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: far, namespace: default}}\nspec:\n  \
+         hosts: [far]\n  http:\n  - route: [{{destination: {{host: far}}}}]\n{fields}"
+    );
+    world.lab.manifests().apply("far.yaml", &text)?;
+    world.agent_a.wait_for("services", "the route is in force", |services| {
+        let far = services.as_array().into_iter().flatten().find(|service| service["name"] == "far");
+        far.is_some_and(|service| service["ports"][0]["rule"] == "default/far")
+    })?;
+    Ok(())
+}
+
+#[test]
+fn where_a_route_asks_for_retries_the_only_endpoint_is_tried_so_often() -> Result<()> {
+    let world = World::start(true)?;
+    // Nobody listens in `far`.
+    routed(&world, "    retries: {attempts: 4}\n")?;
+    let summary = world.client.connect(&[&v4("far"), "--count", "10"])?;
+    assert_eq!(summary.errors.get("reset"), Some(&10), "{summary:?}");
+    let at_b = ["direction=\"inbound\"", "outcome=\"connect_failed\""];
+    assert_eq!(count(&world.agent_b, "mesh_flows_total", &at_b)?, 50);
+    assert_eq!(count(&world.agent_a, "mesh_connect_retries_total", &["result=\"failed\""])?, 40);
+    let flows = world.agent_a.wait_flows(10, "a record each", |flow| flow["direction"] == "outbound")?;
+    assert!(flows.len() == 10 && flows.iter().all(|flow| flow["response_flags"] == "UF,URX"), "{flows:#?}");
+    Ok(())
+}
+
+#[test]
+fn a_timeout_bounds_all_tries_together() -> Result<()> {
+    let world = World::start(true)?;
+    world.serve("http")?;
+    world.far.netns().ip(&format!("route add blackhole {}/32\n", world.client.v4))?;
+    routed(&world, "    timeout: 1s\n    retries: {attempts: 10, perTryTimeout: 400ms}\n")?;
+    let summary = world.client.connect(&[&v4("far"), "--count", "5", "--concurrency", "5"])?;
+    assert_eq!(summary.errors.get("reset"), Some(&5), "{summary:?}");
+    let flows = world.agent_a.wait_flows(5, "a record each", |flow| flow["outcome"] == "connect_timeout")?;
+    for flow in &flows {
+        // No sooner than two tries, and no try after the end.
+        assert!(flow["duration_ms"].as_u64().is_some_and(|millis| millis >= 800), "{flow:#}");
+    }
+    let retries = count(&world.agent_a, "mesh_connect_retries_total", &["result=\"failed\""])?;
+    assert!((5..=10).contains(&retries), "one or two each: {retries}");
+    Ok(())
+}

@@ -180,7 +180,10 @@ impl Translator {
         if std::mem::take(&mut self.notices_changed) | conflicts_changed {
             let of_services = self.route_notices.values().chain(self.target_notices.values());
             let own = self.object_notices.values().chain(of_services).flatten();
-            self.notices = own.cloned().chain(self.conflicts()).collect();
+            let mut told = BTreeSet::new();
+            // What is wrong with a rule for many services is so for each of them.
+            let own = own.cloned().chain(self.conflicts()).filter(|notice| told.insert(notice.clone()));
+            self.notices = own.collect();
         }
         (self.snapshot.clone(), Arc::clone(&self.notices))
     }

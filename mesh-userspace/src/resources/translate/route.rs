@@ -173,7 +173,9 @@ impl<D: Destinations> Resolver<'_, D> {
             });
             if let Some((other, one)) = clash {
                 let why = if *other == namespaces { "is older" } else { "goes before it" };
-                let message = format!("ignored for {}: {} {why}", plain.host, one.name);
+                let host =
+                    if rule.rank == 0 { &*plain.host } else { "the hosts that both mean by a wildcard" };
+                let message = format!("ignored for {host}: {} {why}", one.name);
                 self.notice(Code::HostClash, rule.name, "spec.hosts", message);
             }
             if !namespaces.is_empty() && !namespaces.is_within(&all) {

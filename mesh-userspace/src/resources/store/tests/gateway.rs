@@ -106,7 +106,7 @@ fn shares_and_conditions() {
             one("{group: \"\", kind: Service, name: c, namespace: bank}", a),
             "1:1",
             "1:1",
-            ["!UnsupportedValue", "ResolvedRefs"],
+            ok,
         ),
         (
             "a backend that is not there",
@@ -246,15 +246,103 @@ fn parents_that_are_no_services_are_none_of_our_business() {
     );
 }
 
+/// A `TLSRoute` for these server names.
+fn tls_route(namespace: &str, name: &str, age: u32, hostnames: &str, backend: &str) -> String {
+    route(name, age, "{group: \"\", kind: Service, name: web, namespace: shop}", backend)
+        .replace("TCPRoute", "TLSRoute")
+        .replacen("namespace: shop,", &format!("namespace: {namespace},"), 1)
+        .replace("spec:\n", &format!("spec:\n  hostnames: [{hostnames}]\n"))
+}
+
+/// The conditional routes of `web` at its first port, as `CONDITIONS => SHARES`, and the one for all others.
+fn in_order(snapshot: &Snapshot) -> Vec<String> {
+    let port = &snapshot.services[&ServiceName::new("shop", "web")].ports[0];
+    let shares = |route: &crate::model::Route| {
+        let backends = route.v4.backends().iter().map(|backend| {
+            let to = backend.endpoint.as_ref().map_or("-".to_owned(), |one| one.address.ip().to_string());
+            to.rsplit('.').next().unwrap().to_owned()
+        });
+        backends.collect::<Vec<_>>().join(" ")
+    };
+    let rules = port.rules.iter().map(|rule| {
+        let matches: Vec<String> = rule.matches.iter().map(ToString::to_string).collect();
+        format!("{} => {}", matches.join("; "), shares(&rule.route))
+    });
+    rules.chain([shares(&port.route)]).collect()
+}
+
 #[test]
-fn routes_by_server_name_say_that_they_are_not_carried_out() {
-    let text = route("r", 0, WEB, "{name: a, port: 80}").replace("TCPRoute", "TLSRoute");
-    let (snapshot, notices) = translated(&[cluster(), text]);
-    assert_eq!(web(&snapshot, 0), "1:1");
-    let name = RouteName { kind: RouteKind::Tls, name: ServiceName::new("shop", "r") };
-    let accepted = &snapshot.routes[&name].parents[0].accepted;
-    assert_eq!((accepted.holds, accepted.reason), (false, "UnsupportedValue"));
-    assert!(notices.iter().any(|notice| notice.message.contains("not carried out yet")), "{notices:?}");
+fn routes_by_server_name_and_of_other_namespaces_go_first() {
+    let (a, b, c) = ("{name: a, port: 80}", "{name: b, port: 80}", "{name: c, port: 80}");
+    let consumer = |age| {
+        route("k", age, "{group: \"\", kind: Service, name: web, namespace: shop}", c).replacen(
+            "namespace: shop,",
+            "namespace: bank,",
+            1,
+        )
+    };
+    let cases: Vec<(&str, Vec<String>, Vec<&str>)> = vec![
+        ("a server name", vec![tls_route("shop", "r", 0, "a.com", a)], vec!["server name a.com => 2", "1"]),
+        ("any", vec![tls_route("shop", "r", 0, "", a)], vec!["server name * => 2", "1"]),
+        (
+            "the most specific first",
+            vec![
+                tls_route("shop", "r", 0, "'*.com', b.a.com", a),
+                tls_route("shop", "s", 1, "'*.a.com', c.com", b),
+                route("t", 0, WEB, b),
+            ],
+            vec![
+                "server name b.a.com => 2",
+                "server name c.com or *.a.com => 3",
+                "server name *.com => 2",
+                "3",
+            ],
+        ),
+        (
+            "the older of two",
+            vec![tls_route("shop", "r", 5, "a.com, b.com", a), tls_route("shop", "s", 1, "A.com", b)],
+            vec!["server name a.com => 3", "server name b.com => 2", "1"],
+        ),
+        (
+            "a consumer's before the producer's, whatever their age",
+            vec![route("r", 0, WEB, a), consumer(9), tls_route("bank", "s", 9, "a.com", c)],
+            vec!["client in namespace bank, server name a.com => 4", "client in namespace bank => 4", "2"],
+        ),
+    ];
+    for (name, texts, wanted) in cases {
+        let all: Vec<String> = [cluster()].into_iter().chain(texts).collect();
+        let (snapshot, notices) = translated(&all);
+        assert_eq!(in_order(&snapshot), wanted, "{name}: {notices:?}");
+    }
+    // What each is told.
+    let texts = [
+        cluster(),
+        tls_route("shop", "r", 5, "a.com, b.com", a),
+        tls_route("shop", "s", 1, "a.com", b),
+        tls_route("shop", "t", 6, "b.com", b),
+        consumer(9),
+    ];
+    let (snapshot, notices) = translated(&texts);
+    let accepted = |kind, namespace: &str, name: &str| {
+        let name = RouteName { kind, name: ServiceName::new(namespace, name) };
+        let accepted = &snapshot.routes[&name].parents[0].accepted;
+        (accepted.reason, accepted.message.clone())
+    };
+    let older = "TLSRoute shop/s at port 80 for a.com, TLSRoute shop/s at port 81 for a.com";
+    let carried = "it is carried out for enrolled clients";
+    assert_eq!(
+        accepted(RouteKind::Tls, "shop", "r"),
+        ("Accepted", format!("{carried}, but where older routes hold: {older}"))
+    );
+    assert_eq!(accepted(RouteKind::Tls, "shop", "s"), ("Accepted", carried.to_owned()));
+    assert_eq!(accepted(RouteKind::Tls, "shop", "t").0, "Conflicted");
+    assert_eq!(accepted(RouteKind::Tcp, "bank", "k"), ("Accepted", format!("{carried} in bank")));
+    let needs: Vec<&str> = notices
+        .iter()
+        .filter(|notice| notice.code == Code::NeedsEnrolledClient)
+        .map(|notice| &*notice.object.name)
+        .collect();
+    assert_eq!(needs, ["k", "r", "s", "t"], "{notices:?}");
 }
 
 #[test]
