@@ -17,8 +17,9 @@ fn rule(name: &str, spec: &str) -> String {
     )
 }
 
+/// What is sent to a service before its agent knows of it is lost, and must not keep the test waiting.
 fn connect(client: &Pod, to: &str, more: &[&str]) -> Result<Summary> {
-    client.connect(&[&[to, "--count", "20", "--concurrency", "4"], more].concat())
+    client.connect(&[&[to, "--count", "20", "--concurrency", "4", "--timeout-ms", "1000"], more].concat())
 }
 
 /// Waits until all connections of a client go to one server.
