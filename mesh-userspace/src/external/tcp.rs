@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout};
 use super::entry::Entry;
 use super::listeners::watch;
 use crate::datapath::{Stay, Stayer};
-use crate::model::{Endpoint, Protocol, Snapshot, Workload};
+use crate::model::{Endpoint, Maglev, Protocol, Snapshot, Workload};
 use crate::policy::authorization::Refusal;
 use crate::proxy::ask::Ask;
 use crate::proxy::forward::{CONNECT_DEADLINE, Forward, Upstream, UpstreamError, carry, note_failure};
@@ -82,6 +82,7 @@ async fn serve(worker: &Worker, entry: &Entry, client: TcpStream) {
         // The service went while the connection came.
         return reset_on_close(&client);
     };
+    let ask = ask.of_client(Some(Maglev::client(source.ip())));
     let attempt = Attempt { worker, entry, snapshot: &snapshot, ask, asked, source, started: Instant::now() };
     let connected = tokio::select! {
         connected = attempt.connect_any() => connected,

@@ -69,7 +69,7 @@ impl<'a> Attempt<'a> {
     /// the number of tries; `None` where all have failed.
     /// The endpoint's address is there where a service led to it.
     async fn connect_any(&self) -> Option<(Upstream, ConnectionRecord, Option<SocketAddr>)> {
-        let ask = route::ask(self.snapshot, self.asked);
+        let ask = route::ask(self.snapshot, self.asked).map(|ask| ask.of_client(self.workload.client()));
         if let Some(ask) = ask.as_ref().filter(|ask| !ask.admits(self.source.ip())) {
             self.fail_service(ask.service, &UpstreamError::OutOfRange(ask.service.name.to_string()));
             return None;

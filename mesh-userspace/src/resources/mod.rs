@@ -8,6 +8,8 @@ mod analysis;
 mod authorization;
 mod decode;
 mod deserialize;
+pub(crate) mod destination_rule;
+mod duration;
 pub mod fields;
 pub(crate) mod gateway;
 mod istio;
@@ -28,11 +30,9 @@ pub use analysis::analyse;
 pub use authorization::AuthorizationPolicy;
 pub use decode::{Decoded, Item, Mistake, decode};
 pub(crate) use decode::{GROUPS, Lines, MAX_TEXT, decode_part, parts};
+pub use destination_rule::{DestinationRule, Subset};
 pub use gateway::{GatewayRoute, ReferenceGrant};
-pub use istio::{
-    Destination, DestinationRule, IstioMode, LabelSelector, MutualTls, PeerAuthentication, Subset,
-    VirtualService,
-};
+pub use istio::{Destination, IstioMode, LabelSelector, MutualTls, PeerAuthentication, VirtualService};
 pub(crate) use json::{Rejected, decode_json};
 pub use object::{Kind, Object, ObjectRef};
 pub use pod::Pod;

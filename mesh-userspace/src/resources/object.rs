@@ -8,8 +8,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
 use super::authorization::AuthorizationPolicy;
+use super::destination_rule::DestinationRule;
 use super::gateway::{GatewayRoute, ReferenceGrant};
-use super::istio::{DestinationRule, PeerAuthentication, VirtualService};
+use super::istio::{PeerAuthentication, VirtualService};
 use super::{EndpointSlice, Pod, Service};
 
 /// An object's kind; names alone are unambiguous among those that are understood.

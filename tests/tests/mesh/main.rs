@@ -21,4 +21,5 @@ mod reload;
 mod rotation;
 mod services;
 mod standby;
+mod traffic_destinations;
 mod world;

@@ -1,7 +1,7 @@
 //! Fields that Istio has and that this mesh does not carry out, with what becomes of what they ask for. Others are taken for
 //! typing mistakes.
 
-use crate::resources::Code::{self, Layer7, NotHonouredYet, TrafficPolicy};
+use crate::resources::Code::{self, Layer7, NotHonouredYet};
 
 /// A field.
 #[derive(Clone, Copy)]
@@ -84,17 +84,3 @@ pub(super) const MATCH: &[Field] = &[
 
 /// Of a weighted destination.
 pub(super) const DESTINATION: &[Field] = &[field("headers", Layer7, UNCHANGED)];
-
-/// Of `DestinationRule.spec`.
-pub(super) const DESTINATION_RULE: &[Field] = &[
-    SUBSET[0],
-    field("exportTo", NotHonouredYet, EXPORT),
-    field("workloadSelector", NotHonouredYet, "not honoured yet: the rule holds for every client"),
-];
-
-/// Of a subset.
-pub(super) const SUBSET: &[Field] = &[field(
-    "trafficPolicy",
-    TrafficPolicy,
-    "not honoured yet: connections are spread evenly, without limits, and mutual TLS follows PeerAuthentication alone",
-)];

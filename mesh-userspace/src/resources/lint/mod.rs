@@ -1,6 +1,7 @@
 //! What a well-formed object asks for that this mesh does not carry out, told from the object alone.
 
 mod authorization;
+mod destination_rule;
 mod enrolment;
 mod layer7;
 mod service;
@@ -9,7 +10,7 @@ mod shadowed;
 use k8s_openapi::api::core::v1 as core;
 
 use super::gateway::GatewayRoute;
-use super::istio::{DestinationRule, PeerAuthentication, Rest, RouteEntry, VirtualService};
+use super::istio::{PeerAuthentication, Rest, RouteEntry, VirtualService};
 use super::{Code, Notice, Object, ObjectRef};
 
 /// What becomes of a field that nobody knows.
@@ -27,7 +28,7 @@ pub(super) fn lint(object: &Object, root_namespace: &str) -> Vec<Notice> {
     let mut notices = Notices { object: object.reference(), list: Vec::new() };
     match object {
         Object::VirtualService(rule) => virtual_service(&mut notices, rule),
-        Object::DestinationRule(rule) => destination_rule(&mut notices, rule),
+        Object::DestinationRule(rule) => destination_rule::destination_rule(&mut notices, rule),
         Object::PeerAuthentication(policy) => peer_authentication(&mut notices, policy, root_namespace),
         Object::AuthorizationPolicy(policy) => authorization::authorization_policy(&mut notices, policy),
         Object::TcpRoute(route) => gateway_route(&mut notices, route),
@@ -168,19 +169,6 @@ fn gateway_route(notices: &mut Notices, route: &GatewayRoute) {
     }
 }
 
-fn destination_rule(notices: &mut Notices, rule: &DestinationRule) {
-    notices.top_level(&rule.rest);
-    notices.rest("spec", &rule.spec.rest, layer7::DESTINATION_RULE, IGNORED);
-    for (index, subset) in rule.spec.subsets.iter().enumerate() {
-        notices.rest(&format!("spec.subsets[{index}]"), &subset.rest, layer7::SUBSET, IGNORED);
-    }
-    if rule.spec.host.contains('*') {
-        let host = &rule.spec.host;
-        let message = format!("{host} names no service: hosts with a wildcard are not honoured at layer 4");
-        notices.add(Code::WildcardHost, "spec.host", message);
-    }
-}
-
 fn peer_authentication(notices: &mut Notices, policy: &PeerAuthentication, root_namespace: &str) {
     let spec = &policy.spec;
     let selects = spec.selector.as_ref().is_some_and(|selector| !selector.match_labels.is_empty());
@@ -225,8 +213,8 @@ mod tests {
             ),
             (
                 "traffic policy",
-                "apiVersion: networking.istio.io/v1beta1\nkind: DestinationRule\nmetadata: {name: a}\nspec: {host: a, trafficPolicy: {}}\n".into(),
-                vec![("spec.trafficPolicy", "not honoured yet")],
+                "apiVersion: networking.istio.io/v1beta1\nkind: DestinationRule\nmetadata: {name: a}\nspec: {host: a, trafficPolicy: {tunnel: {}}}\n".into(),
+                vec![("spec.trafficPolicy.tunnel", "not honoured yet")],
             ),
             (
                 "a selector in the root namespace",

@@ -11,6 +11,7 @@ mod targets;
 #[cfg(test)]
 mod tests;
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Display;
 use std::net::IpAddr;
@@ -19,16 +20,17 @@ use std::sync::Arc;
 use self::index::{Claims, Users};
 use super::lint::lint;
 use super::translate::authorization::authorization_policy;
+use super::translate::destination::{self, mind_locality};
 use super::translate::gateway::{self, Named};
-use super::translate::node::{local_node, zone};
+use super::translate::node::{local_node, locality};
 use super::translate::route::{Destinations, resolve_host, routed};
 use super::translate::service::{Cluster, Dependency, Label, PlainService, plain_service};
 use super::translate::topology::Here;
 use super::translate::workload::{enrols, peer_policy, workload};
 use super::{Code, DestinationRule, Kind, Notice, Object, ObjectRef, Pod, VirtualService};
 use crate::model::{
-    AuthorizationPolicy, Frontend, LocalNode, MeshConfig, NodeName, PeerPolicy, PolicyName, RouteName,
-    Sandbox, Sandboxes, Service, ServiceName, Snapshot, Workload, WorkloadUid,
+    AuthorizationPolicy, Frontend, LocalNode, Locality, MeshConfig, NodeName, PeerPolicy, PolicyName,
+    RouteName, Sandbox, Sandboxes, Service, ServiceName, Snapshot, Workload, WorkloadUid,
 };
 
 /// One change to the set of objects.
@@ -59,6 +61,8 @@ pub struct Translator {
     policies: HashMap<Arc<str>, BTreeMap<Arc<str>, Arc<PeerPolicy>>>,
     virtual_services: HashMap<ServiceName, ByAge>,
     destination_rules: HashMap<ServiceName, ByAge>,
+    /// Those for a host with a wildcard, by what the host ends in.
+    wild_rules: HashMap<Arc<str>, ByAge>,
     /// `TCPRoute`s and `TLSRoute`s by the services that are their parents.
     gateway_routes: HashMap<ServiceName, ByAge>,
     /// Gateway API routes that route nobody's connections; what they lead to is in their status all the same.
@@ -67,7 +71,9 @@ pub struct Translator {
     grants: HashMap<Arc<str>, BTreeSet<ObjectRef>>,
     /// Services whose endpoints are chosen by zone.
     zonal: HashSet<ServiceName>,
-    zones: HashMap<NodeName, Arc<str>>,
+    /// Services whose rules mind where clients and endpoints are.
+    local: HashSet<ServiceName>,
+    localities: HashMap<NodeName, Arc<Locality>>,
     endpoint_users: Users<Dependency>,
     route_users: Users<ServiceName>,
     workload_claims: Claims<WorkloadUid>,
@@ -115,11 +121,13 @@ impl Translator {
             policies: HashMap::new(),
             virtual_services: HashMap::new(),
             destination_rules: HashMap::new(),
+            wild_rules: HashMap::new(),
             gateway_routes: HashMap::new(),
             idle_routes: BTreeSet::new(),
             grants: HashMap::new(),
             zonal: HashSet::new(),
-            zones: HashMap::new(),
+            local: HashSet::new(),
+            localities: HashMap::new(),
             endpoint_users: Users::default(),
             route_users: Users::default(),
             workload_claims: Claims::default(),
@@ -257,15 +265,7 @@ impl Translator {
                     }
                 }
             }
-            Object::DestinationRule(rule) => {
-                if let Some(service) =
-                    resolve_host(&rule.spec.host, &reference.namespace, &self.snapshot.mesh)
-                {
-                    let entry = (object.created(), reference.clone());
-                    index::set(&mut self.destination_rules, service.clone(), entry, add);
-                    dirty.destinations.insert(service);
-                }
-            }
+            Object::DestinationRule(rule) => self.index_destination_rule(reference, object, rule, add, dirty),
             Object::PeerAuthentication(policy) => {
                 let policies = self.policies.entry(Arc::clone(&reference.namespace)).or_default();
                 let name = PolicyName::new(Arc::clone(&reference.namespace), Arc::clone(&reference.name));
@@ -321,6 +321,26 @@ impl Translator {
         }
     }
 
+    fn index_destination_rule(
+        &mut self,
+        reference: &ObjectRef,
+        object: &Object,
+        rule: &DestinationRule,
+        add: bool,
+        dirty: &mut Dirty,
+    ) {
+        let entry = (object.created(), reference.clone());
+        let mesh = &self.snapshot.mesh;
+        if let Some(suffix) = destination::suffix(&rule.spec.host) {
+            let of_suffix = |name: &&ServiceName| host_of(name, mesh).ends_with(suffix);
+            dirty.destinations.extend(self.snapshot.services.keys().filter(of_suffix).cloned());
+            index::set(&mut self.wild_rules, suffix.into(), entry, add);
+        } else if let Some(service) = resolve_host(&rule.spec.host, &reference.namespace, mesh) {
+            index::set(&mut self.destination_rules, service.clone(), entry, add);
+            dirty.destinations.insert(service);
+        }
+    }
+
     /// Whom policies concern that now refuse, or no longer do: their pods are other ones in the kernel.
     fn note_guarded(&self, dirty: &mut Dirty) {
         for (name, before) in std::mem::take(&mut dirty.policies) {
@@ -371,18 +391,25 @@ impl Translator {
                 Some(Object::Node(node)) => Some(node),
                 _ => None,
             };
-            let new_zone: Option<Arc<str>> = node.and_then(|node| zone(node)).map(Into::into);
+            let new = node.and_then(|node| locality(node));
             let is_local = self.snapshot.mesh.node.as_ref() == Some(&name);
             let local = is_local.then(|| node.map_or_else(LocalNode::default, |node| local_node(node)));
-            if self.zones.get(&name) != new_zone.as_ref() {
-                match new_zone {
-                    Some(zone) => self.zones.insert(name.clone(), zone),
-                    None => self.zones.remove(&name),
-                };
-                dirty.dependencies.insert(Dependency::Zone(name.clone()));
-                if is_local {
-                    dirty.destinations.extend(self.zonal.iter().cloned());
+            let old = self.localities.get(&name).map(Arc::clone);
+            if old.as_deref() != new.as_ref() {
+                let zone = |locality: &Locality| Arc::clone(&locality.zone);
+                if old.as_deref().map(zone).unwrap_or_default() != new.as_ref().map(zone).unwrap_or_default()
+                {
+                    dirty.dependencies.insert(Dependency::Zone(name.clone()));
+                    if is_local {
+                        dirty.destinations.extend(self.zonal.iter().cloned());
+                    }
                 }
+                match new {
+                    Some(locality) => self.localities.insert(name.clone(), Arc::new(locality)),
+                    None => self.localities.remove(&name),
+                };
+                let concerned = self.local.iter().filter(|service| is_local || self.is_on(service, &name));
+                dirty.destinations.extend(concerned.cloned());
             }
             if let Some(local) = local.filter(|local| *local != *self.snapshot.node) {
                 self.snapshot.node = Arc::new(local);
@@ -395,6 +422,12 @@ impl Translator {
                 };
             }
         }
+    }
+
+    /// Whether the service has an endpoint on a node.
+    fn is_on(&self, service: &ServiceName, node: &NodeName) -> bool {
+        let ports = self.snapshot.services.get(service).into_iter().flat_map(|service| &service.ports);
+        ports.flat_map(|port| &*port.listed).any(|endpoint| endpoint.is_on(node))
     }
 
     fn rebuild_workloads(&mut self, dirty: &mut Dirty) {
@@ -538,6 +571,11 @@ impl Translator {
             } else {
                 self.zonal.remove(&name);
             }
+            if mind_locality(&self.rules(&name)) {
+                self.local.insert(name.clone());
+            } else {
+                self.local.remove(&name);
+            }
             let rules = self.rules_for(&name);
             let routes = self.routes_for(&name);
             let routed = plain.map(|plain| routed(&plain, &rules, &routes, self, &self.snapshot.mesh));
@@ -652,7 +690,7 @@ impl Cluster for Translator {
     }
 
     fn zone(&self, node: &NodeName) -> Option<&Arc<str>> {
-        self.zones.get(node)
+        self.localities.get(node).map(|locality| &locality.zone).filter(|zone| !zone.is_empty())
     }
 }
 
@@ -676,26 +714,43 @@ impl Destinations for Translator {
     }
 
     fn subset(&self, service: &ServiceName, subset: &str) -> Option<&BTreeMap<String, String>> {
-        let subsets = self.rules(service).into_iter().flat_map(|(_, rule)| &rule.spec.subsets);
-        subsets.into_iter().find(|candidate| candidate.name == subset).map(|found| &found.labels)
+        destination::subset(&self.rules(service), subset).map(|(_, found)| &found.labels)
     }
 
-    /// Rules of the service's own namespace come first, then those of the root namespace, then the oldest.
+    /// Rules of the service's own namespace come first, then those of the root namespace; then those with the most specific
+    /// host; then the oldest.
     fn rules(&self, service: &ServiceName) -> Vec<(&ObjectRef, &DestinationRule)> {
-        let rank = |namespace: &Arc<str>| {
-            (*namespace != service.namespace, *namespace != self.snapshot.mesh.root_namespace)
-        };
-        let by_age = self.destination_rules.get(service).into_iter().flatten();
-        let mut rules: Vec<_> = by_age
-            .filter_map(|(created, reference)| {
+        let mesh = &self.snapshot.mesh;
+        let rank =
+            |namespace: &Arc<str>| (*namespace != service.namespace, *namespace != mesh.root_namespace);
+        let exact = self.destination_rules.get(service).into_iter().map(|by_age| (usize::MAX, by_age));
+        // Most meshes have none with a wildcard, and each service asks.
+        let host = (!self.wild_rules.is_empty()).then(|| host_of(service, mesh)).unwrap_or_default();
+        let wild =
+            self.wild_rules.iter().filter(|(suffix, _)| !host.is_empty() && host.ends_with(&***suffix));
+        let all = exact.chain(wild.map(|(suffix, by_age)| (suffix.len(), by_age)));
+        let mut rules: Vec<_> = all
+            .flat_map(|(length, by_age)| {
+                by_age.iter().map(move |(created, reference)| (length, created, reference))
+            })
+            .filter_map(|(length, created, reference)| {
                 let (reference, object) = self.objects.get_key_value(reference)?;
                 let Object::DestinationRule(rule) = &**object else { return None };
-                Some(((rank(&reference.namespace), created), (reference, &**rule)))
+                Some(((rank(&reference.namespace), Reverse(length), created), (reference, &**rule)))
             })
             .collect();
         rules.sort_by(|(a, (left, _)), (b, (right, _))| a.cmp(b).then_with(|| left.cmp(right)));
         rules.into_iter().map(|(_, rule)| rule).collect()
     }
+
+    fn locality(&self, node: &NodeName) -> Option<&Arc<Locality>> {
+        self.localities.get(node)
+    }
+}
+
+/// The full host of a service.
+fn host_of(name: &ServiceName, mesh: &MeshConfig) -> String {
+    format!("{}.{}.svc.{}", name.name, name.namespace, mesh.cluster_domain)
 }
 
 /// Whether the rule concerns clients in the mesh, not those of an ingress gateway alone.

@@ -8,5 +8,7 @@ pub(super) mod gateway;
 pub(super) mod node;
 pub(super) mod route;
 pub(super) mod service;
+pub(super) mod settings;
+pub(super) mod spread;
 pub(super) mod topology;
 pub(super) mod workload;

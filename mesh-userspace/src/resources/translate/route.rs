@@ -8,7 +8,8 @@ use super::gateway::{self, Named};
 use super::service::{PlainPort, PlainService};
 use super::topology::Here;
 use crate::model::{
-    Endpoint, MeshConfig, Protocol, Route, RouteTarget, Service, ServiceName, ServicePort, TrafficPolicy,
+    Endpoint, Locality, MeshConfig, NodeName, Protocol, Route, RouteTarget, Service, ServiceName,
+    ServicePort, TrafficPolicy,
 };
 use crate::resources::istio::{Match, RouteDestination, RouteEntry, VirtualServiceSpec};
 use crate::resources::{Code, DestinationRule, Notice, ObjectRef, VirtualService};
@@ -22,12 +23,14 @@ pub(in crate::resources) trait Destinations {
     /// The labels of a subset, as the `DestinationRule`s for the service name them.
     fn subset(&self, service: &ServiceName, subset: &str) -> Option<&BTreeMap<String, String>>;
     /// The `DestinationRule`s that name the service's host, in the order of their precedence for a client that is nobody's in
-    /// particular.
+    /// particular (see `destination`).
     fn rules(&self, service: &ServiceName) -> Vec<(&ObjectRef, &DestinationRule)>;
     /// Whether a `ReferenceGrant` lets a route of another namespace lead to a service.
     fn is_granted(&self, route: &ObjectRef, to: &ServiceName) -> bool;
     /// The node for whose clients the service is translated.
     fn here(&self) -> Here<'_>;
+    /// Where a node is.
+    fn locality(&self, node: &NodeName) -> Option<&Arc<Locality>>;
 }
 
 /// A service with routes, what is to be said about them, and the services that they lead to.

@@ -1,6 +1,7 @@
 //! What must hold of an object beyond its types. What passes here can be translated without further checks.
 
 mod authorization;
+mod destination_rule;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -9,8 +10,9 @@ use k8s_openapi::api::core::v1::{Pod, Service, ServiceSpec};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use self::authorization::{check_authorization_policy, check_known, check_top_level};
+use self::destination_rule::check_destination_rule;
 use super::gateway::GatewayRoute;
-use super::istio::{DestinationRule, PeerAuthentication, RouteEntry, VirtualService};
+use super::istio::{PeerAuthentication, RouteEntry, VirtualService};
 use super::translate::external::ingress;
 use super::{Code, Object};
 
@@ -308,21 +310,6 @@ fn check_route(wrong: &mut Mistaken, field: &str, entry: &RouteEntry) {
     if entry.route.len() > 1 && entry.route.iter().all(|target| target.weight.unwrap_or(0) == 0) {
         let (field, reason) = (format!("{field}.route"), "the weights' sum is 0".to_owned());
         wrong.0.push(Wrong { code: Code::WeightsZero, field, reason });
-    }
-}
-
-fn check_destination_rule(wrong: &mut Mistaken, rule: &DestinationRule) {
-    if rule.spec.host.is_empty() {
-        wrong.push(("spec.host".to_owned(), "missing".to_owned()));
-    }
-    let mut names = BTreeSet::new();
-    for (index, subset) in rule.spec.subsets.iter().enumerate() {
-        let field = format!("spec.subsets[{index}].name");
-        if subset.name.is_empty() {
-            wrong.push((field, "missing".to_owned()));
-        } else if !names.insert(&subset.name) {
-            wrong.push((field, format!("{:?} is there twice", subset.name)));
-        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The translator against objects as people write them.
 
+mod destinations;
 mod gateway;
 mod load;
 mod services;
@@ -447,6 +448,24 @@ fn any_change() -> impl Strategy<Value = Change> {
             "{forZones: [{name: b}], forNodes: [{name: node-a}]}",
         ])
     };
+    let hosts = prop::sample::select(vec![
+        "web.bookinfo",
+        "db.bookinfo.svc.cluster.local",
+        "'*.bookinfo.svc.cluster.local'",
+        "'*.local'",
+        "'*'",
+    ]);
+    let of_rules = prop::sample::select(vec!["bookinfo", "istio-system", "elsewhere"]);
+    let policies = || {
+        prop::sample::select(vec![
+            "",
+            ", trafficPolicy: {outlierDetection: {}}",
+            ", trafficPolicy: {loadBalancer: {localityLbSetting: {distribute: [{from: a/*, to: {a/*: 80, b: 20}}]}}}",
+            ", trafficPolicy: {outlierDetection: {}, loadBalancer: {simple: LEAST_REQUEST, localityLbSetting: {failoverPriority: [topology.kubernetes.io/zone]}}}",
+            ", trafficPolicy: {loadBalancer: {consistentHash: {useSourceIp: true}}}",
+            ", trafficPolicy: {portLevelSettings: [{port: {number: 80}, outlierDetection: {}}]}",
+        ])
+    };
     let leaving = prop::sample::select(vec![
         "",
         "spec: {taints: [{key: ToBeDeletedByClusterAutoscaler, effect: NoSchedule}]}\n",
@@ -461,8 +480,8 @@ fn any_change() -> impl Strategy<Value = Change> {
                 .replace("name: web-1", &format!("name: {name}-2"))
                 .replace("service-name: web", &format!("service-name: {service}"))
         }),
-        2 => (node(), zone(), leaving).prop_map(|(node, zone, leaving)| {
-            format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {node}, labels: {{topology.kubernetes.io/zone: {zone}}}}}\n{leaving}")
+        2 => (node(), zone(), zone(), leaving).prop_map(|(node, region, zone, leaving)| {
+            format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {node}, labels: {{topology.kubernetes.io/region: {region}, topology.kubernetes.io/zone: {zone}}}}}\n{leaving}")
         }),
         3 => (name(), selector).prop_map(|(name, selector)| web(selector).replace("name: web", &format!("name: {name}"))),
         5 => (name(), address(), labels, rest, node()).prop_map(|(name, address, labels, rest, node)| {
@@ -485,8 +504,8 @@ fn any_change() -> impl Strategy<Value = Change> {
             let route = format!("tcp: [{{route: [{{destination: {{host: {to}, subset: {subset}}}, weight: {weight}}}, {{destination: {{host: web}}, weight: 1}}]}}]");
             rule(to, weight, &route).replace("[reviews]", &format!("[{host}]"))
         }),
-        2 => (name(), name(), subset()).prop_map(|(name, host, subset)| {
-            format!("apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: {name}, namespace: bookinfo}}\nspec: {{host: {host}, subsets: [{{name: {subset}, labels: {{v: a}}}}]}}\n")
+        3 => (name(), hosts, subset(), of_rules, policies(), policies()).prop_map(|(name, host, subset, namespace, whole, own)| {
+            format!("apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{host: {host}{whole}, subsets: [{{name: {subset}, labels: {{v: a}}{own}}}]}}\n")
         }),
     ];
     (text, prop::bool::weighted(0.3)).prop_map(|(text, delete)| {
