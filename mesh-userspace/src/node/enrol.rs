@@ -335,7 +335,7 @@ impl Enroller {
         datapath: &mut Datapath,
         enrolment: &Enrolment,
     ) -> Result<(), EnrolError> {
-        Ok(datapath.add_pod(enrolment.cookie, enrolment.id)?)
+        Ok(datapath.add_pod(enrolment.cookie, enrolment.id, enrolment.addresses.first().copied())?)
     }
 
     /// Nothing new is captured or steered; what the agent carries goes on for as long as the rules stay.
