@@ -253,8 +253,7 @@ impl<C: Client> Establish<'_, C> {
         if is_late(Duration::ZERO) || (!has_other && written.is_none()) {
             return None;
         }
-        tries.retries += 1;
-        let nth = tries.retries;
+        let nth = tries.retries + 1;
         let wait = match (nth, has_other) {
             (1, true) => Duration::ZERO,
             (nth, true) => backoff(nth - 1, base, fastrand::u64(..)),
@@ -271,6 +270,7 @@ impl<C: Client> Establish<'_, C> {
             self.worker.shared.telemetry.metrics().balance().retried(looked.key(), RetryResult::OverBudget);
             return None;
         }
+        tries.retries = nth;
         self.pick(looked, &tries.failed).or_else(|| written.and_then(|_| self.pick(looked, &[])))
     }
 
