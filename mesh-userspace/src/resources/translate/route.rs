@@ -20,8 +20,8 @@ use super::service::{PlainPort, PlainService};
 use super::topology::Here;
 use super::visibility::Namespaces;
 use crate::model::{
-    ConditionalRoute, Endpoint, Locality, MeshConfig, Mirror, NodeName, Protocol, Route, RouteActions,
-    RouteTarget, Service, ServiceName, ServicePort, TrafficPolicy,
+    ConditionalRoute, ConnectionMatch, Endpoint, Locality, MeshConfig, Mirror, NodeName, Protocol, Route,
+    RouteActions, RouteTarget, Service, ServiceName, ServicePort, TrafficPolicy,
 };
 use crate::resources::virtual_service::{Destination, List, RouteEntry, VirtualServiceSpec};
 use crate::resources::{Code, DestinationRule, Notice, ObjectRef, VirtualService};
@@ -249,7 +249,10 @@ impl<D: Destinations> Resolver<'_, D> {
                 return PortRoutes { rules, route, local };
             }
             // Whom a rule is for takes no other, though none of its routes holds.
-            let closes = from_namespaces(namespaces).filter(|one| index + 1 < taken.len() && !one.always());
+            let closed = |one: &ConnectionMatch| rules.iter().any(|rule| rule.matches.contains(one));
+            let is_followed = index + 1 < taken.len();
+            let closes =
+                from_namespaces(namespaces).filter(|one| is_followed && !one.always() && !closed(one));
             match (closes, namespaces) {
                 (_, Namespaces::All) => break,
                 (Some(condition), _) if port.protocol == Protocol::Tcp => rules.push(ConditionalRoute {
