@@ -7,10 +7,11 @@ use std::sync::Arc;
 use super::rules::{route_without_service, rules_without_service};
 use super::{Dirty, Translator};
 use crate::model::{Frontend, NodeName, Service, ServiceKind, ServiceName, Workload, WorkloadUid};
+use crate::resources::translate::destination::mind_locality;
 use crate::resources::translate::entry::entry_service;
 use crate::resources::translate::gateway;
 use crate::resources::translate::hosts::is_any_entry;
-use crate::resources::translate::route::routed;
+use crate::resources::translate::route::{Destinations as _, routed};
 use crate::resources::translate::service::{Cluster, Dependency, Label, PlainService, plain_service};
 use crate::resources::{Kind, Object, ObjectRef, Pod, WorkloadEntry};
 
@@ -54,6 +55,11 @@ impl Translator {
                 self.zonal.insert(name.clone());
             } else {
                 self.zonal.remove(&name);
+            }
+            if mind_locality(&self.rules(&name)) {
+                self.local.insert(name.clone());
+            } else {
+                self.local.remove(&name);
             }
             let routes = self.routes_for(&name);
             let routed = plain.map(|plain| {
@@ -148,6 +154,6 @@ impl Cluster for Translator {
     }
 
     fn zone(&self, node: &NodeName) -> Option<&Arc<str>> {
-        self.zones.get(node)
+        self.localities.get(node).map(|locality| &locality.zone).filter(|zone| !zone.is_empty())
     }
 }
