@@ -201,6 +201,7 @@ impl Route {
     }
 
     /// The same, with what is done to connections that take it.
+    #[must_use]
     pub fn with_actions(self, actions: Arc<RouteActions>) -> Self {
         Self { actions, ..self }
     }

@@ -25,7 +25,6 @@ use super::lint::lint;
 use super::translate::authorization::authorization_policy;
 use super::translate::gateway;
 use super::translate::node::{local_node, zone};
-use super::translate::route::{bare, resolve_host};
 use super::translate::service::{Dependency, Label};
 use super::translate::workload::{enrols, peer_policy};
 use super::{Code, Kind, Notice, Object, ObjectRef, VirtualService};
@@ -279,32 +278,10 @@ impl Translator {
             Object::ServiceEntry(entry) => self.index_service_entry(reference, object, entry, add, dirty),
             Object::WorkloadEntry(entry) => self.index_workload_entry(reference, object, entry, add, dirty),
             Object::VirtualService(rule) if is_for_mesh(rule) => {
-                for host in &rule.spec.hosts {
-                    if let Some(host) = entry_host_of(host) {
-                        let entry = (object.created(), reference.clone());
-                        index::set(&mut self.rules_by_host, host.into(), entry, add);
-                        self.note_host(host, dirty);
-                    }
-                    if let Some(service) = resolve_host(host, &reference.namespace, &self.snapshot.mesh) {
-                        let entry = (object.created(), reference.clone());
-                        index::set(&mut self.virtual_services, service.clone(), entry, add);
-                        dirty.destinations.insert(service);
-                    }
-                }
+                self.index_virtual_service(reference, object.created(), rule, add, dirty);
             }
             Object::DestinationRule(rule) => {
-                if let Some(host) = entry_host_of(&rule.spec.host) {
-                    let entry = (object.created(), reference.clone());
-                    index::set(&mut self.destination_rules_by_host, host.into(), entry, add);
-                    self.note_host(host, dirty);
-                }
-                if let Some(service) =
-                    resolve_host(&rule.spec.host, &reference.namespace, &self.snapshot.mesh)
-                {
-                    let entry = (object.created(), reference.clone());
-                    index::set(&mut self.destination_rules, service.clone(), entry, add);
-                    dirty.destinations.insert(service);
-                }
+                self.index_destination_rule(reference, object.created(), rule, add, dirty);
             }
             Object::PeerAuthentication(policy) => {
                 let policies = self.policies.entry(Arc::clone(&reference.namespace)).or_default();
@@ -398,9 +375,4 @@ impl Translator {
 /// Whether the rule concerns clients in the mesh, not those of an ingress gateway alone.
 fn is_for_mesh(rule: &VirtualService) -> bool {
     rule.spec.gateways.is_empty() || rule.spec.gateways.iter().any(|gateway| gateway == "mesh")
-}
-
-/// The host as an entry may have it: one without a dot is a Kubernetes service's short name.
-fn entry_host_of(host: &str) -> Option<&str> {
-    Some(bare(host)).filter(|host| host.contains('.') && !host.contains('*'))
 }

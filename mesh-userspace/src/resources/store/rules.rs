@@ -3,15 +3,54 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{Dirty, Translator};
+use super::{Dirty, Translator, index};
 use crate::model::{RouteName, ServiceName};
 use crate::resources::translate::gateway::{self, Named};
-use crate::resources::translate::route::{Destinations, resolve_host};
+use crate::resources::translate::route::{Destinations, bare, resolve_host};
 use crate::resources::translate::service::PlainService;
 use crate::resources::translate::topology::Here;
 use crate::resources::{Code, DestinationRule, Kind, Notice, Object, ObjectRef, VirtualService};
 
 impl Translator {
+    pub(super) fn index_virtual_service(
+        &mut self,
+        reference: &ObjectRef,
+        created: i64,
+        rule: &VirtualService,
+        add: bool,
+        dirty: &mut Dirty,
+    ) {
+        for host in &rule.spec.hosts {
+            if let Some(host) = entry_host_of(host) {
+                index::set(&mut self.rules_by_host, host.into(), (created, reference.clone()), add);
+                self.note_host(host, dirty);
+            }
+            if let Some(service) = resolve_host(host, &reference.namespace, &self.snapshot.mesh) {
+                index::set(&mut self.virtual_services, service.clone(), (created, reference.clone()), add);
+                dirty.destinations.insert(service);
+            }
+        }
+    }
+
+    pub(super) fn index_destination_rule(
+        &mut self,
+        reference: &ObjectRef,
+        created: i64,
+        rule: &DestinationRule,
+        add: bool,
+        dirty: &mut Dirty,
+    ) {
+        let host = &rule.spec.host;
+        if let Some(host) = entry_host_of(host) {
+            index::set(&mut self.destination_rules_by_host, host.into(), (created, reference.clone()), add);
+            self.note_host(host, dirty);
+        }
+        if let Some(service) = resolve_host(host, &reference.namespace, &self.snapshot.mesh) {
+            index::set(&mut self.destination_rules, service.clone(), (created, reference.clone()), add);
+            dirty.destinations.insert(service);
+        }
+    }
+
     /// Whom grants concern: services whose routes lead into another namespace.
     pub(super) fn note_granted(&self, dirty: &mut Dirty) {
         let grants = std::mem::take(&mut dirty.grants);
@@ -162,4 +201,9 @@ pub(super) fn rules_without_service(
         Notice::new(Code::RouteHostUnknown, reference, "spec.hosts", message.as_str())
     };
     rules.iter().map(notice).collect()
+}
+
+/// The host as an entry may have it: one without a dot is a Kubernetes service's short name.
+fn entry_host_of(host: &str) -> Option<&str> {
+    Some(bare(host)).filter(|host| host.contains('.') && !host.contains('*'))
 }
