@@ -1,4 +1,4 @@
-//! Fields of `ServiceEntry`s (istio/api, networking/v1alpha3/service_entry.proto).
+//! Fields of `ServiceEntry`s (istio/api, `networking/v1alpha3/service_entry.proto`).
 
 use super::{Field, State};
 

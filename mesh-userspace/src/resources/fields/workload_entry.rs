@@ -1,4 +1,4 @@
-//! Fields of `WorkloadEntry`s (istio/api, networking/v1alpha3/workload_entry.proto).
+//! Fields of `WorkloadEntry`s (istio/api, `networking/v1alpha3/workload_entry.proto`).
 
 use super::{Field, State};
 

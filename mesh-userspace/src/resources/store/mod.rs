@@ -25,13 +25,11 @@ use self::hosts::RuleHosts;
 use self::index::{Claims, Users};
 use super::lint::lint;
 use super::translate::authorization::authorization_policy;
-use super::translate::destination;
 use super::translate::gateway;
-use super::translate::hosts::{RuleHost, entry_host_of, resolve_host};
 use super::translate::node::{local_node, locality};
 use super::translate::service::{Dependency, Label};
 use super::translate::workload::{enrols, peer_policy};
-use super::{Code, DestinationRule, Kind, Notice, Object, ObjectRef};
+use super::{Code, Kind, Notice, Object, ObjectRef};
 use crate::model::{
     AuthorizationPolicy, Frontend, LocalNode, Locality, MeshConfig, NodeName, PeerPolicy, PolicyName,
     Sandboxes, ServiceName, Snapshot, WorkloadKind, WorkloadUid,
@@ -289,21 +287,11 @@ impl Translator {
             Object::ServiceEntry(entry) => self.index_service_entry(reference, object, entry, add, dirty),
             Object::WorkloadEntry(entry) => self.index_workload_entry(reference, object, entry, add, dirty),
             Object::VirtualService(rule) if rule.spec.is_for_mesh() => {
-                for host in &rule.spec.hosts {
-                    let entry = (object.created(), reference.clone());
-                    match self.virtual_services.set(host, entry, add, &self.snapshot.mesh) {
-                        RuleHost::Service(service) => drop(dirty.destinations.insert(service)),
-                        RuleHost::Foreign(_) => {}
-                        RuleHost::Pattern(hosts) => {
-                            dirty.destinations.extend(self.named(|own| hosts.matches(own)));
-                        }
-                    }
-                    if let Some(host) = entry_host_of(host) {
-                        self.note_host(host, dirty);
-                    }
-                }
+                self.index_virtual_service(reference, object.created(), rule, add, dirty);
             }
-            Object::DestinationRule(rule) => self.index_destination_rule(reference, object, rule, add, dirty),
+            Object::DestinationRule(rule) => {
+                self.index_destination_rule(reference, object.created(), rule, add, dirty);
+            }
             Object::PeerAuthentication(policy) => {
                 let policies = self.policies.entry(Arc::clone(&reference.namespace)).or_default();
                 let name = PolicyName::new(Arc::clone(&reference.namespace), Arc::clone(&reference.name));
@@ -356,29 +344,6 @@ impl Translator {
                 dirty.grants.insert(Arc::clone(&reference.namespace));
             }
             Object::VirtualService(_) | Object::ServiceAccount(_) | Object::Unsupported(_) => {}
-        }
-    }
-
-    fn index_destination_rule(
-        &mut self,
-        reference: &ObjectRef,
-        object: &Object,
-        rule: &DestinationRule,
-        add: bool,
-        dirty: &mut Dirty,
-    ) {
-        let entry = (object.created(), reference.clone());
-        if let Some(host) = entry_host_of(&rule.spec.host) {
-            index::set(&mut self.destination_rules_by_host, host.into(), entry.clone(), add);
-            self.note_host(host, dirty);
-        }
-        let mesh = &self.snapshot.mesh;
-        if let Some(suffix) = destination::suffix(&rule.spec.host) {
-            dirty.destinations.extend(self.named(|host| host.ends_with(suffix)));
-            index::set(&mut self.wild_rules, suffix.into(), entry, add);
-        } else if let Some(service) = resolve_host(&rule.spec.host, &reference.namespace, mesh) {
-            index::set(&mut self.destination_rules, service.clone(), entry, add);
-            dirty.destinations.insert(service);
         }
     }
 

@@ -4,17 +4,62 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{Dirty, Translator};
+use super::{Dirty, Translator, index};
 use crate::model::{Locality, NodeName, RouteName, ServiceName};
 use crate::resources::translate::destination;
 use crate::resources::translate::gateway::{self, Named};
-use crate::resources::translate::hosts::resolve_host;
+use crate::resources::translate::hosts::{RuleHost, entry_host_of, resolve_host};
 use crate::resources::translate::route::{Destinations, Rule};
 use crate::resources::translate::service::PlainService;
 use crate::resources::translate::topology::Here;
 use crate::resources::{Code, DestinationRule, Notice, Object, ObjectRef, VirtualService};
 
 impl Translator {
+    pub(super) fn index_virtual_service(
+        &mut self,
+        reference: &ObjectRef,
+        created: i64,
+        rule: &VirtualService,
+        add: bool,
+        dirty: &mut Dirty,
+    ) {
+        for host in &rule.spec.hosts {
+            let entry = (created, reference.clone());
+            match self.virtual_services.set(host, entry, add, &self.snapshot.mesh) {
+                RuleHost::Service(service) => drop(dirty.destinations.insert(service)),
+                RuleHost::Foreign(_) => {}
+                RuleHost::Pattern(hosts) => {
+                    dirty.destinations.extend(self.named(|own| hosts.matches(own)));
+                }
+            }
+            if let Some(host) = entry_host_of(host) {
+                self.note_host(host, dirty);
+            }
+        }
+    }
+
+    pub(super) fn index_destination_rule(
+        &mut self,
+        reference: &ObjectRef,
+        created: i64,
+        rule: &DestinationRule,
+        add: bool,
+        dirty: &mut Dirty,
+    ) {
+        let (host, entry) = (&rule.spec.host, (created, reference.clone()));
+        if let Some(host) = entry_host_of(host) {
+            index::set(&mut self.destination_rules_by_host, host.into(), entry.clone(), add);
+            self.note_host(host, dirty);
+        }
+        if let Some(suffix) = destination::suffix(host) {
+            dirty.destinations.extend(self.named(|host| host.ends_with(suffix)));
+            index::set(&mut self.wild_rules, suffix.into(), entry, add);
+        } else if let Some(service) = resolve_host(host, &reference.namespace, &self.snapshot.mesh) {
+            index::set(&mut self.destination_rules, service.clone(), entry, add);
+            dirty.destinations.insert(service);
+        }
+    }
+
     /// Whom grants concern: services whose routes lead into another namespace.
     pub(super) fn note_granted(&self, dirty: &mut Dirty) {
         let grants = std::mem::take(&mut dirty.grants);

@@ -20,12 +20,9 @@ impl Translator {
     /// destination of no rule, and keeping it would cost as much as the services themselves.
     pub(super) fn plain_of(&self, name: &ServiceName) -> Option<(PlainService, BTreeSet<Dependency>)> {
         let reference = ObjectRef::new(Kind::Service, Arc::clone(&name.namespace), Arc::clone(&name.name));
-        let service = match self.objects.get(&reference).map(|object| &**object) {
-            Some(Object::Service(service)) => service,
-            _ => {
-                let (reference, entry) = self.entry_of(name)?;
-                return entry_service(entry, reference, &name.name, self);
-            }
+        let Some(Object::Service(service)) = self.objects.get(&reference).map(|object| &**object) else {
+            let (reference, entry) = self.entry_of(name)?;
+            return entry_service(entry, reference, &name.name, self);
         };
         let slices = self.slices_by_service.get(name).into_iter().flatten().filter_map(|slice| {
             match self.objects.get(slice).map(|object| &**object) {
