@@ -27,6 +27,7 @@ fn all_to(client: &Pod, to: &str, more: &[&str], server: &str) -> Result<()> {
         let summary = connect(client, to, more).ok()?;
         (summary.by_name.get(server) == Some(&20)).then_some(())
     })
+    .with_context(|| format!("last: {:?}", connect(client, to, more)))
 }
 
 /// With a pod in the namespace `bank`, which is enrolled, and another there that is not.
@@ -72,7 +73,7 @@ fn routes_are_for_clients_by_namespace_labels_and_address() -> Result<()> {
     ] {
         all_to(client, to, &[], server)?;
     }
-    let told = world.agent_a.get(&format!("explain?from=bank/teller&to={four}&protocol=TCP"))?;
+    let told = world.agent_a.get(&format!("/v1/explain?from=bank/teller&to={four}&protocol=TCP"))?;
     assert!(told.contains("client in namespace bank"), "{told}");
     // A rule that is exported to its own namespace alone is for that one's clients.
     manifests.apply(
@@ -246,13 +247,13 @@ fn what_explain_tells_of_a_route() -> Result<()> {
     )?;
     all_to(&world.near, &v4("far"), &[], "near")?;
     all_to(&world.client, &v4("far"), &[], "far")?;
-    let services = world.agent_a.json("services")?;
+    let services = world.agent_a.json("/v1/services")?;
     let far = services.as_array().into_iter().flatten().find(|service| service["name"] == "far");
     let port = far.and_then(|far| far["ports"].as_array()?.iter().find(|port| port["port"] == PORT).cloned());
     let rules = &port.unwrap_or_default()["rules"];
     assert_eq!(rules[0]["matches"][0], "client with app=near", "{services:#}");
     for (client, taken) in [("near", true), ("client", false)] {
-        let asked = format!("explain?from=default/{client}&to={}&protocol=TCP", v4("far"));
+        let asked = format!("/v1/explain?from=default/{client}&to={}&protocol=TCP", v4("far"));
         let route = &world.agent_a.json(&asked)?["route"];
         assert_eq!(route["rule"] == "default/far", taken, "{route:#}");
         assert_eq!(route["before"][0]["holds"] == false, !taken, "{route:#}");
