@@ -482,7 +482,76 @@ mod tests {
         assert_eq!(weights(closed), [(1, 100), (2, 100)]);
     }
 
+    /// What each endpoint should get of all connections, by the definition: the share of its target, of its group among those of
+    /// the first priority that has endpoints, and its own weight in the group.
+    fn naive(targets: &[RouteTarget]) -> Vec<Option<f64>> {
+        let all: f64 = targets.iter().map(|target| f64::from(target.weight)).sum();
+        let mut shares = Vec::new();
+        for target in targets.iter().filter(|target| target.weight > 0) {
+            let share = f64::from(target.weight) / all;
+            let spread = target.spread.as_deref().unwrap();
+            let group = |index: usize| &spread.groups[usize::from(spread.of[index])];
+            let counted = |index: &usize| target.endpoints[*index].weight > 0;
+            let able: Vec<usize> = (0..target.endpoints.len()).filter(counted).collect();
+            let Some(first) = able.iter().map(|&index| group(index).priority).min() else {
+                shares.push(None);
+                continue;
+            };
+            let able: Vec<usize> = able.into_iter().filter(|&index| group(index).priority == first).collect();
+            let weight = |index: usize| f64::from(target.endpoints[index].weight);
+            let groups: std::collections::BTreeSet<u16> =
+                able.iter().map(|&index| spread.of[index]).collect();
+            let by_group: f64 =
+                groups.iter().map(|&one| f64::from(spread.groups[usize::from(one)].weight)).sum();
+            for &index in &able {
+                let fellows = able.iter().filter(|&&other| spread.of[other] == spread.of[index]);
+                let own = if by_group == 0.0 {
+                    weight(index) / able.iter().map(|&other| weight(other)).sum::<f64>()
+                } else {
+                    f64::from(group(index).weight) / by_group * weight(index)
+                        / fellows.map(|&other| weight(other)).sum::<f64>()
+                };
+                if own > 0.0 {
+                    shares.push(Some(share * own));
+                }
+            }
+        }
+        shares
+    }
+
     proptest! {
+        #[test]
+        fn shares_are_those_of_priority_group_and_weight(
+            shape in prop::collection::vec(
+                (0_u32..100, prop::collection::vec((0_u32..5, 0_u16..4), 0..6), prop::collection::vec((0_u8..3, 0_u32..4), 4)),
+                1..5,
+            )
+        ) {
+            use super::super::Group;
+            let targets: Vec<RouteTarget> = shape.into_iter().enumerate().map(|(number, (weight, endpoints, groups))| {
+                let mut target = target(weight, number * 10..number * 10 + endpoints.len());
+                let with_weight = |(one, (weight, _)): (&Endpoint, &(u32, u16))| Endpoint { weight: *weight, ..one.clone() };
+                target.endpoints = target.endpoints.iter().zip(&endpoints).map(with_weight).collect();
+                let groups = groups.iter().map(|&(priority, weight)| Group { priority, weight, ..Group::default() });
+                let of = endpoints.iter().map(|(_, group)| *group);
+                target.spread = Some(Arc::new(Spread { groups: groups.collect(), of: of.collect() }));
+                target
+            }).collect();
+            let backends = combine_weights(&targets, |_| true);
+            let wanted = naive(&targets);
+            if wanted.iter().all(Option::is_none) {
+                prop_assert!(backends.is_empty());
+                return Ok(());
+            }
+            let total: u64 = backends.iter().map(|backend| backend.weight).sum();
+            prop_assert_eq!(backends.len(), wanted.len());
+            for (backend, wanted) in backends.iter().zip(wanted) {
+                let share = backend.weight as f64 / total as f64;
+                prop_assert_eq!(backend.endpoint.is_some(), wanted.is_some());
+                prop_assert!(wanted.is_none_or(|wanted| (share - wanted).abs() < 1e-5), "{} of {:?}", share, wanted);
+            }
+        }
+
         #[test]
         fn every_target_gets_exactly_its_weight(
             shape in prop::collection::vec((1_u32..1000, 1_usize..12), 1..6)
