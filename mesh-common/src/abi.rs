@@ -6,7 +6,7 @@
 
 /// Version of all map layouts together. An agent that finds pinned maps of another version builds its own beside them,
 /// switches the programs over, and then removes the old ones.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// An IP address as it stands in the maps: network byte order, IPv4 mapped into `::ffff:0:0/96`.
 pub type Address = [u8; 16];
@@ -97,8 +97,10 @@ pub struct Service {
     pub id: u32,
     /// Generation of the slots that are complete and in force.
     pub generation: u32,
-    /// Number of slots; 0 means that nothing serves.
+    /// Number of slots, those of tables among them ([`BACKEND_TABLE`]); 0 means that nothing serves.
     pub slots: u32,
+    /// How many of them, from the first on, are drawn from.
+    pub drawn: u32,
     /// `SERVICE_*` bits.
     pub flags: u32,
     /// [`AffinityKey::service`]; the same for all keys of one service port and family.
@@ -108,7 +110,7 @@ pub struct Service {
     /// Ties the value to its key ([`Service::sealed`]).
     pub seal: u32,
 }
-abi!(Service, 28);
+abi!(Service, 32);
 
 /// A [`Service`] as words.
 pub const SERVICE_WORDS: usize = size_of::<Service>() / 4;
@@ -143,6 +145,7 @@ impl Service {
         seal = mix(seal, self.id);
         seal = mix(seal, self.generation);
         seal = mix(seal, self.slots);
+        seal = mix(seal, self.drawn);
         seal = mix(seal, self.flags);
         seal = mix(seal, self.affinity_id);
         mix(seal, self.affinity_seconds)
@@ -151,8 +154,8 @@ impl Service {
     /// From its words, in the order of the fields.
     #[inline(always)]
     pub const fn from_words(words: [u32; SERVICE_WORDS]) -> Self {
-        let [id, generation, slots, flags, affinity_id, affinity_seconds, seal] = words;
-        Self { id, generation, slots, flags, affinity_id, affinity_seconds, seal }
+        let [id, generation, slots, drawn, flags, affinity_id, affinity_seconds, seal] = words;
+        Self { id, generation, slots, drawn, flags, affinity_id, affinity_seconds, seal }
     }
 }
 
@@ -179,6 +182,8 @@ abi!(SlotKey, 12);
 pub const BACKEND_STRICT: u16 = 1;
 /// The slot stands for a share of the traffic that has nowhere to go (a subset without endpoints).
 pub const BACKEND_NONE: u16 = 2;
+/// The slot stands for endpoints among which a client keeps its own ([`Slot::table`]).
+pub const BACKEND_TABLE: u16 = 4;
 
 /// Value of `SLOTS`: one endpoint and its entry of the alias table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,6 +205,26 @@ pub struct Slot {
     pub connections: u64,
 }
 abi!(Slot, 40);
+
+impl Slot {
+    /// Of a slot with [`BACKEND_TABLE`]: the first slot of its table, and how many those are. The table's slots are endpoints; a
+    /// client's key picks one of them ([`crate::pick::entry`]).
+    #[inline(always)]
+    pub const fn table(&self) -> (u32, u32) {
+        let (words, _) = self.address.as_chunks::<4>();
+        (u32::from_ne_bytes(words[0]), u32::from_ne_bytes(words[1]))
+    }
+
+    /// What stands in the place of the address of a slot with [`BACKEND_TABLE`].
+    #[inline(always)]
+    pub const fn table_address(first: u32, length: u32) -> Address {
+        let mut address = [0; 16];
+        let (words, _) = address.as_chunks_mut::<4>();
+        words[0] = first.to_ne_bytes();
+        words[1] = length.to_ne_bytes();
+        address
+    }
+}
 
 /// Key of `MEMBERS`: a backend of a set that has affinity or carries UDP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -376,8 +401,8 @@ abi!(Reply, 20);
 pub struct Pod {
     /// The pod's number in the agent's own table; for people who read the map.
     pub id: u32,
-    /// Zero.
-    pub pad: u32,
+    /// The pod's key where a client's own decides where it is sent ([`crate::pick::client`] of its first address).
+    pub client: u32,
 }
 abi!(Pod, 8);
 
@@ -782,7 +807,7 @@ mod tests {
     fn a_value_is_told_from_parts_of_two() {
         let key = |last| ServiceKey { address: mapped([10, 96, 0, last]), port: 80, protocol: TCP, scope: 0 };
         let value = |id, generation| {
-            let rest = Service::from_words([id, generation, 2, 0, 7, 0, 0]);
+            let rest = Service::from_words([id, generation, 2, 2, 0, 7, 0, 0]);
             rest.sealed(&key(1))
         };
         let (one, other) = (value(1, 5), value(2, 9));
@@ -790,6 +815,20 @@ mod tests {
         assert!(!one.is_of(&key(2)));
         assert!(!Service { generation: other.generation, ..one }.is_of(&key(1)));
         assert!(!Service { slots: 3, ..one }.is_of(&key(1)));
+    }
+
+    #[test]
+    fn a_table_is_read_as_it_was_written() {
+        let slot = Slot {
+            threshold: u32::MAX,
+            alias: 0,
+            address: Slot::table_address(3, 251),
+            port: 0,
+            flags: BACKEND_TABLE,
+            pad: 0,
+            connections: 0,
+        };
+        assert_eq!(slot.table(), (3, 251));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Which service a destination is, and which backend a client of it gets: shared by connect and sendmsg.
 //!
-//! A weighted pick is one random number and at most two look-ups. A client that must stay with its backend (affinity, or
+//! A weighted pick is one random number and at most two look-ups, and one more where the client's key decides. A client that must stay with its backend (affinity, or
 //! a UDP socket) does so for as long as the backend is a member of the set.
 
 use core::arch::asm;
@@ -10,12 +10,13 @@ use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_ktime_get_ns};
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::abi::{
     ADDRESS_CLUSTER, ADDRESS_LOCAL, ADDRESS_LOOPBACK, ADDRESS_NODE_PORTS, Address, Affinity, AffinityKey,
-    BACKEND_NONE, Counter, Member, MemberKey, SERVICE_WORDS, Service, ServiceKey, Slot, SlotKey, State,
+    BACKEND_NONE, BACKEND_TABLE, Counter, Member, MemberKey, SERVICE_WORDS, Service, ServiceKey, Slot,
+    SlotKey, State,
 };
 use mesh_common::{affinity, pick};
 
 use crate::count::count;
-use crate::maps::{ADDRESSES, AFFINITY, MEMBERS, SERVICES, SLOTS};
+use crate::maps::{ADDRESSES, AFFINITY, MEMBERS, PODS, SERVICES, SLOTS};
 
 /// What a destination is.
 pub(crate) enum Found {
@@ -71,7 +72,7 @@ pub(crate) fn read(key: &ServiceKey) -> Option<Service> {
         torn = Some(service);
     }
     count(Counter::SlotMissing);
-    torn.map(|service| Service { slots: 0, affinity_seconds: 0, flags: 0, ..service })
+    torn.map(|service| Service { slots: 0, drawn: 0, affinity_seconds: 0, flags: 0, ..service })
 }
 
 /// Whether the socket belongs to the node's own namespace.
@@ -91,7 +92,7 @@ pub(crate) fn netns_cookie(ctx: &SockAddrContext) -> u64 {
 #[inline(always)]
 pub(crate) fn choose(service: &Service, netns: u64, random: u64) -> Option<Choice> {
     if service.affinity_seconds == 0 {
-        return draw(service, random);
+        return draw(service, netns, random);
     }
     let key = AffinityKey::netns(service.affinity_id, netns);
     let now = now();
@@ -105,7 +106,7 @@ pub(crate) fn choose(service: &Service, netns: u64, random: u64) -> Option<Choic
             return Some(choice);
         }
     }
-    let choice = draw(service, random)?;
+    let choice = draw(service, netns, random)?;
     if choice.flags & BACKEND_NONE == 0 {
         let kept = Affinity { seen_ns: now, address: *choice.address, port: choice.port, pad: [0; 3] };
         if AFFINITY.insert(key, kept, 0).is_err() {
@@ -136,17 +137,18 @@ pub(crate) fn member(
     Some(Choice { address, port, flags: flags as u16 })
 }
 
-/// The weighted pick: one slot, and its alias where the draw does not stay.
+/// The weighted pick: one slot, and its alias where the draw does not stay; where that slot is a table, the one of its entries that
+/// the client's key falls into.
 #[inline(always)]
-fn draw(service: &Service, random: u64) -> Option<Choice> {
-    if service.slots == 0 {
+fn draw(service: &Service, netns: u64, random: u64) -> Option<Choice> {
+    if service.drawn == 0 {
         count(Counter::NoEndpoint);
         return None;
     }
     let mut key = SlotKey {
         service: service.id,
         generation: service.generation,
-        slot: pick::slot(random, service.slots),
+        slot: pick::slot(random, service.drawn),
     };
     let mut slot = SLOTS.get_ptr_mut(key);
     if let Some(first) = slot {
@@ -155,6 +157,20 @@ fn draw(service: &Service, random: u64) -> Option<Choice> {
         if !pick::stays(random, threshold) {
             key.slot = alias;
             slot = SLOTS.get_ptr_mut(key);
+        }
+    }
+    if let Some(drawn) = slot {
+        // SAFETY: as above.
+        let drawn = unsafe { &*drawn };
+        if drawn.flags & BACKEND_TABLE != 0 {
+            let (first, length) = drawn.table();
+            // A table without entries is never written; its slot would be taken for a backend.
+            slot = if length == 0 {
+                None
+            } else {
+                key.slot = first + pick::entry(client(netns), length);
+                SLOTS.get_ptr_mut(key)
+            };
         }
     }
     let Some(slot) = slot else {
@@ -167,6 +183,17 @@ fn draw(service: &Service, random: u64) -> Option<Choice> {
     // SAFETY: as above.
     let slot = unsafe { &*slot };
     Some(Choice { address: &slot.address, port: slot.port, flags: slot.flags })
+}
+
+/// The key of a client that comes from the namespace `netns`: by its address where that is an enrolled pod's, as the agent knows it
+/// too; the cookie otherwise.
+#[inline(always)]
+fn client(netns: u64) -> u64 {
+    // SAFETY: not preallocated, copied at once.
+    match unsafe { PODS.get(netns) } {
+        Some(pod) => u64::from(pod.client),
+        None => netns,
+    }
 }
 
 /// # Safety

@@ -342,7 +342,7 @@ async fn who_fails_is_left_out_and_returns() {
     sleep(Duration::from_secs(75)).await;
     assert_eq!(told.lock().unwrap()[3], (at(1), Event::Returned));
     // After some intervals of health it begins anew.
-    sleep(Duration::from_secs(60)).await;
+    sleep(Duration::from_mins(1)).await;
     fail(&balancers.look(&target), 1, 3);
     assert_eq!(told.lock().unwrap()[4], (at(1), ejected(30, 3)));
     running.abort();

@@ -10,7 +10,7 @@ use mesh_common::abi::{
 };
 
 use super::ip_of;
-use super::wanted::{addresses, frontend_of, wanted};
+use super::wanted::{addresses, drawn, frontend_of, wanted};
 use super::workloads::destination;
 use crate::model::Snapshot;
 
@@ -62,6 +62,7 @@ impl<'a> Foreseen<'a> {
             id: 1,
             generation: 1,
             slots: u32::try_from(set.slots.len()).unwrap_or(u32::MAX),
+            drawn: drawn(&set.slots),
             flags: frontend.flags,
             affinity_id: 1,
             affinity_seconds: frontend.affinity_seconds,

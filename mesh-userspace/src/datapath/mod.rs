@@ -403,9 +403,16 @@ impl Datapath {
         self.listeners.keys().filter_map(Result::ok).collect()
     }
 
-    /// Begins to capture the connections of a namespace.
-    pub fn add_pod(&mut self, netns_cookie: u64, id: u32) -> Result<(), DatapathError> {
-        let pod = Pod { id, pad: 0 };
+    /// Begins to capture the connections of a namespace. By its first address the pod is known where a client's own key
+    /// decides where it is sent.
+    pub fn add_pod(
+        &mut self,
+        netns_cookie: u64,
+        id: u32,
+        first: Option<IpAddr>,
+    ) -> Result<(), DatapathError> {
+        let client = first.map_or(0, |address| mesh_common::pick::client(&address_of(address)));
+        let pod = Pod { id, client };
         self.pods.insert(netns_cookie, pod, 0).map_err(DatapathError::map("write to", map::PODS))
     }
 

@@ -225,10 +225,10 @@ impl ServiceTable {
     }
 
     fn write(&mut self, key: ServiceKey, wanted: &WantedFrontend) -> Result<(), DatapathError> {
-        let (id, generation, slots) = self.sets.current(&wanted.set);
+        let (id, generation, slots, drawn) = self.sets.current(&wanted.set);
         let affinity_id = self.affinity_id(&wanted.set.port, &key);
         let (flags, affinity_seconds) = (wanted.flags, wanted.affinity_seconds);
-        let value = Installed { id, generation, slots, flags, affinity_id, affinity_seconds, seal: 0 };
+        let value = Installed { id, generation, slots, drawn, flags, affinity_id, affinity_seconds, seal: 0 };
         let value = value.sealed(&key);
         if self.installed.get(&key) != Some(&value) {
             self.map.insert(key, value, 0).map_err(DatapathError::map("write to", map::SERVICES))?;

@@ -15,7 +15,7 @@ use mesh_common::abi::{
 use mesh_common::names::map;
 
 use super::grace::wait_for_programs;
-use super::wanted::{SetName, WantedSet};
+use super::wanted::{SetName, WantedSet, drawn};
 use super::{DatapathError, address_of, ip_of};
 use crate::model::{Protocol, TrafficPolicy};
 
@@ -209,9 +209,10 @@ impl SetTable {
         id
     }
 
-    /// Id, generation and number of slots of what a set holds.
-    pub(super) fn current(&self, name: &SetName) -> (u32, u32, u32) {
-        self.sets.get(name).map_or((0, 0, 0), |set| (set.id, set.generation, length(set.holds.slots.len())))
+    /// Id and generation of what a set holds, its number of slots, and how many of them are drawn from.
+    pub(super) fn current(&self, name: &SetName) -> (u32, u32, u32, u32) {
+        let of = |set: &Set| (set.id, set.generation, length(set.holds.slots.len()), drawn(&set.holds.slots));
+        self.sets.get(name).map_or((0, 0, 0, 0), of)
     }
 
     /// Makes a set hold what is wanted, in a new generation if its slots differ.
@@ -337,8 +338,10 @@ impl SetTable {
         for (slot, index) in set.holds.slots.iter().zip(0..).filter(|(slot, _)| slot.port != 0) {
             let key = SlotKey { service: set.id, generation: set.generation, slot: index };
             let now = self.maps.slots.get(&key, 0).map_or(0, |slot| slot.connections);
+            // Several slots may be of one backend: targets share it, or a table has it many times.
             let backend = (slot.address, slot.port);
-            *counts.entry(backend).or_default() += now + set.earlier.get(&backend).copied().unwrap_or(0);
+            let earlier = || set.earlier.get(&backend).copied().unwrap_or(0);
+            *counts.entry(backend).or_insert_with(earlier) += now;
         }
         for &(address, port) in set.holds.members.keys() {
             let key = MemberKey { service: set.id, port, pad: 0, address };

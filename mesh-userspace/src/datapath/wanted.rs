@@ -8,14 +8,15 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use mesh_common::abi::{
-    ANY_V4, ANY_V6, Address, BACKEND_NONE, BACKEND_STRICT, SCOPE_ADDRESS, SCOPE_NODE_PORT, SERVICE_CAPTURE,
-    SERVICE_CLOSED_OUTSIDE, SERVICE_MEMBERS, SERVICE_RANGES, SERVICE_STRICT, ServiceKey, Slot,
+    ANY_V4, ANY_V6, Address, BACKEND_NONE, BACKEND_STRICT, BACKEND_TABLE, SCOPE_ADDRESS, SCOPE_NODE_PORT,
+    SERVICE_CAPTURE, SERVICE_CLOSED_OUTSIDE, SERVICE_MEMBERS, SERVICE_RANGES, SERVICE_STRICT, ServiceKey,
+    Slot,
 };
 
 use super::{address_of, ip_of};
 use crate::model::{
-    Backend, BackendSet, Endpoint, Frontend, Mode, Protocol, Service, ServiceKind, ServiceName, ServicePort,
-    Snapshot, TrafficPolicy,
+    Backend, BackendSet, Endpoint, Frontend, Lotted, Mode, Protocol, Service, ServiceKind, ServiceName,
+    ServicePort, Snapshot, TrafficPolicy,
 };
 
 /// Names a set of backends.
@@ -183,27 +184,42 @@ fn is_strict(endpoint: &Endpoint) -> bool {
 }
 
 fn set_of(set: &BackendSet, keeps: bool) -> WantedSet {
-    let slots: Vec<Slot> = set
-        .table()
-        .slots()
-        .iter()
-        .zip(set.backends())
-        .map(|(draw, backend)| {
-            let (address, port, flags) = destination(backend);
-            Slot {
-                threshold: draw.threshold,
-                alias: draw.alias,
-                address,
-                port,
-                flags,
-                pad: 0,
-                connections: 0,
+    let lots: Vec<_> = set.lots().collect();
+    let mut slots = Vec::with_capacity(lots.len());
+    // Tables come behind all that is drawn from.
+    let mut entries = Vec::new();
+    for (draw, lot) in &lots {
+        let (address, port, flags) = match lot {
+            Lotted::One(backend) => destination(backend),
+            Lotted::Table(table) => {
+                let members = &set.backends()[table.first..];
+                let first = length(lots.len() + entries.len());
+                entries.extend(
+                    table.maglev.entries().iter().map(|member| destination(&members[*member as usize])),
+                );
+                (Slot::table_address(first, length(table.maglev.entries().len())), 0, BACKEND_TABLE)
             }
-        })
-        .collect();
-    let reachable = slots.iter().filter(|slot| keeps && slot.flags & BACKEND_NONE == 0);
+        };
+        slots.push(Slot { threshold: draw.threshold, alias: draw.alias, ..slot(address, port, flags) });
+    }
+    slots.extend(entries.into_iter().map(|(address, port, flags)| slot(address, port, flags)));
+    let reachable = slots.iter().filter(|slot| keeps && slot.flags & (BACKEND_NONE | BACKEND_TABLE) == 0);
     let members = reachable.map(|slot| ((slot.address, slot.port), slot.flags)).collect();
     WantedSet { slots, members, ranges: Vec::new() }
+}
+
+const fn slot(address: Address, port: u16, flags: u16) -> Slot {
+    Slot { threshold: u32::MAX, alias: 0, address, port, flags, pad: 0, connections: 0 }
+}
+
+/// How many of a set's slots, which begin with them, are drawn from: those before the first table.
+pub(super) fn drawn(slots: &[Slot]) -> u32 {
+    let tables = slots.iter().filter(|slot| slot.flags & BACKEND_TABLE != 0);
+    tables.map(|slot| slot.table().0).min().unwrap_or(length(slots.len()))
+}
+
+fn length(count: usize) -> u32 {
+    u32::try_from(count).expect("a service has fewer than 2^32 slots")
 }
 
 fn destination(backend: &Backend) -> (Address, u16, u16) {
@@ -293,6 +309,46 @@ mod tests {
         let node = with(&["203.0.113.0/24"]);
         assert_eq!(ranges(&node), ["192.0.2.1/32".parse().unwrap(), "203.0.113.0/24".parse().unwrap()]);
         assert_eq!(flags(&with(&["2001:db8::/32"]), "192.0.2.1"), 0, "the other family's");
+    }
+
+    #[test]
+    fn endpoints_of_a_target_that_hashes_are_one_draw() {
+        use crate::model::{Balancer, Route, RouteTarget, TrafficSettings};
+        let name = ServiceName::new("default", "web");
+        let endpoints = |from: u8, to: u8| -> Arc<[Endpoint]> {
+            (from..to).map(|last| Endpoint::at(([10, 244, 1, last], 8080).into())).collect()
+        };
+        let plain = RouteTarget::whole(name.clone(), 80, 10, endpoints(1, 3));
+        let mut hashed = RouteTarget::whole(name.clone(), 80, 30, endpoints(3, 6));
+        let settings = TrafficSettings { balancer: Balancer::SourceIp, ..TrafficSettings::default() };
+        hashed.settings = Arc::new(settings);
+        let route = Route::new(None, vec![plain, hashed]);
+        let wanted = of(service(|service| {
+            service.ports[0].route = route.clone();
+            service.affinity_seconds = Some(60);
+        }));
+        let set = wanted.sets.values().next().unwrap();
+        assert_eq!((set.slots.len(), drawn(&set.slots)), (3 + 251, 3));
+        assert_eq!(set.members.len(), 5, "the table itself is no backend");
+        let table = set.slots.iter().find(|slot| slot.flags & BACKEND_TABLE != 0).unwrap();
+        assert_eq!(table.table(), (3, 251));
+        // Kernel and agent send a client to the same endpoint, whatever was drawn before.
+        for client in 0..500 {
+            for random in [0, u64::MAX / 7, u64::MAX / 2, u64::MAX] {
+                let mut index = mesh_common::pick::slot(random, drawn(&set.slots));
+                let first = set.slots[index as usize];
+                if !mesh_common::pick::stays(random, first.threshold) {
+                    index = first.alias;
+                }
+                let mut slot = set.slots[index as usize];
+                if slot.flags & BACKEND_TABLE != 0 {
+                    let (first, length) = slot.table();
+                    slot = set.slots[(first + mesh_common::pick::entry(client, length)) as usize];
+                }
+                let agents = route.v4.pick(random, client).unwrap().endpoint.as_ref().unwrap();
+                assert_eq!(ip_of(slot.address), agents.address.ip(), "{client} {random}");
+            }
+        }
     }
 
     #[test]

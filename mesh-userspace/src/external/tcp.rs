@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout};
 use super::entry::Entry;
 use super::listeners::watch;
 use crate::datapath::Stayer;
-use crate::model::{Endpoint, Protocol, Snapshot};
+use crate::model::{Endpoint, Maglev, Protocol, Snapshot};
 use crate::policy::authorization::Refusal;
 use crate::proxy::ask::Ask;
 use crate::proxy::establish::{Client, Establish};
@@ -83,6 +83,7 @@ async fn serve(worker: &Worker, entry: &Entry, client: TcpStream) {
         // The service went while the connection came.
         return reset_on_close(&client);
     };
+    let ask = ask.of_client(Some(Maglev::client(source.ip())));
     let arrived =
         Arrived { worker, entry, snapshot: &snapshot, ask: &ask, asked, source, started: Instant::now() };
     let establish = Establish { worker, client: &arrived, ask: &ask, route: ask.route, asked, source };

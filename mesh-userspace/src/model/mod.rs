@@ -9,6 +9,7 @@ mod fate;
 mod gateway;
 mod identity;
 mod locality;
+mod maglev;
 mod matching;
 mod mtls;
 mod name;
@@ -30,12 +31,14 @@ pub use fate::{Fate, Listed};
 pub use gateway::{CONTROLLER, ParentState, RouteCondition, RouteKind, RouteName, RouteState};
 pub use identity::{Identity, IdentityError, TrustDomain};
 pub use locality::{Group, Locality, Spread};
+pub use maglev::Maglev;
 pub use matching::{Connecting, ConnectionMatch, ServerNames};
 pub use mtls::{Mode, MtlsModes, PeerPolicy};
 pub use name::{NodeName, ServiceName, WorkloadUid};
 pub use policies::{NamespacePolicies, Policies};
 pub use route::{
-    Backend, BackendSet, ConditionalRoute, Endpoint, EndpointState, Route, RouteTarget, combine_weights,
+    Backend, BackendSet, ConditionalRoute, Endpoint, EndpointState, Lot, Lotted, Route, RouteTarget, Table,
+    combine_weights,
 };
 pub use sandbox::{Placed, Sandbox, Sandboxes};
 pub use service::{External, Protocol, Service, ServiceKind, ServicePort, TrafficPolicy};

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AliasTable, Connecting, ConnectionMatch, Locality, Mode, NodeName, RouteActions, ServiceName, Spread,
-    TrafficPolicy, TrafficSettings, WorkloadUid,
+    AliasTable, Balancer, Connecting, ConnectionMatch, Draw, Locality, Maglev, Mode, NodeName, RouteActions,
+    ServiceName, Spread, TrafficPolicy, TrafficSettings, WorkloadUid,
 };
 
 /// What is said of an endpoint (`EndpointConditions` of `discovery.k8s.io/v1`).
@@ -88,11 +88,34 @@ pub struct Backend {
     pub weight: u64,
 }
 
-/// Endpoints of one address family with their weights, ready to be drawn from.
+/// Endpoints of one address family with their weights, ready to be drawn from: first a lot by weight, a backend mostly; where a
+/// target's endpoints are picked by the client (`consistentHash`) they are one lot, and the client's key decides within.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BackendSet {
     backends: Vec<Backend>,
     table: AliasTable,
+    /// What the table's items are; empty: the backends, one by one.
+    lots: Box<[Lot]>,
+}
+
+/// What is drawn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lot {
+    /// The backend with this index.
+    One(usize),
+    /// One of several.
+    Table(Table),
+}
+
+/// Backends of one target, of which each client has its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// The target's index in its route.
+    pub target: usize,
+    /// Index of the first of the backends.
+    pub first: usize,
+    /// Over them.
+    pub maglev: Maglev,
 }
 
 impl BackendSet {
@@ -101,7 +124,36 @@ impl BackendSet {
         backends.retain(|backend| backend.weight > 0);
         backends.shrink_to_fit();
         let weights: Vec<u64> = backends.iter().map(|backend| backend.weight).collect();
-        Self { table: AliasTable::new(&weights), backends }
+        Self { table: AliasTable::new(&weights), backends, lots: Box::default() }
+    }
+
+    /// The endpoints of a family that these targets have.
+    pub fn of(targets: &[RouteTarget], family: impl Fn(&Endpoint) -> bool) -> Self {
+        let parts = weigh(targets, family);
+        let by_client = |target: usize, part: &[Backend]| {
+            targets[target].settings.balancer == Balancer::SourceIp && part.len() > 1
+        };
+        if !parts.iter().any(|(target, part)| by_client(*target, part)) {
+            return Self::new(parts.into_iter().flat_map(|(_, part)| part).collect());
+        }
+        let (mut backends, mut lots, mut weights) = (Vec::new(), Vec::new(), Vec::new());
+        for (target, part) in parts {
+            if by_client(target, &part) {
+                let member = |backend: &Backend| {
+                    let endpoint = backend.endpoint.as_ref()?;
+                    Some((endpoint.address, backend.weight))
+                };
+                let maglev = Maglev::new(&part.iter().filter_map(member).collect::<Vec<_>>());
+                weights.push(part.iter().map(|backend| backend.weight).sum());
+                lots.push(Lot::Table(Table { target, first: backends.len(), maglev }));
+            } else {
+                weights.extend(part.iter().map(|backend| backend.weight));
+                lots.extend((backends.len()..).take(part.len()).map(Lot::One));
+            }
+            backends.extend(part);
+        }
+        backends.shrink_to_fit();
+        Self { table: AliasTable::new(&weights), backends, lots: lots.into() }
     }
 
     /// The members.
@@ -109,9 +161,16 @@ impl BackendSet {
         &self.backends
     }
 
-    /// The alias table over [`Self::backends`].
-    pub const fn table(&self) -> &AliasTable {
-        &self.table
+    /// What is drawn from, each with its entry of the alias table.
+    pub fn lots(&self) -> impl Iterator<Item = (&Draw, Lotted<'_>)> {
+        self.table.slots().iter().enumerate().map(|(index, draw)| {
+            let lot = match self.lots.get(index) {
+                None => Lotted::One(&self.backends[index]),
+                Some(Lot::One(backend)) => Lotted::One(&self.backends[*backend]),
+                Some(Lot::Table(table)) => Lotted::Table(table),
+            };
+            (draw, lot)
+        })
     }
 
     /// Whether there is nothing to pick from.
@@ -119,15 +178,47 @@ impl BackendSet {
         self.backends.is_empty()
     }
 
-    /// The member that a random number picks.
-    pub fn pick(&self, random: u64) -> Option<&Backend> {
-        self.table.pick(random).map(|index| &self.backends[index])
+    /// The member that a random number picks for the client with this key ([`Maglev::client`]).
+    pub fn pick(&self, random: u64, client: u64) -> Option<&Backend> {
+        let lot = self.table.pick(random)?;
+        match self.lots.get(lot) {
+            None => self.backends.get(lot),
+            Some(Lot::One(backend)) => self.backends.get(*backend),
+            Some(Lot::Table(table)) => self.in_table(table, client),
+        }
+    }
+
+    /// The backend of a table that a client is sent to.
+    pub fn in_table(&self, table: &Table, client: u64) -> Option<&Backend> {
+        table.maglev.pick(client).and_then(|member| self.backends.get(table.first + member))
+    }
+
+    /// The table of the route's target with this index, where its endpoints are picked by the client.
+    pub fn table_of(&self, target: usize) -> Option<&Table> {
+        self.lots.iter().find_map(|lot| match lot {
+            Lot::Table(table) if table.target == target => Some(table),
+            Lot::Table(_) | Lot::One(_) => None,
+        })
+    }
+
+    /// Whether the client's key decides of any of its connections.
+    pub fn minds_the_client(&self) -> bool {
+        !self.lots.is_empty()
     }
 
     /// Whether an enrolled client's connections must go through the agent.
     pub fn needs_agent(&self) -> bool {
         self.backends.iter().any(|backend| backend.endpoint.as_ref().is_some_and(Endpoint::in_mesh))
     }
+}
+
+/// What is drawn, with what it stands for.
+#[derive(Clone, Copy, Debug)]
+pub enum Lotted<'a> {
+    /// A backend.
+    One(&'a Backend),
+    /// Several.
+    Table(&'a Table),
 }
 
 /// A weighted destination of a route, resolved.
@@ -152,7 +243,15 @@ pub struct RouteTarget {
 impl RouteTarget {
     /// All endpoints of a service's port, of which no rule asks anything.
     pub fn whole(service: ServiceName, port: u16, weight: u32, endpoints: Arc<[Endpoint]>) -> Self {
-        Self { service, port, subset: None, weight, endpoints, settings: Arc::default(), spread: None }
+        Self {
+            service,
+            port,
+            subset: None,
+            weight,
+            endpoints,
+            settings: TrafficSettings::none(),
+            spread: None,
+        }
     }
 }
 
@@ -206,9 +305,9 @@ impl ConditionalRoute {
 impl Route {
     /// A route to these targets.
     pub fn new(rule: Option<Arc<str>>, targets: Vec<RouteTarget>) -> Self {
-        let v4 = BackendSet::new(combine_weights(&targets, |endpoint| endpoint.address.is_ipv4()));
-        let v6 = BackendSet::new(combine_weights(&targets, |endpoint| endpoint.address.is_ipv6()));
-        Self { rule, targets, actions: Arc::default(), v4, v6 }
+        let v4 = BackendSet::of(&targets, |endpoint| endpoint.address.is_ipv4());
+        let v6 = BackendSet::of(&targets, |endpoint| endpoint.address.is_ipv6());
+        Self { rule, targets, actions: RouteActions::none(), v4, v6 }
     }
 
     /// The same, with what is done to connections that take it.
@@ -233,33 +332,39 @@ impl Route {
 /// denominators. A target without endpoints keeps its share as a backend that refuses, where another target has
 /// some; with none at all the set is empty.
 pub fn combine_weights(targets: &[RouteTarget], family: impl Fn(&Endpoint) -> bool) -> Vec<Backend> {
-    let members: Vec<(u64, Vec<Share<'_>>)> = targets
+    weigh(targets, family).into_iter().flat_map(|(_, part)| part).collect()
+}
+
+/// The same, target by target, each with its index.
+fn weigh(targets: &[RouteTarget], family: impl Fn(&Endpoint) -> bool) -> Vec<(usize, Vec<Backend>)> {
+    let members: Vec<(usize, u64, Vec<Share<'_>>)> = targets
         .iter()
-        .filter(|target| target.weight > 0)
-        .map(|target| (u64::from(target.weight), shares(target, &family)))
+        .enumerate()
+        .filter(|(_, target)| target.weight > 0)
+        .map(|(index, target)| (index, u64::from(target.weight), shares(target, &family)))
         .collect();
-    if members.iter().all(|(_, shares)| shares.is_empty()) {
+    if members.iter().all(|(_, _, shares)| shares.is_empty()) {
         return Vec::new();
     }
-    let mut denominators = members.iter().flat_map(|(_, shares)| shares).map(|share| share.of);
+    let mut denominators = members.iter().flat_map(|(_, _, shares)| shares).map(|share| share.of);
     let scale = denominators
         .try_fold(1_u64, |multiple, count| {
             (multiple / gcd(multiple, count)).checked_mul(count).filter(|&scale| scale < 1 << 24)
         })
         // Denominators without a small common multiple: an error below one in 2²⁴ of a share.
         .unwrap_or(1 << 24);
-    let mut backends = Vec::new();
-    for (weight, shares) in members {
+    let part = |(index, weight, shares): (usize, u64, Vec<Share<'_>>)| {
         if shares.is_empty() {
-            backends.push(Backend { endpoint: None, weight: weight * scale });
+            return (index, vec![Backend { endpoint: None, weight: weight * scale }]);
         }
-        backends.extend(shares.into_iter().map(|Share { endpoint, part, of }| {
+        let backend = |Share { endpoint, part, of }: Share<'_>| {
             let whole = u128::from(weight) * u128::from(scale) * u128::from(part) / u128::from(of);
             let weight = u64::try_from(whole).unwrap_or(u64::MAX).max(1);
             Backend { endpoint: Some(endpoint.clone()), weight }
-        }));
-    }
-    backends
+        };
+        (index, shares.into_iter().map(backend).collect())
+    };
+    members.into_iter().map(part).collect()
 }
 
 /// An endpoint's part of what its target gets.
@@ -377,7 +482,76 @@ mod tests {
         assert_eq!(weights(closed), [(1, 100), (2, 100)]);
     }
 
+    /// What each endpoint should get of all connections, by the definition: the share of its target, of its group among those of
+    /// the first priority that has endpoints, and its own weight in the group.
+    fn naive(targets: &[RouteTarget]) -> Vec<Option<f64>> {
+        let all: f64 = targets.iter().map(|target| f64::from(target.weight)).sum();
+        let mut shares = Vec::new();
+        for target in targets.iter().filter(|target| target.weight > 0) {
+            let share = f64::from(target.weight) / all;
+            let spread = target.spread.as_deref().unwrap();
+            let group = |index: usize| &spread.groups[usize::from(spread.of[index])];
+            let counted = |index: &usize| target.endpoints[*index].weight > 0;
+            let able: Vec<usize> = (0..target.endpoints.len()).filter(counted).collect();
+            let Some(first) = able.iter().map(|&index| group(index).priority).min() else {
+                shares.push(None);
+                continue;
+            };
+            let able: Vec<usize> = able.into_iter().filter(|&index| group(index).priority == first).collect();
+            let weight = |index: usize| f64::from(target.endpoints[index].weight);
+            let groups: std::collections::BTreeSet<u16> =
+                able.iter().map(|&index| spread.of[index]).collect();
+            let by_group: f64 =
+                groups.iter().map(|&one| f64::from(spread.groups[usize::from(one)].weight)).sum();
+            for &index in &able {
+                let fellows = able.iter().filter(|&&other| spread.of[other] == spread.of[index]);
+                let own = if by_group == 0.0 {
+                    weight(index) / able.iter().map(|&other| weight(other)).sum::<f64>()
+                } else {
+                    f64::from(group(index).weight) / by_group * weight(index)
+                        / fellows.map(|&other| weight(other)).sum::<f64>()
+                };
+                if own > 0.0 {
+                    shares.push(Some(share * own));
+                }
+            }
+        }
+        shares
+    }
+
     proptest! {
+        #[test]
+        fn shares_are_those_of_priority_group_and_weight(
+            shape in prop::collection::vec(
+                (0_u32..100, prop::collection::vec((0_u32..5, 0_u16..4), 0..6), prop::collection::vec((0_u8..3, 0_u32..4), 4)),
+                1..5,
+            )
+        ) {
+            use super::super::Group;
+            let targets: Vec<RouteTarget> = shape.into_iter().enumerate().map(|(number, (weight, endpoints, groups))| {
+                let mut target = target(weight, number * 10..number * 10 + endpoints.len());
+                let with_weight = |(one, (weight, _)): (&Endpoint, &(u32, u16))| Endpoint { weight: *weight, ..one.clone() };
+                target.endpoints = target.endpoints.iter().zip(&endpoints).map(with_weight).collect();
+                let groups = groups.iter().map(|&(priority, weight)| Group { priority, weight, ..Group::default() });
+                let of = endpoints.iter().map(|(_, group)| *group);
+                target.spread = Some(Arc::new(Spread { groups: groups.collect(), of: of.collect() }));
+                target
+            }).collect();
+            let backends = combine_weights(&targets, |_| true);
+            let wanted = naive(&targets);
+            if wanted.iter().all(Option::is_none) {
+                prop_assert!(backends.is_empty());
+                return Ok(());
+            }
+            let total: u64 = backends.iter().map(|backend| backend.weight).sum();
+            prop_assert_eq!(backends.len(), wanted.len());
+            for (backend, wanted) in backends.iter().zip(wanted) {
+                let share = backend.weight as f64 / total as f64;
+                prop_assert_eq!(backend.endpoint.is_some(), wanted.is_some());
+                prop_assert!(wanted.is_none_or(|wanted| (share - wanted).abs() < 1e-5), "{} of {:?}", share, wanted);
+            }
+        }
+
         #[test]
         fn every_target_gets_exactly_its_weight(
             shape in prop::collection::vec((1_u32..1000, 1_usize..12), 1..6)

@@ -4,6 +4,7 @@
 //! thing out follows from what it needs: weights, random draws and hashes are the kernel's too, live counts, waits and copies
 //! are the agent's alone and hold for enrolled clients.
 
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use super::RouteTarget;
@@ -42,7 +43,7 @@ impl Share {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TrafficSettings {
     /// `NAMESPACE/NAME` of the `DestinationRule`s that say so, joined by a comma; `None`: none does.
-    pub rule: Option<std::sync::Arc<str>>,
+    pub rule: Option<Arc<str>>,
     /// `loadBalancer`.
     pub balancer: Balancer,
     /// `loadBalancer.warmup`, `warmupDurationSecs`.
@@ -54,6 +55,12 @@ pub struct TrafficSettings {
 }
 
 impl TrafficSettings {
+    /// Those of destinations of which nothing is asked, which share them.
+    pub fn none() -> Arc<Self> {
+        static NONE: LazyLock<Arc<TrafficSettings>> = LazyLock::new(Arc::default);
+        Arc::clone(&NONE)
+    }
+
     /// Whether only the agent can carry them out.
     pub fn needs_agent(&self) -> bool {
         matches!(self.balancer, Balancer::LeastRequest | Balancer::RoundRobin)
@@ -158,6 +165,12 @@ pub struct RouteActions {
 }
 
 impl RouteActions {
+    /// Those of routes that do nothing more, which share them.
+    pub fn none() -> Arc<Self> {
+        static NONE: LazyLock<Arc<RouteActions>> = LazyLock::new(Arc::default);
+        Arc::clone(&NONE)
+    }
+
     /// Whether nothing is done.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Identity, MtlsModes, NodeName, WorkloadUid};
+use super::{Identity, Maglev, MtlsModes, NodeName, WorkloadUid};
 
 /// Label of a namespace or a pod: `ambient` brings it into the mesh, `none` keeps it out.
 pub const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
@@ -104,6 +104,12 @@ impl Workload {
     /// Whether it is a pod of this cluster.
     pub const fn is_pod(&self) -> bool {
         matches!(self.kind, WorkloadKind::Pod)
+    }
+
+    /// Its key where a client's own decides where it is sent: by its first address, whatever the family that it asks for. `None`
+    /// while it has none.
+    pub fn client(&self) -> Option<u64> {
+        self.addresses.first().map(|&address| Maglev::client(address))
     }
 
     /// Whether the pod runs on `node`.

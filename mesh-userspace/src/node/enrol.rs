@@ -335,7 +335,7 @@ impl Enroller {
         datapath: &mut Datapath,
         enrolment: &Enrolment,
     ) -> Result<(), EnrolError> {
-        Ok(datapath.add_pod(enrolment.cookie, enrolment.id)?)
+        Ok(datapath.add_pod(enrolment.cookie, enrolment.id, enrolment.addresses.first().copied())?)
     }
 
     /// Nothing new is captured or steered; what the agent carries goes on for as long as the rules stay.
@@ -599,4 +599,36 @@ pub(super) fn present() -> io::Result<Vec<IpAddr>> {
     present.sort_unstable();
     present.dedup();
     Ok(present)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_that_cannot_be_released_keeps_no_other_from_it_and_stays_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let pod = |cookie: u64| Remembered {
+            uid: WorkloadUid::pod("default", &cookie.to_string()),
+            netns: format!("/var/run/netns/{cookie}").into(),
+            cookie,
+            addresses: Vec::new(),
+            steered: Vec::new(),
+            before: serde_json::from_str(r#"{"sysctls": [false, false, false]}"#).unwrap(),
+            inode: 0,
+        };
+        for cookie in 1..=3 {
+            state.save(&pod(cookie)).unwrap();
+        }
+        let fails = |pod: &Remembered| {
+            if pod.cookie == 2 { Err(EnrolError::NotFound(pod.uid.clone())) } else { Ok(()) }
+        };
+        let released = release_all(&state, fails);
+        let failed: Vec<bool> = released.iter().map(|(_, released)| released.is_err()).collect();
+        assert_eq!(failed, [false, true, false]);
+        assert_eq!(state.load().into_keys().collect::<Vec<_>>(), [2]);
+        assert!(release_all(&state, |_pod| Ok(())).iter().all(|(_, released)| released.is_ok()));
+        assert!(state.load().is_empty());
+    }
 }

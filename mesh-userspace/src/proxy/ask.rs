@@ -24,6 +24,8 @@ pub(crate) struct Ask<'a> {
     pub(crate) route: &'a Route,
     /// The endpoints that may be given.
     pub(crate) set: &'a BackendSet,
+    /// The client's key, where its own decides where it is sent; without one chance does.
+    pub(crate) client: Option<u64>,
 }
 
 impl<'a> Ask<'a> {
@@ -45,7 +47,7 @@ impl<'a> Ask<'a> {
         };
         let frontend = Frontend { address, port: asked.port(), protocol };
         let route = port.route(policy);
-        Some(Self { frontend, service, port, policy, route, set: route.backends(asked.ip()) })
+        Some(Self { frontend, service, port, policy, route, set: route.backends(asked.ip()), client: None })
     }
 
     /// The same for a connection of an enrolled client: the first conditional route that holds for it goes before
@@ -74,6 +76,11 @@ impl<'a> Ask<'a> {
         false
     }
 
+    /// The same, asked by the client with this key.
+    pub(crate) const fn of_client(self, client: Option<u64>) -> Self {
+        Self { client, ..self }
+    }
+
     /// Whether a client with this address may come to what was asked for (`loadBalancerSourceRanges`).
     pub(crate) fn admits(&self, client: IpAddr) -> bool {
         let external = &self.service.external;
@@ -91,7 +98,7 @@ impl<'a> Ask<'a> {
         avoid: &[SocketAddr],
     ) -> Option<&'a Endpoint> {
         let kept = stays.filter(|address| !avoid.contains(address)).and_then(|address| self.member(address));
-        kept.or_else(|| route::draw(self.set, random, avoid))
+        kept.or_else(|| route::draw(self.set, random, self.client.unwrap_or(random), avoid))
     }
 
     /// The endpoint with this address, if it may be given.

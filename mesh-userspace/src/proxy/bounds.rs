@@ -120,15 +120,15 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn idle_is_without_a_byte_either_way() {
-        let (bytes, limit) = (ByteCounters::default(), Duration::from_secs(60));
+        let (bytes, limit) = (ByteCounters::default(), Duration::from_mins(1));
         let began = Instant::now();
         let mut waiting = pin!(idle(Some(limit), &bytes));
         for step in 0..20 {
             assert!(poll!(&mut waiting).is_pending(), "{step}");
             if step % 2 == 0 {
-                bytes.add_to_client(1)
+                bytes.add_to_client(1);
             } else {
-                bytes.add_to_server(1)
+                bytes.add_to_server(1);
             }
             advance(limit / 2).await;
         }

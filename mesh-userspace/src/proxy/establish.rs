@@ -179,7 +179,17 @@ impl<C: Client> Establish<'_, C> {
         if drawn.is_none() {
             self.fail(&UpstreamError::NoEndpoint(self.ask.service.name.to_string()));
         }
-        Some((balancers.look(drawn?), None))
+        let drawn = drawn?;
+        Some((balancers.look(drawn), self.own(drawn)))
+    }
+
+    /// The endpoint that the client has for its own by the table that the kernel has as well (`consistentHash`). Where it is left out
+    /// or has failed, the balancer finds another.
+    fn own(&self, drawn: &RouteTarget) -> Option<SocketAddr> {
+        let index = self.route.targets.iter().position(|target| std::ptr::eq(target, drawn))?;
+        let set = self.route.backends(self.asked.ip());
+        let backend = set.in_table(set.table_of(index)?, self.ask.client?)?;
+        backend.endpoint.as_ref().map(|endpoint| endpoint.address)
     }
 
     /// Whether an endpoint is one that the route leads to now.
@@ -243,8 +253,7 @@ impl<C: Client> Establish<'_, C> {
         if is_late(Duration::ZERO) || (!has_other && written.is_none()) {
             return None;
         }
-        tries.retries += 1;
-        let nth = tries.retries;
+        let nth = tries.retries + 1;
         let wait = match (nth, has_other) {
             (1, true) => Duration::ZERO,
             (nth, true) => backoff(nth - 1, base, fastrand::u64(..)),
@@ -261,6 +270,7 @@ impl<C: Client> Establish<'_, C> {
             self.worker.shared.telemetry.metrics().balance().retried(looked.key(), RetryResult::OverBudget);
             return None;
         }
+        tries.retries = nth;
         self.pick(looked, &tries.failed).or_else(|| written.and_then(|_| self.pick(looked, &[])))
     }
 

@@ -156,7 +156,8 @@ impl<'a> Captured<'a> {
 
     /// The service that was asked for, if it is one, and the route to it.
     fn ask(&self) -> Option<Ask<'_>> {
-        Some(route::ask(&self.snapshot, self.asked)?.routed(&self.connecting()))
+        let ask = route::ask(&self.snapshot, self.asked)?.of_client(self.workload.client());
+        Some(ask.routed(&self.connecting()))
     }
 
     /// Whether the server name of the client's TLS decides on its route.

@@ -137,9 +137,14 @@ impl<'a> Arrival<'a> {
     }
 }
 
-/// An endpoint of the set, by weight; another of those that are not to be avoided where it is one of these.
-pub(crate) fn draw<'a>(set: &'a BackendSet, random: u64, avoid: &[SocketAddr]) -> Option<&'a Endpoint> {
-    let picked = set.pick(random)?.endpoint.as_ref()?;
+/// An endpoint of the set, by weight and by the client's key; another of those that are not to be avoided where it is one of these.
+pub(crate) fn draw<'a>(
+    set: &'a BackendSet,
+    random: u64,
+    client: u64,
+    avoid: &[SocketAddr],
+) -> Option<&'a Endpoint> {
+    let picked = set.pick(random, client)?.endpoint.as_ref()?;
     if !avoid.contains(&picked.address) {
         return Some(picked);
     }

@@ -1,4 +1,4 @@
-//! `ServiceEntry` and `WorkloadEntry` as they are written (`networking.istio.io`, service_entry.proto, workload_entry.proto).
+//! `ServiceEntry` and `WorkloadEntry` as they are written (`networking.istio.io`, `service_entry.proto`, `workload_entry.proto`).
 //!
 //! Fields that are not understood are kept in `rest`, as in `istio`.
 

@@ -22,45 +22,6 @@ pub struct PortSelector {
     pub rest: Rest,
 }
 
-/// `networking.istio.io` `DestinationRule`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct DestinationRule {
-    /// Name, namespace, age.
-    #[serde(default)]
-    pub metadata: ObjectMeta,
-    /// What it says.
-    pub spec: DestinationRuleSpec,
-    /// Everything else, `apiVersion` and `kind` among it.
-    #[serde(flatten)]
-    pub rest: Rest,
-}
-
-/// `DestinationRule.spec`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct DestinationRuleSpec {
-    /// The service's host.
-    pub host: String,
-    /// Named sets of its endpoints.
-    pub subsets: Vec<Subset>,
-    /// Everything else.
-    #[serde(flatten)]
-    pub rest: Rest,
-}
-
-/// A named set of a service's endpoints.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Subset {
-    /// Its name.
-    pub name: String,
-    /// Labels that an endpoint's workload must have.
-    pub labels: BTreeMap<String, String>,
-    /// Everything else.
-    #[serde(flatten)]
-    pub rest: Rest,
-}
-
 /// `security.istio.io` `PeerAuthentication`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PeerAuthentication {

@@ -8,9 +8,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
 use super::authorization::AuthorizationPolicy;
+use super::destination_rule::DestinationRule;
 use super::entry::{ServiceEntry, WorkloadEntry};
 use super::gateway::{GatewayRoute, ReferenceGrant};
-use super::istio::{DestinationRule, PeerAuthentication};
+use super::istio::PeerAuthentication;
 use super::{EndpointSlice, Pod, Service, VirtualService};
 use crate::model::shared;
 

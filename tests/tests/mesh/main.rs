@@ -23,6 +23,7 @@ mod rotation;
 mod services;
 mod standby;
 mod traffic_actions;
+mod traffic_destinations;
 mod traffic_entries;
 mod traffic_limits;
 mod traffic_routes;

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use mesh_common::abi::{
-    AffinityKey, BACKEND_NONE, BACKEND_STRICT, MemberKey, Service as Installed, ServiceKey, Slot, TCP,
+    AffinityKey, BACKEND_NONE, BACKEND_STRICT, BACKEND_TABLE, MemberKey, Service as Installed, ServiceKey,
+    Slot, TCP,
 };
 use mesh_common::affinity;
 
@@ -66,7 +67,8 @@ impl Explanation<'_> {
             self.report.differences.push(format!("{missing} of the {slots} slots are not in the kernel"));
         }
         let route = found.service.map(|(_, port)| port.route(policy));
-        self.report.backends = of_kernel(&held, found);
+        self.report.backends = of_kernel(&held, installed.drawn, found);
+        let by_client = held.iter().flatten().any(|slot| slot.flags & BACKEND_TABLE != 0);
         self.compare(route, found.v4);
         if self.report.verdict != Verdict::Translated {
             return Ok(());
@@ -94,6 +96,8 @@ impl Explanation<'_> {
                 );
                 self.step("affinity", words);
             }
+        } else if by_client {
+            self.step("choice", "by the client: each keeps its backend (consistentHash)");
         } else if key.protocol != TCP {
             self.step("choice", "by the socket's cookie: a socket keeps its backend while that serves");
         } else {
@@ -165,23 +169,37 @@ impl Explanation<'_> {
 
 /// A slot's share of the draws, in units that a threshold is given in.
 const WHOLE: u64 = 1 << 32;
+/// Into so many parts a share is divided once more, so that a table's entries get theirs.
+const TABLE: u128 = 1 << 24;
 
-/// The backends of the slots with their shares, as the alias table gives them.
-fn of_kernel(slots: &[Option<Slot>], found: &Found<'_>) -> Vec<ExplainBackend> {
+/// The backends of the slots with their shares, as the alias table gives them; what falls to a table is shared by its entries.
+fn of_kernel(slots: &[Option<Slot>], drawn: u32, found: &Found<'_>) -> Vec<ExplainBackend> {
     let mut shares: BTreeMap<(Option<SocketAddr>, bool), u128> = BTreeMap::new();
-    let mut add = |slot: &Slot, share: u64| {
+    let of_slot = |slot: &Slot| {
         let nowhere = slot.flags & BACKEND_NONE != 0;
         let address = (!nowhere).then(|| SocketAddr::new(ip_of(slot.address), slot.port));
-        *shares.entry((address, slot.flags & BACKEND_STRICT != 0)).or_default() += u128::from(share);
+        (address, slot.flags & BACKEND_STRICT != 0)
     };
-    for slot in slots.iter().flatten() {
+    let mut add = |slot: &Slot, share: u64| {
+        let share = u128::from(share) * TABLE;
+        if slot.flags & BACKEND_TABLE == 0 {
+            *shares.entry(of_slot(slot)).or_default() += share;
+            return;
+        }
+        let (first, length) = slot.table();
+        let entries = slots.iter().skip(first as usize).take(length as usize).flatten();
+        for entry in entries {
+            *shares.entry(of_slot(entry)).or_default() += share / u128::from(length.max(1));
+        }
+    };
+    for slot in slots.iter().take(drawn as usize).flatten() {
         let stays = if slot.threshold == u32::MAX { WHOLE } else { slot.threshold.into() };
         add(slot, stays);
         if let Some(Some(alias)) = slots.get(slot.alias as usize) {
             add(alias, WHOLE - stays);
         }
     }
-    let total = (slots.len() as u128 * u128::from(WHOLE)).max(1);
+    let total = (u128::from(drawn) * u128::from(WHOLE) * TABLE).max(1);
     let backend = |((address, strict), share): ((Option<SocketAddr>, bool), u128)| {
         let share_ppm = u32::try_from((share * 1_000_000 + total / 2) / total).unwrap_or(u32::MAX);
         let known = address.and_then(|address| known(found, address));
@@ -250,6 +268,10 @@ mod tests {
     use super::*;
     use crate::model::{AliasTable, Protocol, Service, ServiceName, ServicePort};
 
+    fn length(count: usize) -> u32 {
+        u32::try_from(count).unwrap()
+    }
+
     fn slots(weights: &[u64]) -> Vec<Option<Slot>> {
         let table = AliasTable::new(weights);
         let slot = |(draw, last): (&crate::model::Draw, u8)| Slot {
@@ -274,17 +296,30 @@ mod tests {
             // The third has nowhere to go, which is listed first.
             (&[70, 20, 10], &[100_000, 700_000, 200_000]),
         ] {
-            let backends = of_kernel(&slots(weights), &found(None));
+            let backends = of_kernel(&slots(weights), length(weights.len()), &found(None));
             let shares: Vec<u32> = backends.iter().map(|backend| backend.share_ppm).collect();
             assert_eq!(shares, expected, "{weights:?}");
             assert_eq!(backends[0].address.is_none(), weights.len() == 3);
         }
+        // Half of what is drawn falls to a table, whose entries are of the other two.
+        let mut with_table = slots(&[1, 1]);
+        with_table[1] = with_table[1].map(|slot| Slot {
+            flags: BACKEND_TABLE,
+            address: Slot::table_address(2, 4),
+            ..slot
+        });
+        with_table.extend([4, 5, 5, 5].map(|last| {
+            with_table[0].map(|slot| Slot { address: mesh_common::abi::mapped([10, 0, 0, last]), ..slot })
+        }));
+        let backends = of_kernel(&with_table, 2, &found(None));
+        let shares: Vec<u32> = backends.iter().map(|backend| backend.share_ppm).collect();
+        assert_eq!(shares, [500_000, 125_000, 375_000]);
         let name = ServiceName::new("shop", "web");
         let mut endpoint = Endpoint::at(([10, 0, 0, 1], 80).into());
         endpoint.zone = Some("eu-1".into());
         let port = ServicePort::plain(&name, 80, Protocol::Tcp, [endpoint].into());
         let service = Arc::new(Service::internal(name, "host".into(), Vec::new(), vec![port]));
-        let backends = of_kernel(&slots(&[1, 1]), &found(Some((&service, &service.ports[0]))));
+        let backends = of_kernel(&slots(&[1, 1]), 2, &found(Some((&service, &service.ports[0]))));
         let zones: Vec<_> = backends.iter().map(|backend| backend.zone.as_deref()).collect();
         assert_eq!(zones, [Some("eu-1"), None], "an endpoint that the snapshot does not know has no zone");
     }

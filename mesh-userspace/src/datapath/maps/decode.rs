@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use mesh_common::abi::{
     ADDRESS_CLUSTER, ADDRESS_EXTERNAL, ADDRESS_LOCAL, ADDRESS_LOOPBACK, ADDRESS_NODE_PORTS,
     ADMITTED_DELIVERY, ADMITTED_NODE, Address, Affinity, AffinityKey, BACKEND_NONE, BACKEND_STRICT,
-    CLIENT_NETNS, Client, DESTINATION_ENROLLED, DESTINATION_STRICT, Destination, FLOW_ABORTED,
+    BACKEND_TABLE, CLIENT_NETNS, Client, DESTINATION_ENROLLED, DESTINATION_STRICT, Destination, FLOW_ABORTED,
     FLOW_ESTABLISHED, FLOW_GRACEFUL, FLOW_RELEASED, FLOW_SERVICE, INBOUND_OPEN, INBOUND_STRICT, InboundMode,
     Member, MemberKey, OpenFlow, PEER_BACKEND, PEER_SERVICE, Pod, PodKey, PresentedKey, RANGE_KEY_BITS,
     ROLE_HBONE, ROLE_INBOUND, ROLE_NODE_TCP4, ROLE_NODE_TCP6, ROLE_NODE_UDP4, ROLE_NODE_UDP6, ROLE_OUTBOUND,
@@ -67,7 +67,10 @@ pub(super) const fn kind(kind: MapType) -> &'static str {
 }
 
 pub(super) fn backend_flags(bits: u32) -> Value {
-    names(bits, &[(BACKEND_STRICT.into(), "strict"), (BACKEND_NONE.into(), "none")])
+    names(
+        bits,
+        &[(BACKEND_STRICT.into(), "strict"), (BACKEND_NONE.into(), "none"), (BACKEND_TABLE.into(), "table")],
+    )
 }
 
 impl Decode for ServiceKey {
@@ -95,6 +98,7 @@ impl Decode for Service {
             ("set", self.id.into()),
             ("generation", self.generation.into()),
             ("slots", self.slots.into()),
+            ("drawn", self.drawn.into()),
             ("flags", names(self.flags, &FLAGS)),
             ("affinity_id", self.affinity_id.into()),
             ("affinity_seconds", self.affinity_seconds.into()),
@@ -114,8 +118,14 @@ impl Decode for SlotKey {
 
 impl Decode for Slot {
     fn fields(&self) -> Fields {
+        let (first, length) = self.table();
+        let backend = if self.flags & BACKEND_TABLE == 0 {
+            at(self.address, self.port)
+        } else {
+            format!("by the client, slots {first} to {}", u64::from(first) + u64::from(length.max(1)) - 1)
+        };
         fields([
-            ("backend", at(self.address, self.port).into()),
+            ("backend", backend.into()),
             ("stays_ppm", (u64::from(self.threshold) * 1_000_000 / u64::from(u32::MAX)).into()),
             ("alias", self.alias.into()),
             ("flags", backend_flags(self.flags.into())),
@@ -209,7 +219,7 @@ impl Decode for Reply {
 
 impl Decode for Pod {
     fn fields(&self) -> Fields {
-        fields([("pod", self.id.into())])
+        fields([("pod", self.id.into()), ("client", self.client.into())])
     }
 }
 

@@ -13,8 +13,8 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use super::End;
 use crate::telemetry::Metrics;
 
-/// Bytes that may wait for one shadow.
-pub(super) const LONGEST: usize = 1024 * 1024;
+/// Bytes that may wait for one shadow: a client in bulk sends that much while the shadow is being connected.
+pub(super) const LONGEST: usize = 4 * 1024 * 1024;
 /// Bytes that may wait for all shadows of an agent.
 const ROOM: usize = 64 * 1024 * 1024;
 /// Copies that may be made at once by an agent.

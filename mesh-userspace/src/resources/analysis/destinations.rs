@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use serde_json::Value;
-
 use super::{World, add, told, workloads};
 use crate::model::{self, Endpoint, Mode, ServiceName};
 use crate::policy::peer_authentication::effective_modes;
+use crate::resources::destination_rule::{Parts, TlsMode};
+use crate::resources::translate::destination::suffix;
 use crate::resources::{Code, DestinationRule, Notice, ObjectRef};
 
 /// A service's subset.
@@ -48,6 +48,7 @@ pub(super) fn analyse(world: &World<'_>, notices: &mut Vec<Notice>) {
             }
         }
         if let Some(service) = world.service(host) {
+            ports(notices, name, rule, service);
             mutual_tls(world, notices, name, rule, service);
         }
     }
@@ -97,49 +98,60 @@ fn overlap(
     add(notices, Code::RulesOverlap, name, "spec.host", message);
 }
 
-/// A rule for many services asks for a TLS mode of all of them.
+/// A rule for many services.
 fn wildcard(world: &World<'_>, notices: &mut Vec<Notice>, name: &ObjectRef, rule: &DestinationRule) {
-    let Some(suffix) = rule.spec.host.strip_prefix('*') else { return };
-    if settings(rule).is_empty() {
+    let Some(suffix) = suffix(&rule.spec.host) else { return };
+    let mut services =
+        world.snapshot.services.values().filter(|service| service.host.ends_with(suffix)).peekable();
+    if services.peek().is_none() && !world.services.is_empty() {
+        let message = format!("no service has a host that is one of {}", rule.spec.host);
+        add(notices, Code::RuleHostUnknown, name, "spec.host", message);
+    }
+    if modes(rule).is_empty() {
         return;
     }
-    for service in world.snapshot.services.values().filter(|service| service.host.ends_with(suffix)) {
+    for service in services {
         mutual_tls(world, notices, name, rule, service);
+    }
+}
+
+/// Settings for ports that the service does not have.
+fn ports(notices: &mut Vec<Notice>, name: &ObjectRef, rule: &DestinationRule, service: &model::Service) {
+    for (at, policy, _) in rule.policies() {
+        for (below, number, _) in policy.ports() {
+            if service.ports.iter().any(|port| u32::from(port.port) == number) {
+                continue;
+            }
+            let message = format!("{} has no port {number}: the settings hold nowhere", service.host);
+            add(notices, Code::PortSettingUnknown, name, format!("{at}.{below}.port.number"), message);
+        }
     }
 }
 
 /// A TLS mode that a rule asks for.
 struct Setting<'a> {
     field: String,
-    mode: &'a str,
+    mode: TlsMode,
     /// Of the service; all where none is named.
     port: Option<u64>,
     labels: Option<&'a BTreeMap<String, String>>,
 }
 
 /// All that the rule asks for.
-fn settings(rule: &DestinationRule) -> Vec<Setting<'_>> {
-    let whole =
-        rule.spec.rest.get("trafficPolicy").map(|policy| ("spec.trafficPolicy".to_owned(), policy, None));
-    let subsets = rule.spec.subsets.iter().enumerate().filter_map(|(index, subset)| {
-        let policy = subset.rest.get("trafficPolicy")?;
-        Some((format!("spec.subsets[{index}].trafficPolicy"), policy, Some(&subset.labels)))
-    });
-    let mut settings = Vec::new();
-    for (at, policy, labels) in whole.into_iter().chain(subsets) {
-        if let Some(mode) = policy.pointer("/tls/mode").and_then(Value::as_str) {
-            settings.push(Setting { field: format!("{at}.tls.mode"), mode, port: None, labels });
-        }
-        let ports = policy.get("portLevelSettings").and_then(Value::as_array);
-        for (index, setting) in ports.into_iter().flatten().enumerate() {
-            if let Some(mode) = setting.pointer("/tls/mode").and_then(Value::as_str) {
-                let field = format!("{at}.portLevelSettings[{index}].tls.mode");
-                let port = setting.pointer("/port/number").and_then(Value::as_u64);
-                settings.push(Setting { field, mode, port, labels });
-            }
+fn modes(rule: &DestinationRule) -> Vec<Setting<'_>> {
+    let mut modes = Vec::new();
+    for (at, policy, subset) in rule.policies() {
+        let labels = subset.map(|subset| &subset.labels);
+        let mut add = |at: &str, parts: Parts<'_>, port: Option<u64>| {
+            let mode = parts.tls.map(|tls| tls.mode);
+            modes.extend(mode.map(|mode| Setting { field: format!("{at}.tls.mode"), mode, port, labels }));
+        };
+        add(&at, policy.parts(), None);
+        for (below, number, own) in policy.ports() {
+            add(&format!("{at}.{below}"), own.parts(), Some(u64::from(number)));
         }
     }
-    settings
+    modes
 }
 
 fn mutual_tls(
@@ -149,23 +161,23 @@ fn mutual_tls(
     rule: &DestinationRule,
     service: &model::Service,
 ) {
-    for Setting { field, mode, port, labels } in settings(rule) {
+    for Setting { field, mode, port, labels } in modes(rule) {
         let ends = Ends::of(world, service, port, labels);
         let host = &service.host;
         match mode {
-            "DISABLE" if ends.strict > 0 => {
+            TlsMode::Disable if ends.strict > 0 => {
                 let message = format!(
                     "{host} is STRICT by PeerAuthentication: this mesh speaks mutual TLS with it all the same, a proxy of \
                      Istio's that obeys the rule is refused"
                 );
                 add(notices, Code::DisableForStrict, name, field, message);
             }
-            "ISTIO_MUTUAL" if ends.disabled > 0 => {
+            TlsMode::IstioMutual if ends.disabled > 0 => {
                 let message =
                     format!("{host} has mode DISABLE by PeerAuthentication: connections to it are plaintext");
                 add(notices, Code::MutualForPlain, name, field, message);
             }
-            "ISTIO_MUTUAL" if ends.outside > 0 => {
+            TlsMode::IstioMutual if ends.outside > 0 => {
                 let message = format!(
                     "{} of the {} endpoints of {host} are not in the mesh: connections to them are plaintext",
                     ends.outside, ends.all

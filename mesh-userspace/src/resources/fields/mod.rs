@@ -3,7 +3,7 @@
 //! One list for all who tell of it: `lint` says at an object which of its fields are not honoured, docs/traffic.md shows the
 //! whole, and tests hold both to what stands here. Paths are those of the API, with `[]` behind a list and `*` for a map's key.
 
-mod destination_rule;
+pub(super) mod destination_rule;
 mod gateway_route;
 mod service_entry;
 mod virtual_service;

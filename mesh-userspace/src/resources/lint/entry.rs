@@ -15,12 +15,12 @@ use crate::resources::translate::entry::{addresses, is_served, places};
 pub(super) fn service_entry(notices: &mut Notices, entry: &ServiceEntry) {
     let spec = &entry.spec;
     notices.top_level(&entry.rest);
-    notices.rest("spec", &spec.rest, &[], IGNORED);
+    notices.rest("spec", &spec.rest, IGNORED);
     for (index, port) in spec.ports.iter().enumerate() {
-        notices.rest(&format!("spec.ports[{index}]"), &port.rest, &[], IGNORED);
+        notices.rest(&format!("spec.ports[{index}]"), &port.rest, IGNORED);
     }
     if let Some(selector) = &spec.workload_selector {
-        notices.rest("spec.workloadSelector", &selector.rest, &[], IGNORED);
+        notices.rest("spec.workloadSelector", &selector.rest, IGNORED);
     }
     if !is_served(entry) {
         // Nothing else of it is in force.
@@ -31,9 +31,9 @@ pub(super) fn service_entry(notices: &mut Notices, entry: &ServiceEntry) {
     reach(notices, entry);
     for (index, endpoint) in spec.endpoints.iter().enumerate() {
         let at = format!("spec.endpoints[{index}]");
-        notices.rest(&at, &endpoint.rest, &[], IGNORED);
+        notices.rest(&at, &endpoint.rest, IGNORED);
         let what = "the endpoint is left out";
-        self::endpoint(notices, &at, endpoint, what, ("ServiceEntry", "endpoints[].network"));
+        self::endpoint(notices, &at, endpoint, what, ("ServiceEntry", "spec.endpoints[].network"));
         let may_have_identity = entry.is_internal() && endpoint.account().is_some();
         if speaks_hbone(&endpoint.labels) && !may_have_identity {
             without_identity(notices, format!("{at}.labels"));
@@ -49,7 +49,7 @@ pub(super) fn service_entry(notices: &mut Notices, entry: &ServiceEntry) {
         notices.add(Code::EntryWithoutEndpoints, "spec.endpoints", message);
     }
     if !spec.subject_alt_names.is_empty() {
-        not_yet(notices, "spec.subjectAltNames", "ServiceEntry", "subjectAltNames[]");
+        not_yet(notices, "spec.subjectAltNames", "ServiceEntry", "spec.subjectAltNames");
     }
 }
 
@@ -95,15 +95,15 @@ fn reach(notices: &mut Notices, entry: &ServiceEntry) {
         notices.add(Code::EntryAddressShared, "spec.hosts", message);
     }
     if spec.export_to.iter().any(|to| to != "*") {
-        not_yet(notices, "spec.exportTo", "ServiceEntry", "exportTo[]");
+        not_yet(notices, "spec.exportTo", "ServiceEntry", "spec.exportTo");
     }
 }
 
 pub(super) fn workload_entry(notices: &mut Notices, entry: &WorkloadEntry) {
     notices.top_level(&entry.rest);
-    notices.rest("spec", &entry.spec.rest, &[], IGNORED);
+    notices.rest("spec", &entry.spec.rest, IGNORED);
     let what = "it is no workload, and no endpoint of whoever selects it";
-    endpoint(notices, "spec", &entry.spec, what, ("WorkloadEntry", "network"));
+    endpoint(notices, "spec", &entry.spec, what, ("WorkloadEntry", "spec.network"));
     if speaks_hbone(&entry.labels()) && entry.spec.account().is_none() {
         let field = if speaks_hbone(&entry.spec.labels) { "spec.labels" } else { "metadata.labels" };
         without_identity(notices, field.to_owned());

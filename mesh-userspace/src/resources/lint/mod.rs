@@ -1,9 +1,9 @@
 //! What a well-formed object asks for that this mesh does not carry out, told from the object alone.
 
 mod authorization;
+mod destination_rule;
 mod enrolment;
 mod entry;
-mod layer7;
 mod service;
 mod shadowed;
 mod virtual_service;
@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1 as core;
 
 use super::fields::{self, State};
 use super::gateway::GatewayRoute;
-use super::istio::{DestinationRule, PeerAuthentication, Rest};
+use super::istio::{PeerAuthentication, Rest};
 use super::{Code, Notice, Object, ObjectRef};
 
 /// What becomes of a field that nobody knows.
@@ -30,7 +30,7 @@ pub(super) fn lint(object: &Object, root_namespace: &str) -> Vec<Notice> {
     let mut notices = Notices { object: object.reference(), list: Vec::new() };
     match object {
         Object::VirtualService(rule) => virtual_service::virtual_service(&mut notices, rule),
-        Object::DestinationRule(rule) => destination_rule(&mut notices, rule),
+        Object::DestinationRule(rule) => destination_rule::destination_rule(&mut notices, rule),
         Object::ServiceEntry(entry) => entry::service_entry(&mut notices, entry),
         Object::WorkloadEntry(entry) => entry::workload_entry(&mut notices, entry),
         Object::PeerAuthentication(policy) => peer_authentication(&mut notices, policy, root_namespace),
@@ -49,7 +49,7 @@ pub(super) fn lint(object: &Object, root_namespace: &str) -> Vec<Notice> {
         }
         Object::ReferenceGrant(grant) => {
             notices.top_level(&grant.rest);
-            notices.rest("spec", &grant.spec.rest, &[], IGNORED);
+            notices.rest("spec", &grant.spec.rest, IGNORED);
         }
         Object::Unsupported(reference) => unsupported(&mut notices, reference),
         Object::Namespace(namespace) => enrolment::namespace(&mut notices, namespace),
@@ -93,15 +93,10 @@ impl Notices {
         }
     }
 
-    /// Names the fields that were read into `rest`, and what becomes of what they ask for; of those that nobody knows it is
-    /// `unknown`.
-    fn rest(&mut self, at: &str, rest: &Rest, known: &[layer7::Field], unknown: &str) {
+    /// Names the fields that were read into `rest`, none of which anybody knows.
+    fn rest(&mut self, at: &str, rest: &Rest, unknown: &str) {
         for name in rest.keys() {
-            let field = format!("{at}.{name}");
-            match known.iter().find(|known| known.name == name) {
-                Some(known) => self.add(known.code, field, known.effect),
-                None => self.add(Code::UnknownField, field, unknown),
-            }
+            self.add(Code::UnknownField, format!("{at}.{name}"), unknown);
         }
     }
 }
@@ -156,19 +151,6 @@ fn gateway_route(notices: &mut Notices, route: &GatewayRoute) {
             let field = format!("spec.rules[{index}].backendRefs[{at}]");
             notices.fields("TCPRoute", &field, &backend.rest, IGNORED);
         }
-    }
-}
-
-fn destination_rule(notices: &mut Notices, rule: &DestinationRule) {
-    notices.top_level(&rule.rest);
-    notices.rest("spec", &rule.spec.rest, layer7::DESTINATION_RULE, IGNORED);
-    for (index, subset) in rule.spec.subsets.iter().enumerate() {
-        notices.rest(&format!("spec.subsets[{index}]"), &subset.rest, layer7::SUBSET, IGNORED);
-    }
-    if rule.spec.host.contains('*') {
-        let host = &rule.spec.host;
-        let message = format!("{host} names no service: hosts with a wildcard are not honoured at layer 4");
-        notices.add(Code::WildcardHost, "spec.host", message);
     }
 }
 
@@ -241,8 +223,8 @@ mod tests {
             ),
             (
                 "traffic policy",
-                "apiVersion: networking.istio.io/v1beta1\nkind: DestinationRule\nmetadata: {name: a}\nspec: {host: a, trafficPolicy: {}}\n".into(),
-                vec![("spec.trafficPolicy", "not honoured yet")],
+                "apiVersion: networking.istio.io/v1beta1\nkind: DestinationRule\nmetadata: {name: a}\nspec: {host: a, trafficPolicy: {tunnel: {}}}\n".into(),
+                vec![("spec.trafficPolicy.tunnel", "not honoured yet")],
             ),
             (
                 "a selector in the root namespace",

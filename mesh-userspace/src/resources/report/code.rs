@@ -116,8 +116,15 @@ codes! {
         "correct the subset's labels, or start pods that have them";
     SubsetUnused "MESH0204" Info "A subset that no route leads to"
         "route to it from a VirtualService, or take it out";
-    TrafficPolicy "MESH0205" Warning "A traffic policy, which is not carried out yet"
-        "do not rely on it; what decides about mutual TLS is PeerAuthentication";
+    // MESH0205 told of traffic policies while none was carried out.
+    NeedsEnrolledClients "MESH0206" Info "A setting that holds for enrolled clients"
+        "enrol the clients for which it is to hold: label their namespace istio.io/dataplane-mode=ambient";
+    ApproximatedInKernel "MESH0207" Info "An algorithm that needs an enrolled client"
+        "enrol the clients for which it is to hold; for others endpoints are picked at random, by weight";
+    SettingWithoutEffect "MESH0208" Warning "A setting that changes nothing"
+        "take it out, or set what it needs";
+    PortSettingUnknown "MESH0209" Warning "Settings for a port that the service does not have"
+        "name a port of the service in portLevelSettings[].port.number";
 
     PortProtocolUndeclared "MESH0301" Info "A routed port whose protocol nothing tells"
         "set appProtocol, or begin the port's name with its protocol (http-web, tcp-db)";

@@ -26,14 +26,13 @@ use self::index::{Claims, Users};
 use super::lint::lint;
 use super::translate::authorization::authorization_policy;
 use super::translate::gateway;
-use super::translate::hosts::{RuleHost, entry_host_of, resolve_host};
-use super::translate::node::{local_node, zone};
+use super::translate::node::{local_node, locality};
 use super::translate::service::{Dependency, Label};
 use super::translate::workload::{enrols, peer_policy};
 use super::{Code, Kind, Notice, Object, ObjectRef};
 use crate::model::{
-    AuthorizationPolicy, Frontend, LocalNode, MeshConfig, NodeName, PeerPolicy, PolicyName, Sandboxes,
-    ServiceName, Snapshot, WorkloadKind, WorkloadUid,
+    AuthorizationPolicy, Frontend, LocalNode, Locality, MeshConfig, NodeName, PeerPolicy, PolicyName,
+    Sandboxes, ServiceName, Snapshot, WorkloadKind, WorkloadUid,
 };
 
 /// One change to the set of objects.
@@ -72,6 +71,8 @@ pub struct Translator {
     entries: HashMap<Arc<str>, ByAge>,
     /// `DestinationRule`s by hosts that may be those of `ServiceEntry`s, as they are written.
     destination_rules_by_host: HashMap<Arc<str>, ByAge>,
+    /// Those for a host with a wildcard, by what the host ends in.
+    wild_rules: HashMap<Arc<str>, ByAge>,
     /// `TCPRoute`s and `TLSRoute`s by the services that are their parents.
     gateway_routes: HashMap<ServiceName, ByAge>,
     /// Gateway API routes that route nobody's connections; what they lead to is in their status all the same.
@@ -80,7 +81,9 @@ pub struct Translator {
     grants: HashMap<Arc<str>, BTreeSet<ObjectRef>>,
     /// Services whose endpoints are chosen by zone.
     zonal: HashSet<ServiceName>,
-    zones: HashMap<NodeName, Arc<str>>,
+    /// Services whose rules mind where clients and endpoints are.
+    local: HashSet<ServiceName>,
+    localities: HashMap<NodeName, Arc<Locality>>,
     endpoint_users: Users<Dependency>,
     route_users: Users<ServiceName>,
     /// Pods come before entries, and Services before hosts of entries: whoever may write these takes nothing away from those.
@@ -133,11 +136,13 @@ impl Translator {
             destination_rules: HashMap::new(),
             entries: HashMap::new(),
             destination_rules_by_host: HashMap::new(),
+            wild_rules: HashMap::new(),
             gateway_routes: HashMap::new(),
             idle_routes: BTreeSet::new(),
             grants: HashMap::new(),
             zonal: HashSet::new(),
-            zones: HashMap::new(),
+            local: HashSet::new(),
+            localities: HashMap::new(),
             endpoint_users: Users::default(),
             route_users: Users::default(),
             workload_claims: Claims::default(),
@@ -282,33 +287,10 @@ impl Translator {
             Object::ServiceEntry(entry) => self.index_service_entry(reference, object, entry, add, dirty),
             Object::WorkloadEntry(entry) => self.index_workload_entry(reference, object, entry, add, dirty),
             Object::VirtualService(rule) if rule.spec.is_for_mesh() => {
-                for host in &rule.spec.hosts {
-                    let entry = (object.created(), reference.clone());
-                    match self.virtual_services.set(host, entry, add, &self.snapshot.mesh) {
-                        RuleHost::Service(service) => drop(dirty.destinations.insert(service)),
-                        RuleHost::Foreign(_) => {}
-                        RuleHost::Pattern(hosts) => {
-                            dirty.destinations.extend(self.named(|own| hosts.matches(own)));
-                        }
-                    }
-                    if let Some(host) = entry_host_of(host) {
-                        self.note_host(host, dirty);
-                    }
-                }
+                self.index_virtual_service(reference, object.created(), rule, add, dirty);
             }
             Object::DestinationRule(rule) => {
-                if let Some(host) = entry_host_of(&rule.spec.host) {
-                    let entry = (object.created(), reference.clone());
-                    index::set(&mut self.destination_rules_by_host, host.into(), entry, add);
-                    self.note_host(host, dirty);
-                }
-                if let Some(service) =
-                    resolve_host(&rule.spec.host, &reference.namespace, &self.snapshot.mesh)
-                {
-                    let entry = (object.created(), reference.clone());
-                    index::set(&mut self.destination_rules, service.clone(), entry, add);
-                    dirty.destinations.insert(service);
-                }
+                self.index_destination_rule(reference, object.created(), rule, add, dirty);
             }
             Object::PeerAuthentication(policy) => {
                 let policies = self.policies.entry(Arc::clone(&reference.namespace)).or_default();
@@ -372,18 +354,25 @@ impl Translator {
                 Some(Object::Node(node)) => Some(node),
                 _ => None,
             };
-            let new_zone: Option<Arc<str>> = node.and_then(|node| zone(node)).map(Into::into);
+            let new = node.and_then(|node| locality(node));
             let is_local = self.snapshot.mesh.node.as_ref() == Some(&name);
             let local = is_local.then(|| node.map_or_else(LocalNode::default, |node| local_node(node)));
-            if self.zones.get(&name) != new_zone.as_ref() {
-                match new_zone {
-                    Some(zone) => self.zones.insert(name.clone(), zone),
-                    None => self.zones.remove(&name),
-                };
-                dirty.dependencies.insert(Dependency::Zone(name.clone()));
-                if is_local {
-                    dirty.destinations.extend(self.zonal.iter().cloned());
+            let old = self.localities.get(&name).map(Arc::clone);
+            if old.as_deref() != new.as_ref() {
+                let zone = |locality: &Locality| Arc::clone(&locality.zone);
+                if old.as_deref().map(zone).unwrap_or_default() != new.as_ref().map(zone).unwrap_or_default()
+                {
+                    dirty.dependencies.insert(Dependency::Zone(name.clone()));
+                    if is_local {
+                        dirty.destinations.extend(self.zonal.iter().cloned());
+                    }
                 }
+                match new {
+                    Some(locality) => self.localities.insert(name.clone(), Arc::new(locality)),
+                    None => self.localities.remove(&name),
+                };
+                let concerned = self.local.iter().filter(|service| is_local || self.is_on(service, &name));
+                dirty.destinations.extend(concerned.cloned());
             }
             if let Some(local) = local.filter(|local| *local != *self.snapshot.node) {
                 self.snapshot.node = Arc::new(local);
@@ -396,5 +385,11 @@ impl Translator {
                 };
             }
         }
+    }
+
+    /// Whether the service has an endpoint on a node.
+    fn is_on(&self, service: &ServiceName, node: &NodeName) -> bool {
+        let ports = self.snapshot.services.get(service).into_iter().flat_map(|service| &service.ports);
+        ports.flat_map(|port| &*port.listed).any(|endpoint| endpoint.is_on(node))
     }
 }

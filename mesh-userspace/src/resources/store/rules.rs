@@ -1,18 +1,65 @@
 //! Rules and routes as services look them up, and what is said of those whose service is not there.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{Dirty, Translator};
-use crate::model::{RouteName, ServiceName};
+use super::{Dirty, Translator, index};
+use crate::model::{Locality, NodeName, RouteName, ServiceName};
+use crate::resources::translate::destination;
 use crate::resources::translate::gateway::{self, Named};
-use crate::resources::translate::hosts::resolve_host;
+use crate::resources::translate::hosts::{RuleHost, entry_host_of, resolve_host};
 use crate::resources::translate::route::{Destinations, Rule};
 use crate::resources::translate::service::PlainService;
 use crate::resources::translate::topology::Here;
 use crate::resources::{Code, DestinationRule, Notice, Object, ObjectRef, VirtualService};
 
 impl Translator {
+    pub(super) fn index_virtual_service(
+        &mut self,
+        reference: &ObjectRef,
+        created: i64,
+        rule: &VirtualService,
+        add: bool,
+        dirty: &mut Dirty,
+    ) {
+        for host in &rule.spec.hosts {
+            let entry = (created, reference.clone());
+            match self.virtual_services.set(host, entry, add, &self.snapshot.mesh) {
+                RuleHost::Service(service) => drop(dirty.destinations.insert(service)),
+                RuleHost::Foreign(_) => {}
+                RuleHost::Pattern(hosts) => {
+                    dirty.destinations.extend(self.named(|own| hosts.matches(own)));
+                }
+            }
+            if let Some(host) = entry_host_of(host) {
+                self.note_host(host, dirty);
+            }
+        }
+    }
+
+    pub(super) fn index_destination_rule(
+        &mut self,
+        reference: &ObjectRef,
+        created: i64,
+        rule: &DestinationRule,
+        add: bool,
+        dirty: &mut Dirty,
+    ) {
+        let (host, entry) = (&rule.spec.host, (created, reference.clone()));
+        if let Some(host) = entry_host_of(host) {
+            index::set(&mut self.destination_rules_by_host, host.into(), entry.clone(), add);
+            self.note_host(host, dirty);
+        }
+        if let Some(suffix) = destination::suffix(host) {
+            dirty.destinations.extend(self.named(|host| host.ends_with(suffix)));
+            index::set(&mut self.wild_rules, suffix.into(), entry, add);
+        } else if let Some(service) = resolve_host(host, &reference.namespace, &self.snapshot.mesh) {
+            index::set(&mut self.destination_rules, service.clone(), entry, add);
+            dirty.destinations.insert(service);
+        }
+    }
+
     /// Whom grants concern: services whose routes lead into another namespace.
     pub(super) fn note_granted(&self, dirty: &mut Dirty) {
         let grants = std::mem::take(&mut dirty.grants);
@@ -138,36 +185,54 @@ impl Destinations for Translator {
     }
 
     fn subset(&self, service: &ServiceName, subset: &str) -> Option<&BTreeMap<String, String>> {
-        let subsets = self.rules(service).into_iter().flat_map(|(_, rule)| &rule.spec.subsets);
-        subsets.into_iter().find(|candidate| candidate.name == subset).map(|found| &found.labels)
+        destination::subset(&self.rules(service), subset).map(|(_, found)| &found.labels)
     }
 
-    /// Rules of the service's own namespace come first, then those of the root namespace, then the oldest.
+    /// Rules of the service's own namespace come first, then those of the root namespace; then those with the most specific
+    /// host; then the oldest.
     fn rules(&self, service: &ServiceName) -> Vec<(&ObjectRef, &DestinationRule)> {
-        let rank = |namespace: &Arc<str>| {
-            (*namespace != service.namespace, *namespace != self.snapshot.mesh.root_namespace)
-        };
+        let mesh = &self.snapshot.mesh;
+        let rank =
+            |namespace: &Arc<str>| (*namespace != service.namespace, *namespace != mesh.root_namespace);
         let is_entry = self.entry_of(service).is_some();
-        let by_age = if is_entry {
+        let exact = if is_entry {
             self.destination_rules_by_host.get(&service.name)
         } else {
             self.destination_rules.get(service)
         };
-        let mut rules: Vec<_> = by_age
-            .into_iter()
-            .flatten()
-            .filter_map(|(created, reference)| {
+        // Most meshes have none with a wildcard, and each service asks.
+        let host = match (self.wild_rules.is_empty(), is_entry) {
+            (true, _) => String::new(),
+            (false, true) => service.name.to_string(),
+            (false, false) => format!("{}.{}.svc.{}", service.name, service.namespace, mesh.cluster_domain),
+        };
+        let wild =
+            self.wild_rules.iter().filter(|(suffix, _)| !host.is_empty() && host.ends_with(&***suffix));
+        let exact = exact.into_iter().map(|by_age| (usize::MAX, by_age));
+        let all = exact.chain(wild.map(|(suffix, by_age)| (suffix.len(), by_age)));
+        let mut rules: Vec<_> = all
+            .flat_map(|(length, by_age)| {
+                by_age.iter().map(move |(created, reference)| (length, created, reference))
+            })
+            .filter_map(|(length, created, reference)| {
                 let (reference, object) = self.objects.get_key_value(reference)?;
                 let Object::DestinationRule(rule) = &**object else { return None };
-                let found = self.entry_host(&rule.spec.host, &reference.namespace);
-                if is_entry && found.as_ref() != Some(service) {
+                let is_exact = length == usize::MAX;
+                if is_entry
+                    && is_exact
+                    && self.host_of_entry(&rule.spec.host, &reference.namespace).as_ref() != Some(service)
+                {
                     return None;
                 }
-                Some(((rank(&reference.namespace), created), (reference, &**rule)))
+                Some(((rank(&reference.namespace), Reverse(length), created), (reference, &**rule)))
             })
             .collect();
         rules.sort_by(|(a, (left, _)), (b, (right, _))| a.cmp(b).then_with(|| left.cmp(right)));
         rules.into_iter().map(|(_, rule)| rule).collect()
+    }
+
+    fn locality(&self, node: &NodeName) -> Option<&Arc<Locality>> {
+        self.localities.get(node)
     }
 }
 

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use super::rules::{route_without_service, rules_without_service};
 use super::{Dirty, Translator};
 use crate::model::{Frontend, NodeName, Service, ServiceKind, ServiceName, Workload, WorkloadUid};
+use crate::resources::translate::destination::mind_locality;
 use crate::resources::translate::entry::entry_service;
 use crate::resources::translate::gateway;
 use crate::resources::translate::hosts::is_any_entry;
-use crate::resources::translate::route::routed;
+use crate::resources::translate::route::{Destinations as _, routed};
 use crate::resources::translate::service::{Cluster, Dependency, Label, PlainService, plain_service};
 use crate::resources::{Kind, Object, ObjectRef, Pod, WorkloadEntry};
 
@@ -19,12 +20,9 @@ impl Translator {
     /// destination of no rule, and keeping it would cost as much as the services themselves.
     pub(super) fn plain_of(&self, name: &ServiceName) -> Option<(PlainService, BTreeSet<Dependency>)> {
         let reference = ObjectRef::new(Kind::Service, Arc::clone(&name.namespace), Arc::clone(&name.name));
-        let service = match self.objects.get(&reference).map(|object| &**object) {
-            Some(Object::Service(service)) => service,
-            _ => {
-                let (reference, entry) = self.entry_of(name)?;
-                return entry_service(entry, reference, &name.name, self);
-            }
+        let Some(Object::Service(service)) = self.objects.get(&reference).map(|object| &**object) else {
+            let (reference, entry) = self.entry_of(name)?;
+            return entry_service(entry, reference, &name.name, self);
         };
         let slices = self.slices_by_service.get(name).into_iter().flatten().filter_map(|slice| {
             match self.objects.get(slice).map(|object| &**object) {
@@ -54,6 +52,11 @@ impl Translator {
                 self.zonal.insert(name.clone());
             } else {
                 self.zonal.remove(&name);
+            }
+            if mind_locality(&self.rules(&name)) {
+                self.local.insert(name.clone());
+            } else {
+                self.local.remove(&name);
             }
             let routes = self.routes_for(&name);
             let routed = plain.map(|plain| {
@@ -148,6 +151,6 @@ impl Cluster for Translator {
     }
 
     fn zone(&self, node: &NodeName) -> Option<&Arc<str>> {
-        self.zones.get(node)
+        self.localities.get(node).map(|locality| &locality.zone).filter(|zone| !zone.is_empty())
     }
 }

@@ -12,6 +12,8 @@ pub(super) mod matching;
 pub(super) mod node;
 pub(super) mod route;
 pub(super) mod service;
+pub(super) mod settings;
+pub(super) mod spread;
 pub(super) mod topology;
 pub(super) mod visibility;
 pub(super) mod workload;

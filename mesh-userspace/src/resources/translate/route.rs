@@ -20,8 +20,8 @@ use super::service::{PlainPort, PlainService};
 use super::topology::Here;
 use super::visibility::Namespaces;
 use crate::model::{
-    ConditionalRoute, ConnectionMatch, Endpoint, MeshConfig, Mirror, Protocol, Route, RouteActions,
-    RouteTarget, Service, ServiceName, ServicePort, TrafficPolicy,
+    ConditionalRoute, ConnectionMatch, Endpoint, Locality, MeshConfig, Mirror, NodeName, Protocol, Route,
+    RouteActions, RouteTarget, Service, ServiceName, ServicePort, TrafficPolicy,
 };
 use crate::resources::virtual_service::{Destination, List, RouteEntry, VirtualServiceSpec};
 use crate::resources::{Code, DestinationRule, Notice, ObjectRef, VirtualService};
@@ -35,7 +35,7 @@ pub(in crate::resources) trait Destinations {
     /// The labels of a subset, as the `DestinationRule`s for the service name them.
     fn subset(&self, service: &ServiceName, subset: &str) -> Option<&BTreeMap<String, String>>;
     /// The `DestinationRule`s that name the service's host, in the order of their precedence for a client that is nobody's in
-    /// particular.
+    /// particular (see `destination`).
     fn rules(&self, service: &ServiceName) -> Vec<(&ObjectRef, &DestinationRule)>;
     /// The service that a host of a `ServiceEntry` is, for rules of a namespace: one of that namespace first, then one that is
     /// exported to it. `None` for hosts that Kubernetes Services have. Who asks depends on [`any_entry`] of the host.
@@ -44,6 +44,8 @@ pub(in crate::resources) trait Destinations {
     fn is_granted(&self, route: &ObjectRef, to: &ServiceName) -> bool;
     /// The node for whose clients the service is translated.
     fn here(&self) -> Here<'_>;
+    /// Where a node is.
+    fn locality(&self, node: &NodeName) -> Option<&Arc<Locality>>;
 }
 
 /// A service with routes, what is to be said about them, and the services that they lead to.

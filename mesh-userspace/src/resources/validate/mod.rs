@@ -1,6 +1,7 @@
 //! What must hold of an object beyond its types. What passes here can be translated without further checks.
 
 mod authorization;
+mod destination_rule;
 mod entry;
 mod virtual_service;
 
@@ -11,10 +12,11 @@ use k8s_openapi::api::core::v1::{Pod, Service, ServiceSpec};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use self::authorization::{check_authorization_policy, check_known, check_top_level};
+use self::destination_rule::check_destination_rule;
 use self::entry::{check_service_entry, check_workload_entry};
 use self::virtual_service::check_virtual_service;
 use super::gateway::GatewayRoute;
-use super::istio::{DestinationRule, PeerAuthentication};
+use super::istio::PeerAuthentication;
 use super::translate::external::ingress;
 use super::{Code, Object};
 
@@ -274,21 +276,6 @@ fn check_gateway_route(wrong: &mut Mistaken, route: &GatewayRoute) {
             if let Some(weight) = backend.weight.filter(|weight| !(0..=1_000_000).contains(weight)) {
                 wrong.push((format!("{field}.weight"), format!("{weight} is none of 0 to 1000000")));
             }
-        }
-    }
-}
-
-fn check_destination_rule(wrong: &mut Mistaken, rule: &DestinationRule) {
-    if rule.spec.host.is_empty() {
-        wrong.push(("spec.host".to_owned(), "missing".to_owned()));
-    }
-    let mut names = BTreeSet::new();
-    for (index, subset) in rule.spec.subsets.iter().enumerate() {
-        let field = format!("spec.subsets[{index}].name");
-        if subset.name.is_empty() {
-            wrong.push((field, "missing".to_owned()));
-        } else if !names.insert(&subset.name) {
-            wrong.push((field, format!("{:?} is there twice", subset.name)));
         }
     }
 }

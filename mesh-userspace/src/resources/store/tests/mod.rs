@@ -1,5 +1,6 @@
 //! The translator against objects as people write them.
 
+mod destinations;
 mod entries;
 mod gateway;
 mod load;
@@ -477,6 +478,24 @@ fn any_change() -> impl Strategy<Value = Change> {
     let labelled = prop::sample::select(vec!["", ", v: a"]);
     let (selected, exported) =
         (prop::bool::ANY, prop::sample::select(vec!["", ", exportTo: [.]", ", exportTo: ['*']"]));
+    let hosts = prop::sample::select(vec![
+        "web.bookinfo",
+        "db.bookinfo.svc.cluster.local",
+        "'*.bookinfo.svc.cluster.local'",
+        "'*.local'",
+        "'*'",
+    ]);
+    let of_rules = prop::sample::select(vec!["bookinfo", "istio-system", "elsewhere"]);
+    let policies = || {
+        prop::sample::select(vec![
+            "",
+            ", trafficPolicy: {outlierDetection: {}}",
+            ", trafficPolicy: {loadBalancer: {localityLbSetting: {distribute: [{from: a/*, to: {a/*: 80, b: 20}}]}}}",
+            ", trafficPolicy: {outlierDetection: {}, loadBalancer: {simple: LEAST_REQUEST, localityLbSetting: {failoverPriority: [topology.kubernetes.io/zone]}}}",
+            ", trafficPolicy: {loadBalancer: {consistentHash: {useSourceIp: true}}}",
+            ", trafficPolicy: {portLevelSettings: [{port: {number: 80}, outlierDetection: {}}]}",
+        ])
+    };
     let leaving = prop::sample::select(vec![
         "",
         "spec: {taints: [{key: ToBeDeletedByClusterAutoscaler, effect: NoSchedule}]}\n",
@@ -491,8 +510,8 @@ fn any_change() -> impl Strategy<Value = Change> {
                 .replace("name: web-1", &format!("name: {name}-2"))
                 .replace("service-name: web", &format!("service-name: {service}"))
         }),
-        2 => (node(), zone(), leaving).prop_map(|(node, zone, leaving)| {
-            format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {node}, labels: {{topology.kubernetes.io/zone: {zone}}}}}\n{leaving}")
+        2 => (node(), zone(), zone(), leaving).prop_map(|(node, region, zone, leaving)| {
+            format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {node}, labels: {{topology.kubernetes.io/region: {region}, topology.kubernetes.io/zone: {zone}}}}}\n{leaving}")
         }),
         3 => (name(), selector).prop_map(|(name, selector)| web(selector).replace("name: web", &format!("name: {name}"))),
         5 => (name(), address(), labels, rest, node()).prop_map(|(name, address, labels, rest, node)| {
@@ -533,8 +552,8 @@ fn any_change() -> impl Strategy<Value = Change> {
         1 => (host(), subset()).prop_map(|(host, subset)| {
             format!("apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: hosts, namespace: bookinfo}}\nspec: {{host: {host}, subsets: [{{name: {subset}, labels: {{v: a}}}}]}}\n")
         }),
-        2 => (name(), name(), subset()).prop_map(|(name, host, subset)| {
-            format!("apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: {name}, namespace: bookinfo}}\nspec: {{host: {host}, subsets: [{{name: {subset}, labels: {{v: a}}}}]}}\n")
+        3 => (name(), hosts, subset(), of_rules, policies(), policies()).prop_map(|(name, host, subset, namespace, whole, own)| {
+            format!("apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{host: {host}{whole}, subsets: [{{name: {subset}, labels: {{v: a}}{own}}}]}}\n")
         }),
     ];
     (text, prop::bool::weighted(0.3)).prop_map(|(text, delete)| {

@@ -1,0 +1,306 @@
+//! `DestinationRule`s on two nodes: who is sent where by hash, subset and locality, in both planes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result, ensure};
+use mesh_tests::peer::Summary;
+use mesh_tests::{Agent, Lab, Node, Pod, PodSpec, SECONDS_10, eventually};
+use mesh_userspace::model::Maglev;
+
+use crate::world::{PORT, namespace};
+
+const WEB: &str = "10.96.2.1";
+
+/// Two nodes of one region in two zones. Servers `near-1`, `near-2` on the first and `far-1`, `far-2` on the second, of subsets `near` and
+/// `far`; clients on the first.
+struct Stage {
+    clients: Vec<Pod>,
+    servers: Vec<Pod>,
+    agents: [Agent; 2],
+    lab: Lab,
+    _nodes: [Node; 2],
+}
+
+impl Stage {
+    fn start(clients: u32, enrolled: bool) -> Result<Self> {
+        let lab = Lab::unique()?;
+        let nodes = [lab.node("node-a")?, lab.node("node-b")?];
+        let client = |number| nodes[0].pod(PodSpec::new(&format!("client-{number}")));
+        let clients = (0..clients).map(client).collect::<Result<Vec<_>>>()?;
+        let mut servers = Vec::new();
+        for (node, side) in nodes.iter().zip(["near", "far"]) {
+            for number in 1..=2 {
+                let spec =
+                    PodSpec::new(&format!("{side}-{number}")).label("group", "web").label("side", side);
+                let pod = node.pod(spec)?;
+                pod.serve(&["--listen", &format!("[::]:{PORT}"), "--mode", "http"])?;
+                servers.push(pod);
+            }
+        }
+        let manifests = lab.manifests();
+        manifests.apply("nodes.yaml", &(place("node-a", "a") + "---\n" + &place("node-b", "b")))?;
+        manifests.apply("service.yaml", &service())?;
+        manifests.apply("clients.yaml", &yaml(&clients))?;
+        manifests.apply("servers.yaml", &yaml(&servers))?;
+        manifests.apply("namespace.yaml", &namespace("default", enrolled))?;
+        let agents = [nodes[0].agent().start()?, nodes[1].agent().start()?];
+        if enrolled {
+            let near = clients.iter().chain(&servers[..2]).collect::<Vec<_>>();
+            agents[0].wait_enrolled(&near)?;
+            agents[1].wait_enrolled(&servers[2..].iter().collect::<Vec<_>>())?;
+            for agent in &agents {
+                agent.wait_for("workloads", "both nodes know of all pods", |workloads| {
+                    let all = workloads.as_array().into_iter().flatten();
+                    all.filter(|workload| workload["enrolled"] == true).count() == clients.len() + 4
+                })?;
+            }
+        }
+        Ok(Self { clients, servers, agents, lab, _nodes: nodes })
+    }
+
+    fn rule(&self, policy: &str) -> Result<()> {
+        self.lab.manifests().apply(
+            "rule.yaml",
+            &format!(
+                "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: web, namespace: default}}\nspec:\n  \
+                 host: web\n  trafficPolicy: {{{policy}}}\n  subsets:\n  - {{name: near, labels: {{side: near}}}}\n  \
+                 - {{name: far, labels: {{side: far}}}}\n"
+            ),
+        )
+    }
+
+    /// Lists these of the servers alone.
+    fn serving(&self, servers: &[&Pod]) -> Result<()> {
+        let text: Vec<String> = servers.iter().map(|pod| pod.manifest()).collect();
+        self.lab.manifests().apply("servers.yaml", &text.join("---\n"))
+    }
+
+    /// Whose connections all go to which one server.
+    fn kept(&self) -> Result<BTreeMap<String, String>> {
+        let mut kept = BTreeMap::new();
+        for client in &self.clients {
+            let summary = connect(client, 20)?;
+            ensure!(summary.by_name.len() == 1, "{}: {summary:?}", client.spec.name);
+            kept.extend(summary.by_name.into_keys().map(|server| (client.spec.name.clone(), server)));
+        }
+        Ok(kept)
+    }
+}
+
+fn yaml(pods: &[Pod]) -> String {
+    pods.iter().map(Pod::manifest).collect::<Vec<_>>().join("---\n")
+}
+
+fn place(name: &str, zone: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Node\nmetadata:\n  name: {name}\n  labels: {{topology.kubernetes.io/region: eu, \
+         topology.kubernetes.io/zone: {zone}}}\n"
+    )
+}
+
+fn service() -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: default}}\nspec:\n  clusterIP: {WEB}\n  \
+         selector: {{group: web}}\n  ports:\n  - {{name: tcp, port: {PORT}, protocol: TCP}}\n"
+    )
+}
+
+/// All of them must succeed.
+fn connect(client: &Pod, count: u32) -> Result<Summary> {
+    let summary =
+        client.connect(&[&format!("{WEB}:{PORT}"), "--count", &count.to_string(), "--concurrency", "4"])?;
+    ensure!(summary.failed == 0 && summary.ok == u64::from(count), "{summary:?}");
+    Ok(summary)
+}
+
+fn of(summary: &Summary, side: &str) -> u64 {
+    summary.by_name.iter().filter(|(name, _)| name.starts_with(side)).map(|(_, count)| count).sum()
+}
+
+/// Waits until a client's connections go to exactly these servers.
+fn settle(client: &Pod, wanted: &[&str]) -> Result<()> {
+    let wanted: BTreeSet<&str> = wanted.iter().copied().collect();
+    let reached = || connect(client, 60).map(|summary| summary.by_name.into_keys().collect::<BTreeSet<_>>());
+    eventually(SECONDS_10, "the connections go where they should", || {
+        let reached = reached().ok()?;
+        reached.iter().map(String::as_str).eq(wanted.iter().copied()).then_some(())
+    })
+    .with_context(|| format!("{wanted:?}: {:?}", reached()))
+}
+
+/// What the model says of the clients by their addresses.
+fn foreseen(clients: &[Pod], servers: &[&Pod]) -> BTreeMap<String, String> {
+    let mut members: Vec<&Pod> = servers.to_vec();
+    members.sort_by_key(|pod| pod.v4);
+    let weighted: Vec<(SocketAddr, u64)> =
+        members.iter().map(|pod| (SocketAddr::from((pod.v4, PORT)), 1)).collect();
+    let table = Maglev::new(&weighted);
+    let server = |client: &Pod| {
+        let member = table.pick(Maglev::client(client.v4.into())).expect("there are members");
+        (client.spec.name.clone(), members[member].spec.name.clone())
+    };
+    clients.iter().map(server).collect()
+}
+
+const HASH: &str = "loadBalancer: {consistentHash: {useSourceIp: true}}";
+
+#[test]
+fn an_enrolled_client_keeps_its_server_which_the_table_names() -> Result<()> {
+    let stage = Stage::start(8, true)?;
+    stage.rule(HASH)?;
+    let all: Vec<&Pod> = stage.servers.iter().collect();
+    let before = foreseen(&stage.clients, &all);
+    eventually(SECONDS_10, "each client has the server that the table names", || {
+        (stage.kept().ok()? == before).then_some(())
+    })
+    .with_context(|| format!("{before:?}: {:?}", stage.kept()))?;
+    // One that has clients leaves: they move, and whom else the table says.
+    let leaving = before.values().next().context("there are clients")?.clone();
+    let left: Vec<&Pod> = all.iter().copied().filter(|pod| pod.spec.name != leaving).collect();
+    stage.serving(&left)?;
+    let after = foreseen(&stage.clients, &left);
+    eventually(SECONDS_10, "only its clients move", || (stage.kept().ok()? == after).then_some(()))
+        .with_context(|| format!("{after:?}: {:?}", stage.kept()))?;
+    Ok(())
+}
+
+#[test]
+fn in_the_kernel_a_client_keeps_its_server_while_that_serves() -> Result<()> {
+    let stage = Stage::start(8, false)?;
+    settle(&stage.clients[0], &["near-1", "near-2", "far-1", "far-2"])?;
+    stage.rule(HASH)?;
+    let before = eventually(SECONDS_10, "each client has one server", || stage.kept().ok())?;
+    assert_eq!(stage.kept()?, before);
+    let leaving = before.values().next().context("there are clients")?.clone();
+    let left: Vec<&Pod> = stage.servers.iter().filter(|pod| pod.spec.name != leaving).collect();
+    stage.serving(&left)?;
+    let after = eventually(SECONDS_10, "nobody is sent to the one that left", || {
+        stage.kept().ok().filter(|kept| kept.values().all(|server| *server != leaving))
+    })?;
+    assert_eq!(stage.kept()?, after);
+    let moved =
+        before.iter().filter(|(client, server)| **server != leaving && after[*client] != **server).count();
+    // With 4 endpoints one of 20 of the others moves: 3 of 7 at once in one of 200 runs at most. 4: one of 5,000.
+    assert!(moved <= 4, "{before:?} {after:?}");
+    // And it comes back to the same when the server does.
+    stage.serving(&stage.servers.iter().collect::<Vec<_>>())?;
+    eventually(SECONDS_10, "everybody is back", || (stage.kept().ok()? == before).then_some(()))
+        .with_context(|| format!("{before:?} {:?}", stage.kept()))?;
+    Ok(())
+}
+
+#[test]
+fn a_subset_that_hashes_keeps_its_share_of_a_split() -> Result<()> {
+    for enrolled in [false, true] {
+        let stage = Stage::start(1, enrolled)?;
+        stage.lab.manifests().apply(
+            "rule.yaml",
+            &format!(
+                "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: web, namespace: default}}\nspec:\n  \
+                 host: web\n  subsets:\n  - {{name: near, labels: {{side: near}}, trafficPolicy: {{{HASH}}}}}\n  \
+                 - {{name: far, labels: {{side: far}}}}\n"
+            ),
+        )?;
+        stage.lab.manifests().apply(
+            "route.yaml",
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: web, namespace: default}\nspec:\n  \
+             hosts: [web]\n  tcp:\n  - route:\n    - {destination: {host: web, subset: near}, weight: 75}\n    \
+             - {destination: {host: web, subset: far}, weight: 25}\n",
+        )?;
+        let client = &stage.clients[0];
+        let summary = eventually(SECONDS_10, "one of the near and both of the far", || {
+            let summary = connect(client, 4000).ok()?;
+            (summary.by_name.len() == 3).then_some(summary)
+        })?;
+        // 6 sigma of n = 4000 at p = 3/4: 165.
+        assert!(of(&summary, "near").abs_diff(3000) < 165, "{enrolled}: {summary:?}");
+        // Of n = 4000 at p = 1/8: 126.
+        let far = summary.by_name.iter().filter(|(name, _)| name.starts_with("far"));
+        assert!(
+            far.clone().count() == 2 && far.map(|(_, count)| count).all(|count| count.abs_diff(500) < 126),
+            "{summary:?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn localities_share_and_take_over() -> Result<()> {
+    for enrolled in [false, true] {
+        let stage = Stage::start(1, enrolled)?;
+        let client = &stage.clients[0];
+        let all = ["near-1", "near-2", "far-1", "far-2"];
+        settle(client, &all)?;
+        stage.rule(
+            "loadBalancer: {localityLbSetting: {distribute: [{from: eu/a/*, to: {eu/a/*: 90, eu/b/*: 10}}]}}",
+        )?;
+        let summary = eventually(SECONDS_10, "most connections stay near", || {
+            let few = connect(client, 400).ok()?;
+            if of(&few, "near") < 320 {
+                return None;
+            }
+            connect(client, 4000).ok()
+        })?;
+        // 6 sigma of n = 4000 at p = 9/10: 114.
+        assert!(of(&summary, "near").abs_diff(3600) < 114, "{enrolled}: {summary:?}");
+        stage.rule("loadBalancer: {localityLbSetting: {distribute: [{from: eu/a, to: {eu/b: 100}}]}}")?;
+        settle(client, &["far-1", "far-2"])?;
+        // By default the nearest, and the next where there is none.
+        stage.rule("outlierDetection: {}")?;
+        settle(client, &["near-1", "near-2"])?;
+        stage.serving(&stage.servers[2..].iter().collect::<Vec<_>>())?;
+        settle(client, &["far-1", "far-2"])?;
+        stage.serving(&stage.servers[1..].iter().collect::<Vec<_>>())?;
+        settle(client, &["near-2"])?;
+        // The node moves to the other zone.
+        stage
+            .lab
+            .manifests()
+            .apply("nodes.yaml", &(place("node-a", "b") + "---\n" + &place("node-b", "b")))?;
+        settle(client, &["near-2", "far-1", "far-2"])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_change_of_a_rule_drops_nothing() -> Result<()> {
+    for enrolled in [false, true] {
+        let stage = Stage::start(1, enrolled)?;
+        let client = &stage.clients[0];
+        for pod in &stage.servers {
+            pod.serve(&["--listen", &format!("[::]:{}", PORT + 1), "--mode", "echo"])?;
+        }
+        let other = service().replace("name: web", "name: echo").replace(WEB, "10.96.2.2");
+        let other = other.replace(&format!("port: {PORT}"), &format!("port: {}", PORT + 1));
+        stage.lab.manifests().apply("echo.yaml", &other)?;
+        let target = format!("10.96.2.2:{}", PORT + 1);
+        eventually(SECONDS_10, "the service is there", || {
+            (client.connect(&[&target, "--mode", "echo"]).ok()?.ok == 1).then_some(())
+        })?;
+        let kept = client.load(&[&target, "--mode", "echo", "--keep", "--concurrency", "4"])?;
+        let fresh = client.load(&[&format!("{WEB}:{PORT}"), "--concurrency", "2"])?;
+        let far = "loadBalancer: {localityLbSetting: {distribute: [{from: eu/*, to: {eu/b: 100}}]}}";
+        let near = "loadBalancer: {localityLbSetting: {distribute: [{from: eu/*, to: {eu/a: 100}}]}}";
+        let echo = |policy: &str| {
+            let rule = format!(
+                "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: echo, namespace: default}}\nspec: {{host: echo, trafficPolicy: {{{policy}}}}}\n"
+            );
+            stage.lab.manifests().apply("echo-rule.yaml", &rule)
+        };
+        for (policy, servers) in [(far, ["far-1", "far-2"]), (near, ["near-1", "near-2"])] {
+            echo(policy)?;
+            stage.rule(policy)?;
+            settle(client, &servers)?;
+        }
+        echo(HASH)?;
+        stage.rule(HASH)?;
+        eventually(SECONDS_10, "the client has one server", || stage.kept().ok())?;
+        for load in [kept, fresh] {
+            let summary = Summary::end(&load)?;
+            assert!(summary.failed == 0 && summary.ok > 0, "{enrolled}: {summary:?}");
+        }
+        ensure!(stage.agents.iter().all(|agent| agent.status().is_ok()), "an agent is gone");
+    }
+    Ok(())
+}
