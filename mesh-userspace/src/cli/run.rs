@@ -169,6 +169,25 @@ async fn applying(
     client.document(&format!("/v1/policies?limit={limit}{of}")).await.map_err(Failure::question)
 }
 
+/// What would become of a connection, by whom is asked.
+async fn explained(
+    client: &Client,
+    local: Local,
+    query: &ExplainQuery,
+    manifests: &Manifests,
+) -> Result<ExplainReport, Failure> {
+    if manifests.given() {
+        return (local.explain)(&manifests.paths, manifests.mesh(), query)
+            .map_err(|error| Failure::local(&error));
+    }
+    let protocol = if query.protocol == Protocol::Udp { "UDP" } else { "TCP" };
+    let (from, to) = (escaped(&query.from), escaped(&query.to));
+    let sni = query.server_name.as_ref().map(|name| format!("&server_name={}", escaped(name)));
+    let sni = sni.unwrap_or_default();
+    let asked = format!("/v1/explain?from={from}&to={to}&protocol={protocol}{sni}");
+    client.document(&asked).await.map_err(Failure::question)
+}
+
 /// What is wrong with the resources, by whom is asked.
 async fn analysis(
     client: &Client,
@@ -245,20 +264,10 @@ async fn run(cli: &Cli, local: Local, colour: bool, out: &mut dyn Write) -> Resu
             Ok(true)
         }
         Command::Explain { from, to, udp, sni, manifests, output } => {
-            let report = if manifests.given() {
-                let protocol = if *udp { Protocol::Udp } else { Protocol::Tcp };
-                let (from, to, server_name) = (from.clone(), to.clone(), sni.clone());
-                let query = ExplainQuery { from, to, protocol, server_name };
-                (local.explain)(&manifests.paths, manifests.mesh(), &query)
-                    .map_err(|error| Failure::local(&error))?
-            } else {
-                let protocol = if *udp { "UDP" } else { "TCP" };
-                let (from, to) = (escaped(from), escaped(to));
-                let sni =
-                    sni.as_ref().map(|name| format!("&server_name={}", escaped(name))).unwrap_or_default();
-                let asked = format!("/v1/explain?from={from}&to={to}&protocol={protocol}{sni}");
-                client.document(&asked).await.map_err(Failure::question)?
-            };
+            let protocol = if *udp { Protocol::Udp } else { Protocol::Tcp };
+            let (from, to, server_name) = (from.clone(), to.clone(), sni.clone());
+            let query = ExplainQuery { from, to, protocol, server_name };
+            let report = explained(&client, local, &query, manifests).await?;
             write(out, *output, &report, || explain::explain(&report, view(*output)))?;
             Ok(report.differences.is_empty())
         }

@@ -178,7 +178,7 @@ mod tests {
     const NAMES: [&str; 3] = ["web", "canary", "other"];
 
     /// Three services, each of which lists its own two endpoints; clients ask for the first, which has these routes.
-    fn routed(routes: &Routes, listed: &[bool; 6]) -> Snapshot {
+    fn routed(routes: &Routes, listed: [bool; 6]) -> Snapshot {
         let own = |service: usize| -> Vec<u8> {
             let both = [2 * service, 2 * service + 1];
             both.into_iter().filter(|&one| listed[one]).map(|one| 10 + u8::try_from(one).unwrap()).collect()
@@ -228,14 +228,14 @@ mod tests {
             stays in any::<[bool; 6]>(),
         ) {
             let asked = Frontend { address: Some([10, 96, 0, 0].into()), port: 80, protocol: Protocol::Tcp };
-            let first = routed(&before, &[true; 6]);
+            let first = routed(&before, [true; 6]);
             let (_, port) = first.service_at(SocketAddr::from(([10, 96, 0, 0], 80)), Protocol::Tcp).unwrap();
             let drawn: Vec<SocketAddr> = port
                 .routes()
                 .flat_map(|route| route.v4.backends())
                 .map(|backend| backend.endpoint.as_ref().unwrap().address)
                 .collect();
-            let then = routed(&after, &stays);
+            let then = routed(&after, stays);
             for backend in drawn {
                 let SocketAddr::V4(address) = backend else { unreachable!() };
                 let is_there = stays[usize::from(address.ip().octets()[3]) - 10];

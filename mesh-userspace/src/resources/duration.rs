@@ -84,8 +84,9 @@ mod tests {
         ] {
             let wanted = milliseconds.map(|milliseconds: f64| Duration::from_secs_f64(milliseconds / 1000.0));
             assert_eq!(duration(text).ok(), wanted, "{text}");
-            let whole =
-                |wanted: &Duration| *wanted >= Duration::from_millis(1) && wanted.subsec_micros() % 1000 == 0;
+            let whole = |wanted: &Duration| {
+                *wanted >= Duration::from_millis(1) && wanted.subsec_micros().is_multiple_of(1000)
+            };
             let positive = wanted.filter(whole);
             assert_eq!(positive_duration(text).ok(), positive, "{text}");
         }

@@ -218,9 +218,11 @@ pub struct Fault {
 #[serde(default, rename_all = "camelCase")]
 pub struct Delay {
     /// How long.
-    pub fixed_delay: Option<String>,
+    #[serde(rename = "fixedDelay")]
+    pub fixed: Option<String>,
     /// No version of Istio carries it out.
-    pub exponential_delay: Option<String>,
+    #[serde(rename = "exponentialDelay")]
+    pub exponential: Option<String>,
     /// For how many; absent: none.
     pub percentage: Option<Percent>,
     /// The same in whole per cent, deprecated.

@@ -52,10 +52,10 @@ fn ports(
     for port in tcp() {
         match port.application.as_deref() {
             Some(application) if is_http(application) => {
-                other_list(notices, name, rule, host, (port, List::Http))
+                other_list(notices, name, rule, host, (port, List::Http));
             }
             Some(application) if is_tls(application) => {
-                other_list(notices, name, rule, host, (port, List::Tls))
+                other_list(notices, name, rule, host, (port, List::Tls));
             }
             Some(application) if is_tcp(application) || OTHER_PROTOCOLS.contains(&application) => {}
             _ if spec.http.is_empty() && spec.tcp.is_empty() => {}
@@ -81,7 +81,7 @@ fn other_list(
     host: &ServiceName,
     (port, own): (&ServicePort, List),
 ) {
-    let asked = Port { number: port.port, addresses: &[], has_node_port: true };
+    let asked = Port { number: port.port, addresses: &[], on_every_node: true };
     let held = |entry: &RouteEntry, list| held(entry, list, asked, &Namespaces::All);
     let holds = |list: List, so: Held| {
         rule.spec.list(list).iter().position(|entry| !entry.route.is_empty() && held(entry, list) == so)

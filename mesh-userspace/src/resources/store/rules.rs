@@ -124,7 +124,7 @@ impl Translator {
                 } else {
                     self.means(reference, rule, name)
                 };
-            means.then_some(Rule { name: reference, rule, rank })
+            means.then_some(Rule { name: reference, written: rule, rank })
         };
         found.filter_map(rule).collect()
     }

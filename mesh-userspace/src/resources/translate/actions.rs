@@ -44,7 +44,7 @@ fn delay(fault: &Fault) -> Option<(Share, Duration)> {
     let whole = delay.percent.map(|percent| Share::percent(f64::from(percent)));
     let share =
         if delay.percentage.is_some() { share(delay.percentage.as_ref()) } else { whole.unwrap_or_default() };
-    Some((some(share)?, delay.fixed_delay.as_deref().and_then(read)?))
+    Some((some(share)?, delay.fixed.as_deref().and_then(read)?))
 }
 
 /// The copies of an entry; none of which nothing is copied.

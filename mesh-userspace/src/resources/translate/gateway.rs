@@ -7,6 +7,7 @@
 //! shorter; then the older route, then the first by namespace and name.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use super::destination::dress;
@@ -285,7 +286,7 @@ fn accepted<'a>(
         message.push_str(" for enrolled clients");
     }
     if !others.is_empty() {
-        message.push_str(&format!(", but where older routes hold: {others}"));
+        let _infallible = write!(message, ", but where older routes hold: {others}");
     }
     RouteCondition { holds: true, reason: "Accepted", message }
 }

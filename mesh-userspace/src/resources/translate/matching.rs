@@ -32,7 +32,7 @@ pub(in crate::resources) struct Port<'a> {
     /// The addresses that clients ask for.
     pub(in crate::resources) addresses: &'a [IpAddr],
     /// Whether they may ask for others too: those of the nodes.
-    pub(in crate::resources) has_node_port: bool,
+    pub(in crate::resources) on_every_node: bool,
 }
 
 /// When an entry of a list holds for connections of clients in these namespaces.
@@ -88,7 +88,7 @@ fn condition(one: &Match, list: List, port: Port<'_>, namespaces: &Namespaces) -
 
 /// What is left to ask of the address that was asked for: nothing where all are in the subnets; `None` where none is.
 fn decided(subnets: Vec<IpNet>, port: Port<'_>) -> Option<Vec<IpNet>> {
-    if subnets.is_empty() || port.has_node_port {
+    if subnets.is_empty() || port.on_every_node {
         return Some(subnets);
     }
     let is_in = |address: &IpAddr| subnets.iter().any(|subnet| subnet.contains(address));
@@ -180,14 +180,14 @@ mod tests {
             ("not of tcp", Tcp, r#"[{"sniHosts": ["a.com"]}]"#, "-"),
         ];
         let addresses = ["10.96.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
-        let port = Port { number: 80, addresses: &addresses, has_node_port: false };
+        let port = Port { number: 80, addresses: &addresses, on_every_node: false };
         for (name, list, matches, wanted) in cases {
             assert_eq!(told(held(&entry(matches), list, port, &Namespaces::All)), wanted, "{name}");
         }
-        let with_node_port = Port { has_node_port: true, ..port };
+        let on_nodes = Port { on_every_node: true, ..port };
         let some = entry(r#"[{"destinationSubnets": ["10.96.0.0/16", "fd00::/8"]}]"#);
         assert_eq!(
-            told(held(&some, Tcp, with_node_port, &Namespaces::All)),
+            told(held(&some, Tcp, on_nodes, &Namespaces::All)),
             "asks for 10.96.0.0/16 or fd00::/8",
             "nodes have other addresses"
         );

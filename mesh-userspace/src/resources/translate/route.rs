@@ -59,7 +59,7 @@ pub(in crate::resources) struct Routed {
 #[derive(Clone, Copy, Debug)]
 pub(in crate::resources) struct Rule<'a> {
     pub(in crate::resources) name: &'a ObjectRef,
-    pub(in crate::resources) rule: &'a VirtualService,
+    pub(in crate::resources) written: &'a VirtualService,
     /// How specific the host is by which it does, 0 before 1: rules of one rank are for the same host.
     pub(in crate::resources) rank: usize,
 }
@@ -148,7 +148,7 @@ struct Entry<'a> {
     rule: &'a ObjectRef,
     field: String,
     list: List,
-    entry: &'a RouteEntry,
+    written: &'a RouteEntry,
 }
 
 impl<D: Destinations> Resolver<'_, D> {
@@ -160,7 +160,7 @@ impl<D: Destinations> Resolver<'_, D> {
     /// told of; one that is less specific is not: that is how a default is written.
     fn taken<'r>(&mut self, plain: &PlainService, rules: &[Rule<'r>]) -> Vec<Taken<'r>> {
         let exported =
-            |rule: &Rule<'_>| Namespaces::exported(&rule.rule.spec.export_to, &rule.name.namespace);
+            |rule: &Rule<'_>| Namespaces::exported(&rule.written.spec.export_to, &rule.name.namespace);
         let mut rules: Vec<(Namespaces, Rule<'r>)> =
             rules.iter().map(|rule| (exported(rule), *rule)).collect();
         rules.sort_by_key(|(namespaces, rule)| (rule.rank, namespaces.rank(&rule.name.namespace)));
@@ -284,10 +284,10 @@ impl<D: Destinations> Resolver<'_, D> {
         if port.protocol != Protocol::Tcp {
             return None;
         }
-        let spec = &rule.rule.spec;
+        let spec = &rule.written.spec;
         let addresses: Vec<IpAddr> = addresses(plain).collect();
         let asked =
-            Port { number: port.port, addresses: &addresses, has_node_port: port.node_port.is_some() };
+            Port { number: port.port, addresses: &addresses, on_every_node: port.node_port.is_some() };
         let before = rules.len();
         for &list in lists(port.application.as_deref()) {
             for (index, entry) in
@@ -297,8 +297,12 @@ impl<D: Destinations> Resolver<'_, D> {
                 if held == Held::Never {
                     continue;
                 }
-                let entry =
-                    Entry { rule: rule.name, field: format!("spec.{}[{index}]", list.as_str()), list, entry };
+                let entry = Entry {
+                    rule: rule.name,
+                    field: format!("spec.{}[{index}]", list.as_str()),
+                    list,
+                    written: entry,
+                };
                 let actions = self.actions(&entry, port);
                 let under = |policy| self.route(&entry, port, policy).with_actions(Arc::clone(&actions));
                 let (route, local) = both(under, port.uses_local);
@@ -326,7 +330,7 @@ impl<D: Destinations> Resolver<'_, D> {
         let instead = "they go to the service's own endpoints";
         let asked = lists(port.application.as_deref());
         let holds = |list: &List| {
-            let port = Port { number, addresses: &[], has_node_port: true };
+            let port = Port { number, addresses: &[], on_every_node: true };
             let holds = |entry: &RouteEntry| held(entry, *list, port, &Namespaces::All) != Held::Never;
             spec.list(*list).iter().any(|entry| !entry.route.is_empty() && holds(entry))
         };
@@ -350,7 +354,7 @@ impl<D: Destinations> Resolver<'_, D> {
         if entry.list != List::Http {
             return Arc::default();
         }
-        let mirrors = copies(entry.entry).into_iter().filter_map(|copy| {
+        let mirrors = copies(entry.written).into_iter().filter_map(|copy| {
             let field = format!("{}.{}", entry.field, copy.field);
             let told = self.notices.len();
             let otherwise = "nothing is copied there";
@@ -359,11 +363,11 @@ impl<D: Destinations> Resolver<'_, D> {
             (self.notices.len() == told).then_some(Mirror { target, share: copy.share })
         });
         let mirrors = mirrors.collect();
-        Arc::new(RouteActions { mirrors, ..actions(entry.entry) })
+        Arc::new(RouteActions { mirrors, ..actions(entry.written) })
     }
 
     fn route(&mut self, entry: &Entry<'_>, port: &PlainPort, policy: TrafficPolicy) -> Route {
-        let Entry { rule, field, entry, .. } = entry;
+        let Entry { rule, field, written: entry, .. } = entry;
         let alone = entry.route.len() == 1;
         let mut targets = Vec::new();
         for (index, destination) in entry.route.iter().enumerate() {

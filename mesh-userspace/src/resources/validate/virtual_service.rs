@@ -258,8 +258,8 @@ fn check_fault(wrong: &mut Mistaken, field: &str, fault: &Fault) {
     }
     if let Some(delay) = &fault.delay {
         let field = format!("{field}.delay");
-        check_duration(wrong, format!("{field}.fixedDelay"), delay.fixed_delay.as_ref());
-        if delay.exponential_delay.is_some() {
+        check_duration(wrong, format!("{field}.fixedDelay"), delay.fixed.as_ref());
+        if delay.exponential.is_some() {
             wrong.push((
                 format!("{field}.exponentialDelay"),
                 "Istio does not have it, use fixedDelay".to_owned(),
