@@ -86,8 +86,6 @@ codes! {
         "give it destinations: layer 4 makes no answers of its own";
     GatewayNotHonoured "MESH0113" Warning "A VirtualService for a gateway"
         "leave spec.gateways out, or name mesh, for clients in the mesh";
-    WildcardHost "MESH0114" Warning "A host with a wildcard"
-        "write a rule for each service by its name";
     ForeignHost "MESH0115" Warning "A host that is nobody's"
         "name a service of the cluster, or give the host a ServiceEntry with resolution STATIC that is exported to the rule's namespace";
     RouteForOtherProtocol "MESH0116" Warning "Routes of another protocol than the port's"
