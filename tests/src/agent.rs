@@ -260,8 +260,9 @@ impl Agent {
 
 /// What `setpriv` is told so that a program has these capabilities and cannot get others.
 pub(crate) fn rights(capabilities: &[&str]) -> String {
-    let kept: String = capabilities.iter().map(|name| format!(",+{}", name.to_lowercase())).collect();
-    format!("--bounding-set=-all{kept} --inh-caps=-all --no-new-privs")
+    let kept: Vec<String> = capabilities.iter().map(|name| format!("+{}", name.to_lowercase())).collect();
+    let kept = ["-all".to_owned()].into_iter().chain(kept).collect::<Vec<_>>().join(",");
+    format!("--bounding-set={kept} --inh-caps=-all --no-new-privs")
 }
 
 /// One request over a connection of its own; the body of a 200.

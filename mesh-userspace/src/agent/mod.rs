@@ -249,7 +249,7 @@ pub fn run(config: AgentConfig) -> Result<(), AgentError> {
             tokio::select! {
                 claims = standby::claim(&config, &cgroup, &readiness) => claims?,
                 // Nothing was begun yet that has to be ended.
-                () = told.to_end() => return Ok(()),
+                () = told.end() => return Ok(()),
             }
         } else {
             Claims::of_agent(&config.places, &cgroup)?
@@ -276,7 +276,7 @@ impl Signals {
     }
 
     /// Completes when it is told. Cancel safe.
-    async fn to_end(&mut self) {
+    async fn end(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
@@ -351,7 +351,7 @@ pub fn uninstall(config: &UninstallConfig) -> Result<(), AgentError> {
 pub fn pause() -> Result<(), AgentError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(starting("the runtime"))?.block_on(async {
-        Signals::new()?.to_end().await;
+        Signals::new()?.end().await;
         Ok(())
     })
 }
@@ -408,7 +408,7 @@ async fn serve(
         feed = first => feed.map_err(AgentError::Source)?,
         () = waits => return Ok(()),
         // Nothing was begun yet that has to be ended.
-        () = told.to_end() => return Ok(()),
+        () = told.end() => return Ok(()),
     };
     let telemetry = telemetry(&config.cluster, &certificates, &feed, replaces);
     let shared = Arc::new(Shared::new(
@@ -458,7 +458,7 @@ async fn serve(
     let flush = flush(&telemetry);
     let ended = async {
         tokio::select! {
-            () = told.to_end() => {}
+            () = told.end() => {}
             () = requests.closed() => return Err(AgentError::ControllerEnded),
         }
         tracing::info!("stopping: capture ends, connections have {:?} to end", config.drain);
@@ -467,7 +467,7 @@ async fn serve(
             tokio::select! {
                 // Gone without an answer is stopped as well.
                 _done = stopped => {}
-                () = told.to_end() => tracing::warn!("told twice: ending at once"),
+                () = told.end() => tracing::warn!("told twice: ending at once"),
             }
         }
         stop.send_replace(true);

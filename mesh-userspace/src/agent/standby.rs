@@ -44,7 +44,7 @@ pub(super) async fn claim(
         .map_err(starting("the thread that waits"))?;
     let proved = async {
         prove(config, cgroup, readiness).await;
-        std::future::pending().await
+        std::future::pending::<()>().await;
     };
     tokio::select! {
         // With nobody before it there is nothing to prove beforehand.

@@ -537,17 +537,17 @@ pub(super) fn set_listeners(
     Ok(())
 }
 
+/// A pod, and whether it was released.
+pub type Released = (WorkloadUid, Result<(), EnrolError>);
+
 /// Leaves no trace of any agent on this machine's pods: for `meshd uninstall`. The pins are removed elsewhere. One result a pod:
 /// what cannot be taken out of one stays remembered, for another try.
-pub fn uninstall(state_dir: &Path) -> Result<Vec<(WorkloadUid, Result<(), EnrolError>)>, EnrolError> {
+pub fn uninstall(state_dir: &Path) -> Result<Vec<Released>, EnrolError> {
     let state = StateDir::open(state_dir).map_err(EnrolError::State)?;
     Ok(release_all(&state, find_and_take_up))
 }
 
-fn release_all(
-    state: &StateDir,
-    take_up: impl Fn(&Remembered) -> Result<(), EnrolError>,
-) -> Vec<(WorkloadUid, Result<(), EnrolError>)> {
+fn release_all(state: &StateDir, take_up: impl Fn(&Remembered) -> Result<(), EnrolError>) -> Vec<Released> {
     let release = |(cookie, pod): (u64, Remembered)| {
         let released = take_up(&pod).inspect(|()| state.forget(cookie));
         (pod.uid, released)

@@ -14,7 +14,7 @@ mod plumbing;
 pub mod probe;
 mod state;
 
-pub use enrol::{EnrolError, Enroller, Enrolment, Laid, Wanted, uninstall};
+pub use enrol::{EnrolError, Enroller, Enrolment, Laid, Released, Wanted, uninstall};
 pub use listeners::Listener;
 pub use mend::Mended;
 pub use namespaces::{Namespaces, Place, Teller};

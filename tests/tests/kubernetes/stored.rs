@@ -250,8 +250,8 @@ fn an_agent_that_boots_without_its_api_server_serves_and_refuses_as_before() -> 
     assert_eq!((served.ok, served.failed), (10, 0), "{served:?}");
     let told = meshctl(&a, &["status"])?;
     assert!(told.contains("KEPT ON DISK") && told.contains("the state kept on disk is in force"), "{told}");
-    assert_eq!(agent.metric("mesh_source_stored", &[])?, 1.0);
-    assert_eq!(agent.metric("mesh_source_connected", &[])?, 0.0);
+    assert_eq!(agent.metric("mesh_source_stored", &[])?.to_string(), "1");
+    assert_eq!(agent.metric("mesh_source_connected", &[])?.to_string(), "0");
     let said = agent.log();
     assert_eq!(said.matches("what was kept on disk is in force").count(), 1, "{said}");
 
@@ -267,7 +267,7 @@ fn an_agent_that_boots_without_its_api_server_serves_and_refuses_as_before() -> 
         let told = meshctl(&a, &["status"]).ok()?;
         (told.contains("connected for") && !told.contains("KEPT ON DISK")).then_some(())
     })?;
-    assert_eq!(agent.metric("mesh_source_stored", &[])?, 0.0);
+    assert_eq!(agent.metric("mesh_source_stored", &[])?.to_string(), "0");
     // Taken off the node, the state goes too.
     agent.terminate(SECONDS_30)?;
     let own = text(&a.source_state());

@@ -48,7 +48,7 @@ fn tell(notices: &mut Notices, at: &str, value: &Value) {
         State::NotYet => notices.add(Code::NotHonouredYet, at, format!("not honoured yet: {note}")),
         State::Partly | State::Honoured | State::Enrolled => match value {
             Value::Object(below) => {
-                below.iter().for_each(|(name, value)| tell(notices, &format!("{at}.{name}"), value))
+                below.iter().for_each(|(name, value)| tell(notices, &format!("{at}.{name}"), value));
             }
             _ => notices.add(Code::SettingWithoutEffect, at, *note),
         },

@@ -74,7 +74,7 @@ pub(in crate::resources) fn balancer(written: &LoadBalancer) -> Balancer {
     }
 }
 
-/// Whether new endpoints of such a balancer can get less at first: "only supported for ROUND_ROBIN and LEAST_REQUEST"
+/// Whether new endpoints of such a balancer can get less at first: "only supported for `ROUND_ROBIN` and `LEAST_REQUEST`"
 /// (`LoadBalancerSettings.warmup`), and what takes the latter's place here.
 pub(in crate::resources) const fn takes_warmup(balancer: Balancer) -> bool {
     matches!(balancer, Balancer::RoundRobin | Balancer::LeastRequest | Balancer::Unspecified)
@@ -159,6 +159,7 @@ mod tests {
 
     #[test]
     fn port_over_subset_over_host() {
+        use Balancer::{Random, RoundRobin, Unspecified};
         let max = |number: i32| json!({"tcp": {"maxConnections": number}});
         let host = policy(json!({
             "connectionPool": max(1),
@@ -174,7 +175,6 @@ mod tests {
             (settings.limits.max_connections, settings.balancer)
         };
         let (host, subset) = (Some(&host), Some(&subset));
-        use Balancer::{Random, RoundRobin, Unspecified};
         assert_eq!(read(host, None, 80), (Some(1), RoundRobin));
         assert_eq!(read(host, None, 81), (Some(2), Unspecified), "a port inherits nothing");
         assert_eq!(read(host, subset, 80), (Some(3), RoundRobin), "a subset inherits what it leaves out");
@@ -234,11 +234,11 @@ mod tests {
             connect_timeout: Some(Duration::from_millis(30)),
             keepalive: Some(Keepalive {
                 probes: Some(3),
-                time: Some(Duration::from_secs(7200)),
+                time: Some(Duration::from_hours(2)),
                 interval: Some(Duration::from_secs(75)),
             }),
-            idle_timeout: Some(Duration::from_secs(3600)),
-            max_duration: Some(Duration::from_secs(7200)),
+            idle_timeout: Some(Duration::from_hours(1)),
+            max_duration: Some(Duration::from_hours(2)),
         };
         assert_eq!(limits, wanted);
     }

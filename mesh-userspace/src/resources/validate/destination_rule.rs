@@ -88,7 +88,8 @@ fn check_balancer(wrong: &mut Mistaken, at: &str, balancer: &LoadBalancer) {
     if let Some(percent) = warmup.minimum_percent.filter(|percent| !(0.0..=100.0).contains(percent)) {
         wrong.push((format!("{at}.warmup.minimumPercent"), format!("{percent} is not from 0 to 100")));
     }
-    if let Some(aggression) = warmup.aggression.filter(|aggression| !(*aggression >= 1.0)) {
+    if let Some(aggression) = warmup.aggression.filter(|aggression| aggression.is_nan() || *aggression < 1.0)
+    {
         wrong.push((format!("{at}.warmup.aggression"), format!("{aggression} is below 1")));
     }
 }
@@ -107,9 +108,8 @@ fn check_hash(wrong: &mut Mistaken, at: &str, hash: &ConsistentHash) {
 
 /// `validateLocalityLbSetting`.
 fn check_locality(wrong: &mut Mistaken, at: &str, setting: &LocalityLbSetting) {
-    if !setting.distribute.is_empty()
-        && !(setting.failover.is_empty() && setting.failover_priority.is_empty())
-    {
+    let has_priorities = !setting.failover.is_empty() || !setting.failover_priority.is_empty();
+    if !setting.distribute.is_empty() && has_priorities {
         let reason =
             "failover or failoverPriority is there as well: shares and priorities exclude each other";
         wrong.push((format!("{at}.distribute"), reason.to_owned()));

@@ -129,10 +129,8 @@ fn naive(
                 3
             } else if client.zone != locality.zone {
                 2
-            } else if client.subzone != locality.subzone {
-                1
             } else {
-                0
+                usize::from(client.subzone != locality.subzone)
             };
             if near == 3 {
                 for (from, to) in failover {
