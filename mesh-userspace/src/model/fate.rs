@@ -4,22 +4,23 @@
 //! Invariant: a TCP backend is gone only where its endpoint, its service or what was asked for is. That routes lead elsewhere now is
 //! no reason: a change of routes is for the connections that come after it.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::OnceLock;
+use std::sync::Arc;
 
-use super::{BackendSet, Endpoint, Frontend, Protocol, Route, ServicePort, Snapshot};
+use imbl::HashMap;
 
-/// The endpoints that any service lists at a TCP port; put together when somebody asks first. A clone has to do it anew, for
-/// it may be changed.
-#[derive(Debug, Default)]
-pub struct Listed(OnceLock<HashSet<SocketAddr>>);
+use super::{BackendSet, Endpoint, Frontend, Protocol, Route, Service, ServiceName, ServicePort, Snapshot};
 
-impl Clone for Listed {
-    fn clone(&self) -> Self {
-        Self::default()
-    }
-}
+/// A port of a service, that a route leads to.
+type Led = (ServiceName, u16);
+
+/// Where routes of a TCP service port led earlier and do no more: open connections may have been sent there. It is what was
+/// before that says so; nothing else of a snapshot depends on that.
+pub type Earlier = HashMap<(ServiceName, u16), Arc<[Led]>>;
+
+/// How many are kept of a port, the newest first: connections by older ones end with their route.
+const MOST_EARLIER: usize = 64;
 
 /// How a backend stands with the service that led to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,19 +43,18 @@ impl Snapshot {
     }
 
     /// The fate of `backend`, to which a client was sent that had asked for `asked`. Both as the model has them: an IPv4
-    /// address is one, not mapped into IPv6. Costs what the service has in endpoints; for a backend that none of its routes
-    /// leads to, once a snapshot, what all services have.
+    /// address is one, not mapped into IPv6. Costs what the service, and those that it leads to, have in endpoints.
     pub fn fate(&self, asked: Frontend, backend: SocketAddr) -> Fate {
         let found = match asked.address {
             Some(address) => self.service_at(SocketAddr::new(address, asked.port), asked.protocol),
             None => self.service_at_node_port(asked.port, asked.protocol),
         };
-        let Some((_, port)) = found else { return Fate::Gone };
+        let Some((service, port)) = found else { return Fate::Gone };
         if port.routes().any(|route| draws(&route.v4, backend) || draws(&route.v6, backend)) {
             Fate::Serving
         } else if lists(&port.listed, backend)
             || port.routes().any(|route| self.is_listed_by_target(route, port, backend))
-            || (asked.protocol == Protocol::Tcp && self.lists_anywhere(backend))
+            || (asked.protocol == Protocol::Tcp && self.is_listed_by_earlier(service, port, backend))
         {
             Fate::Listed
         } else {
@@ -64,23 +64,66 @@ impl Snapshot {
 
     /// Whether a destination of a route lists the backend, whatever the subset and the weight.
     fn is_listed_by_target(&self, route: &Route, port: &ServicePort, backend: SocketAddr) -> bool {
+        let is_listed = |(service, number): (&ServiceName, u16)| {
+            self.is_listed_by(service, number, port.protocol, backend)
+        };
         route.rule.is_some()
-            && route.targets.iter().any(|target| {
-                let service = self.services.get(&target.service);
-                let port = service.and_then(|service| service.port(target.port, port.protocol));
-                port.is_some_and(|port| lists(&port.listed, backend))
-            })
+            && route.targets.iter().map(|target| (&target.service, target.port)).any(is_listed)
     }
 
-    /// Whether any service lists the backend: one that a route led to before.
-    fn lists_anywhere(&self, backend: SocketAddr) -> bool {
-        let listed = self.listed.0.get_or_init(|| {
-            let ports = self.services.values().flat_map(|service| &service.ports);
-            let tcp = ports.filter(|port| port.protocol == Protocol::Tcp);
-            tcp.flat_map(|port| &*port.listed).map(|endpoint| endpoint.address).collect()
-        });
-        listed.contains(&backend)
+    /// Whether a destination that a route of the port led to earlier lists the backend.
+    fn is_listed_by_earlier(&self, service: &Service, port: &ServicePort, backend: SocketAddr) -> bool {
+        let earlier =
+            self.earlier.get(&(service.name.clone(), port.port)).into_iter().flat_map(|led| led.iter());
+        earlier
+            .into_iter()
+            .any(|(service, number)| self.is_listed_by(service, *number, port.protocol, backend))
     }
+
+    fn is_listed_by(
+        &self,
+        service: &ServiceName,
+        number: u16,
+        protocol: Protocol,
+        backend: SocketAddr,
+    ) -> bool {
+        let port = self.services.get(service).and_then(|service| service.port(number, protocol));
+        port.is_some_and(|port| lists(&port.listed, backend))
+    }
+
+    /// A service becomes another, or goes: where its routes lead no more is kept for those who were sent there.
+    pub fn note_earlier(&mut self, old: &Service, new: Option<&Service>) {
+        for port in old.ports.iter().filter(|port| port.protocol == Protocol::Tcp) {
+            let key = (old.name.clone(), port.port);
+            let known = self.earlier.get(&key).map(Arc::clone);
+            let Some(now) = new.and_then(|new| new.port(port.port, Protocol::Tcp)) else {
+                if known.is_some() {
+                    self.earlier.remove(&key);
+                }
+                continue;
+            };
+            let now = leads(now);
+            let before = leads(port);
+            if known.is_none() && before.is_subset(&now) {
+                continue;
+            }
+            let mut led: Vec<Led> = before.difference(&now).cloned().collect();
+            let older = known.iter().flat_map(|known| known.iter());
+            led.extend(older.filter(|led| !now.contains(led) && !before.contains(led)).cloned());
+            led.truncate(MOST_EARLIER);
+            if led.is_empty() {
+                self.earlier.remove(&key);
+            } else {
+                self.earlier.insert(key, led.into());
+            }
+        }
+    }
+}
+
+/// Where the routes of a port lead.
+fn leads(port: &ServicePort) -> BTreeSet<Led> {
+    let routes = port.routes().filter(|route| route.rule.is_some());
+    routes.flat_map(|route| &route.targets).map(|target| (target.service.clone(), target.port)).collect()
 }
 
 fn draws(set: &BackendSet, backend: SocketAddr) -> bool {
@@ -235,7 +278,10 @@ mod tests {
                 .flat_map(|route| route.v4.backends())
                 .map(|backend| backend.endpoint.as_ref().unwrap().address)
                 .collect();
-            let then = routed(&after, stays);
+            let mut then = routed(&after, stays);
+            let web = ServiceName::new("shop", "web");
+            let new = Arc::clone(&then.services[&web]);
+            then.note_earlier(&first.services[&web], Some(&new));
             for backend in drawn {
                 let SocketAddr::V4(address) = backend else { unreachable!() };
                 let is_there = stays[usize::from(address.ip().octets()[3]) - 10];

@@ -27,7 +27,7 @@ pub use authorization::{
     AuthorizationPolicy, Clause, Condition, PolicyAction, PolicyName, PolicyRule, PolicyScope,
     ServiceAccountName, TextMatch, Values,
 };
-pub use fate::{Fate, Listed};
+pub use fate::{Earlier, Fate};
 pub use gateway::{CONTROLLER, ParentState, RouteCondition, RouteKind, RouteName, RouteState};
 pub use identity::{Identity, IdentityError, TrustDomain};
 pub use locality::{Group, Locality, Spread};

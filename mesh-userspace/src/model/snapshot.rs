@@ -7,7 +7,7 @@ use std::sync::Arc;
 use imbl::{HashMap, OrdMap};
 
 use super::{
-    Listed, NodeName, PeerPolicy, Policies, PolicyName, Protocol, RouteName, RouteState, Service,
+    Earlier, NodeName, PeerPolicy, Policies, PolicyName, Protocol, RouteName, RouteState, Service,
     ServiceName, ServicePort, TrustDomain, Workload, WorkloadUid,
 };
 
@@ -99,8 +99,8 @@ pub struct Snapshot {
     pub peer_policies: OrdMap<PolicyName, Arc<PeerPolicy>>,
     /// What has become of Gateway API routes with a Service for a parent.
     pub routes: OrdMap<RouteName, Arc<RouteState>>,
-    /// What any service lists, for [`Snapshot::fate`].
-    pub listed: Listed,
+    /// Where routes led earlier: [`Snapshot::note_earlier`].
+    pub earlier: Earlier,
 }
 
 impl Snapshot {

@@ -87,7 +87,11 @@ impl Translator {
                 continue;
             }
             frontends.extend(old.iter().flat_map(|old| old.frontends()));
-            if let Some(old) = old.map(|old| claimant(old))
+            let old = old.map(Arc::clone);
+            if let Some(old) = &old {
+                self.snapshot.note_earlier(old, service.as_ref());
+            }
+            if let Some(old) = old.as_ref().map(|old| claimant(old))
                 && service.as_ref().is_none_or(|new| claimant(new) != old)
             {
                 self.service_claims.set(&old, Vec::new());
