@@ -55,7 +55,7 @@ impl<'a> Foreseen<'a> {
     /// `SERVICES`, with the slots and ranges behind it.
     pub(crate) fn service(self, key: &ServiceKey) -> Option<ForeseenSet> {
         let service = self.0.frontends.get(&frontend_of(key))?;
-        let wanted = wanted(service, self.0, &self.0.node.addresses);
+        let wanted = wanted(service, self.0, &self.0.node.addresses, true);
         let frontend = wanted.frontends.get(key)?;
         let set = wanted.sets.get(&frontend.set)?;
         let installed = Installed {

@@ -540,7 +540,7 @@ fn service_table(object: &mut Object, pins: &Pins, translates: bool) -> Result<S
         None => HashMap::new(),
     };
     let sets = |installed: &_| SetTable::open(maps, installed);
-    ServiceTable::open(object.take(map::SERVICES)?, sets, addresses, previous)
+    ServiceTable::open(object.take(map::SERVICES)?, sets, addresses, previous, translates)
 }
 
 /// Removes every pin under a folder: the programs leave the cgroup and every pod with them.

@@ -32,6 +32,8 @@ pub(super) struct ServiceTable {
     sets: SetTable,
     addresses: AddressTable,
     node_addresses: Vec<IpAddr>,
+    /// Whether services are translated here.
+    translates: bool,
     installed: HashMap<ServiceKey, Installed>,
     owners: HashMap<ServiceKey, ServiceName>,
     held: HashMap<ServiceName, Held>,
@@ -55,6 +57,7 @@ impl ServiceTable {
         sets: impl FnOnce(&HashMap<ServiceKey, Installed>) -> Result<SetTable, DatapathError>,
         addresses: AddressTable,
         previous: HashMap<ServiceKey, Installed>,
+        translates: bool,
     ) -> Result<Self, DatapathError> {
         let installed: HashMap<_, _> =
             map.iter().collect::<Result<_, _>>().map_err(DatapathError::map("read", map::SERVICES))?;
@@ -67,6 +70,7 @@ impl ServiceTable {
             sets: sets(&installed)?,
             addresses,
             node_addresses: Vec::new(),
+            translates,
             installed,
             owners: HashMap::new(),
             held: HashMap::new(),
@@ -144,7 +148,7 @@ impl ServiceTable {
     /// Writes one service; its ports and addresses that went are removed.
     pub(super) fn update(&mut self, service: &Service, snapshot: &Snapshot) {
         let name = &service.name;
-        let wanted = wanted(service, snapshot, &self.node_addresses);
+        let wanted = wanted(service, snapshot, &self.node_addresses, self.translates);
         self.addresses.set(name, &wanted.addresses);
         let before = self.held.remove(name).unwrap_or_default();
         if service.external.source_ranges.is_empty() {

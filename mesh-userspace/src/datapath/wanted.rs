@@ -15,8 +15,8 @@ use mesh_common::abi::{
 
 use super::{address_of, ip_of};
 use crate::model::{
-    Backend, BackendSet, Endpoint, Frontend, Lotted, Mode, Protocol, Service, ServiceKind, ServiceName,
-    ServicePort, Snapshot, TrafficPolicy,
+    Backend, BackendSet, Endpoint, Frontend, Lotted, Mode, Protocol, RouteTarget, Service, ServiceKind,
+    ServiceName, ServicePort, Snapshot, TrafficPolicy,
 };
 
 /// Names a set of backends.
@@ -57,6 +57,7 @@ pub(super) struct WantedFrontend {
 /// All that a service wants of the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Wanted {
+    translates: bool,
     pub(super) sets: BTreeMap<SetName, WantedSet>,
     pub(super) frontends: BTreeMap<ServiceKey, WantedFrontend>,
     /// Cluster addresses, and external ones.
@@ -64,9 +65,15 @@ pub(super) struct Wanted {
 }
 
 /// What the kernel should hold for `service`: the frontends that the snapshot says are its own, and the sets behind them.
-/// A client on a node with one of `node_addresses` may come to a load balancer's address from that address itself.
-pub(super) fn wanted(service: &Service, snapshot: &Snapshot, node_addresses: &[IpAddr]) -> Wanted {
-    let mut wanted = Wanted::default();
+/// A client on a node with one of `node_addresses` may come to a load balancer's address from that address itself. `translates`:
+/// services are translated here, and not by a kube-proxy that knows nothing of routes.
+pub(super) fn wanted(
+    service: &Service,
+    snapshot: &Snapshot,
+    node_addresses: &[IpAddr],
+    translates: bool,
+) -> Wanted {
+    let mut wanted = Wanted { translates, ..Wanted::default() };
     for port in service.ports.iter().filter(|port| port.protocol != Protocol::Sctp) {
         for frontend in service.frontends_of(port) {
             let is_own = snapshot.frontends.get(&frontend).is_some_and(|owner| owner.name == service.name);
@@ -133,8 +140,12 @@ impl Wanted {
         let is_cluster_address = scope == SCOPE_ADDRESS && service.addresses.contains(&ip_of(address));
         let closed = !is_cluster_address && family(port.route(service.external.policy), v4).is_empty()
             || is_cluster_address && backends.is_empty();
-        let flags = if port.needs_agent(policy, v4) { SERVICE_CAPTURE } else { 0 }
-            | if has_strict(backends) { SERVICE_STRICT } else { 0 }
+        // What is not captured goes where kube-proxy has it: to the service's own endpoints, whatever the routes say.
+        let elsewhere = !self.translates;
+        let captures = port.needs_agent(policy, v4) || (elsewhere && is_the_mesh_s(service, port, policy));
+        let strict = has_strict(backends) || (elsewhere && port.listed.iter().any(is_strict));
+        let flags = if captures { SERVICE_CAPTURE } else { 0 }
+            | if strict { SERVICE_STRICT } else { 0 }
             | if keeps { SERVICE_MEMBERS } else { 0 }
             | if closed { SERVICE_CLOSED_OUTSIDE } else { 0 };
         let affinity_seconds = service.affinity_seconds.unwrap_or(0);
@@ -173,6 +184,17 @@ pub(super) fn frontend_of(key: &ServiceKey) -> Frontend {
 
 const fn family(route: &crate::model::Route, v4: bool) -> &BackendSet {
     if v4 { &route.v4 } else { &route.v6 }
+}
+
+/// Whether the mesh has a say in where connections to a port go, or in how they come to the endpoints that are listed: kube-proxy
+/// would send them elsewhere, or in plaintext to where they must not go so.
+fn is_the_mesh_s(service: &Service, port: &ServicePort, policy: TrafficPolicy) -> bool {
+    let route = port.route(policy);
+    let asks = |target: &RouteTarget| target.spread.is_some() || target.settings.rule.is_some();
+    service.kind == ServiceKind::ServiceEntry
+        || route.rule.is_some()
+        || route.targets.iter().any(asks)
+        || port.listed.iter().any(Endpoint::in_mesh)
 }
 
 fn has_strict(set: &BackendSet) -> bool {
@@ -259,7 +281,7 @@ mod tests {
         let mut snapshot = Snapshot::default();
         let service = Arc::new(service);
         snapshot.frontends.extend(service.frontends().map(|frontend| (frontend, Arc::clone(&service))));
-        wanted(&service, &snapshot, &["203.0.113.1".parse().unwrap()])
+        wanted(&service, &snapshot, &["203.0.113.1".parse().unwrap()], true)
     }
 
     fn flags(wanted: &Wanted, address: &str) -> u32 {
@@ -348,6 +370,33 @@ mod tests {
                 let agents = route.v4.pick(random, client).unwrap().endpoint.as_ref().unwrap();
                 assert_eq!(ip_of(slot.address), agents.address.ip(), "{client} {random}");
             }
+        }
+    }
+
+    #[test]
+    fn what_kube_proxy_would_send_elsewhere_is_captured() {
+        let flags = |translates: bool, change: fn(&mut Service)| {
+            let service = Arc::new(service(change));
+            let mut snapshot = Snapshot::default();
+            snapshot.frontends.extend(service.frontends().map(|frontend| (frontend, Arc::clone(&service))));
+            flags(&wanted(&service, &snapshot, &[], translates), "10.96.0.1")
+        };
+        let routed = |service: &mut Service| service.ports[0].route.rule = Some("default/out".into());
+        let listed_strict = |service: &mut Service| {
+            let strict = Endpoint {
+                enrolled: true,
+                mode: Mode::Strict,
+                ..Endpoint::at("10.244.1.9:8080".parse().unwrap())
+            };
+            service.ports[0].listed = Arc::new([strict]);
+        };
+        for (name, change, expected) in [
+            ("nothing is said", (|_| {}) as fn(&mut Service), 0),
+            ("a route", routed, SERVICE_CAPTURE),
+            ("a strict endpoint that no route leads to", listed_strict, SERVICE_CAPTURE | SERVICE_STRICT),
+        ] {
+            assert_eq!(flags(true, change), 0, "{name}, translated here");
+            assert_eq!(flags(false, change), expected, "{name}, left to kube-proxy");
         }
     }
 

@@ -91,7 +91,8 @@ impl ByteCounters {
 
     /// So much more went from the server to the client.
     pub fn add_to_client(&self, bytes: u64) {
-        if self.to_client.count.fetch_add(bytes, Ordering::Relaxed) == 0 {
+        // The frame that ends a stream may be empty, which is no answer.
+        if self.to_client.count.fetch_add(bytes, Ordering::Relaxed) == 0 && bytes > 0 {
             self.answered.notify_one();
         }
     }
@@ -437,6 +438,8 @@ mod tests {
         bytes.add_to_server(9);
         let mut waiting = Box::pin(bytes.answered());
         assert!(futures_util::poll!(&mut waiting).is_pending());
+        bytes.add_to_client(0);
+        assert!(futures_util::poll!(&mut waiting).is_pending(), "an end is no answer");
         bytes.add_to_client(1);
         waiting.await;
         bytes.answered().await;

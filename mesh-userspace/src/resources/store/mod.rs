@@ -246,7 +246,8 @@ impl Translator {
         match object {
             Some(object) => {
                 self.index(&reference, &object, true, dirty);
-                let notices = lint(&object, &self.snapshot.mesh.root_namespace);
+                let mut notices = lint(&object, &self.snapshot.mesh.root_namespace);
+                notices.extend(self.says_nothing(&reference, &object));
                 if !notices.is_empty() {
                     self.notices_changed = true;
                     self.object_notices.insert(reference.clone(), notices);

@@ -60,6 +60,18 @@ impl Translator {
         }
     }
 
+    /// A rule whose traffic policies are in force for nobody.
+    pub(super) fn says_nothing(&self, reference: &ObjectRef, object: &Object) -> Option<Notice> {
+        let Object::DestinationRule(rule) = object else { return None };
+        let service = resolve_host(&rule.spec.host, &reference.namespace, &self.snapshot.mesh)?;
+        let is_silent = rule.policies().next().is_some() && !self.speaks_for(reference, &service);
+        let message = format!(
+            "not honoured: traffic policies for {service} are taken from its own namespace and from {}, for clients of all namespaces",
+            self.snapshot.mesh.root_namespace
+        );
+        is_silent.then(|| Notice::new(Code::NotHonouredYet, reference, "spec.trafficPolicy", message))
+    }
+
     /// Whom grants concern: services whose routes lead into another namespace.
     pub(super) fn note_granted(&self, dirty: &mut Dirty) {
         let grants = std::mem::take(&mut dirty.grants);
@@ -229,6 +241,10 @@ impl Destinations for Translator {
             .collect();
         rules.sort_by(|(a, (left, _)), (b, (right, _))| a.cmp(b).then_with(|| left.cmp(right)));
         rules.into_iter().map(|(_, rule)| rule).collect()
+    }
+
+    fn speaks_for(&self, rule: &ObjectRef, service: &ServiceName) -> bool {
+        rule.namespace == service.namespace || rule.namespace == self.snapshot.mesh.root_namespace
     }
 
     fn locality(&self, node: &NodeName) -> Option<&Arc<Locality>> {

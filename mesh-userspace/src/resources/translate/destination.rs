@@ -1,7 +1,7 @@
 //! What `DestinationRule`s ask of a destination, put to a route's target.
 //!
 //! Which rules are in force for a service, where several name it: those of the service's own namespace, else those of the root
-//! namespace, else those of any other; of these the ones with the most specific host (the host itself before a wildcard, a longer
+//! namespace, and no others: what a tenant writes in a namespace of its own is nothing to everybody's connections. Of these the ones with the most specific host (the host itself before a wildcard, a longer
 //! wildcard before a shorter one). Istio asks the client's namespace first, but clients of all namespaces share a node's
 //! agent and its kernel. As in Istio the rules of one namespace for one host are one: the traffic policy of the oldest
 //! that has one, and all subsets. A subset that they do not name is looked for in the other rules as well.
@@ -29,7 +29,8 @@ pub(super) fn dress(
     if port.protocol != Protocol::Tcp {
         return target;
     }
-    let rules = destinations.rules(&target.service);
+    let mut rules = destinations.rules(&target.service);
+    rules.retain(|(name, _)| destinations.speaks_for(name, &target.service));
     if rules.is_empty() {
         return target;
     }

@@ -40,6 +40,10 @@ pub(in crate::resources) trait Destinations {
     /// The service that a host of a `ServiceEntry` is, for rules of a namespace: one of that namespace first, then one that is
     /// exported to it. `None` for hosts that Kubernetes Services have. Who asks depends on [`any_entry`] of the host.
     fn entry_host(&self, host: &str, namespace: &str) -> Option<ServiceName>;
+    /// Whether what a `DestinationRule` asks of connections to a service holds for all of them: it is of the service's namespace or of
+    /// the root namespace. One of another namespace is for the clients there, in Istio, of which a node's agent and kernel know
+    /// nothing; its subsets may be routed to all the same.
+    fn speaks_for(&self, rule: &ObjectRef, service: &ServiceName) -> bool;
     /// Whether a `ReferenceGrant` lets a route of another namespace lead to a service.
     fn is_granted(&self, route: &ObjectRef, to: &ServiceName) -> bool;
     /// The node for whose clients the service is translated.

@@ -87,7 +87,7 @@ fn what_is_asked_is_that_of_the_rule_in_force() {
             Some(1),
         ),
         ("else the root namespace", exact("istio-system", 2) + &exact("other", 3), Some(2)),
-        ("else any", exact("other", 3), Some(3)),
+        ("and of no other", exact("other", 3), None),
         (
             "the host before a wildcard",
             exact("shop", 1) + &wild("shop", "w", "*.shop.svc.cluster.local", 4),
