@@ -19,6 +19,7 @@ use crate::datapath::Stayer;
 use crate::model::{Endpoint, Maglev, Protocol, Snapshot};
 use crate::policy::authorization::Refusal;
 use crate::proxy::ask::Ask;
+use crate::proxy::copy::broke;
 use crate::proxy::establish::{Client, Establish};
 use crate::proxy::forward::{Forward, Upstream, UpstreamError};
 use crate::proxy::inbound::{self, DeliveryError};
@@ -89,6 +90,10 @@ async fn serve(worker: &Worker, entry: &Entry, client: TcpStream) {
     let establish = Establish { worker, client: &arrived, ask: &ask, route: ask.route, asked, source };
     let connected = tokio::select! {
         connected = establish.run() => connected,
+        () = broke(&client) => {
+            establish.fail(&UpstreamError::ClientLeft);
+            None
+        }
         () = entry.cut() => None,
     };
     // A connection may last for days; the state of the mesh that it was routed by need not.

@@ -180,12 +180,17 @@ impl RouteActions {
 /// `retries`, a connection at a time: on another endpoint, before a byte was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retries {
-    /// Tries after the first; 0: none.
+    /// Tries after the first, at most [`Self::MOST`]; 0: none.
     pub attempts: u32,
     /// `perTryTimeout`.
     pub per_try: Option<Duration>,
     /// `backoff`: before the first retry at most; it doubles, with jitter.
     pub backoff: Duration,
+}
+
+impl Retries {
+    /// More tries after the first there are not, whatever is written: a client must hear of its failure some day.
+    pub const MOST: u32 = 25;
 }
 
 impl Default for Retries {

@@ -7,6 +7,10 @@
 //! The target of the route is drawn once; another try is at another endpoint of it, so that a split keeps its shares and what fails in one
 //! part of it does not vanish in another. The first retry goes to another endpoint at once, since most of what fails says so at
 //! once; those after it wait. Retries have a budget. A refusal by policy is never retried.
+//!
+//! All of it has an end, with or without a `timeout` of the route: there are at most [`Retries::MOST`] tries after the first, a try
+//! lasts for `connectTimeout` (10 s), and before a retry there are waits of at most 31 × `backoff`: ten for itself, 21 for its room
+//! in the budget. Whoever calls ends it as soon as the client has reset.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -20,7 +24,7 @@ use super::copy::NoTap;
 use super::forward::{CONNECT_DEADLINE, Upstream, UpstreamError, carry, note_failure};
 use super::mirror::Mirrors;
 use super::worker::Worker;
-use crate::balance::{Looked, Picked, Place, Retrying, backoff, target};
+use crate::balance::{Failure, Looked, Picked, Place, Retrying, backoff, target};
 use crate::datapath::{Stay, Stayer};
 use crate::model::{Endpoint, Retries, Route, RouteTarget};
 use crate::telemetry::{ConnectionRecord, Outcome, RetryResult};
@@ -144,7 +148,9 @@ impl<C: Client> Establish<'_, C> {
             };
             self.note_retry(&mut tries, RetryResult::Failed);
             place.leave_endpoint();
-            tries.failed.push(picked.endpoint.address);
+            if !tries.failed.contains(&picked.endpoint.address) {
+                tries.failed.push(picked.endpoint.address);
+            }
             next = self.another(&looked, &mut tries, &error, deadline).await;
             let again = next.is_some();
             tracing::debug!(
@@ -214,8 +220,10 @@ impl<C: Client> Establish<'_, C> {
         let per_try = self.route.actions.retries.and_then(|retries| retries.per_try);
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let within = settings.limits.connect_timeout.unwrap_or(CONNECT_DEADLINE);
-        let within = [per_try, left].into_iter().flatten().fold(within, Duration::min);
+        let own = per_try.map_or(within, |per_try| per_try.min(within));
+        let within = left.map_or(own, |left| left.min(own));
         place.at(picked);
+        let began = Instant::now();
         let result = self.client.connect(picked.endpoint, within).await;
         match &result {
             Ok(upstream) => {
@@ -226,7 +234,10 @@ impl<C: Client> Establish<'_, C> {
             }
             Err(error) => {
                 note_failure(self.worker, error);
-                if let Some(failure) = error.failure() {
+                let failure = error.failure();
+                if let Some(failure) =
+                    failure.filter(|&failure| is_its_own(failure, own, left, began.elapsed()))
+                {
                     place.failed(failure);
                 }
             }
@@ -311,5 +322,32 @@ impl<C: Client> Establish<'_, C> {
     /// The connection goes to no endpoint.
     pub(crate) fn fail(&self, error: &UpstreamError) {
         self.client.open(None, None).fail(error.outcome(), error);
+    }
+}
+
+/// Whether a failure of a try says something of the endpoint: one that took less time than it has (`own`) did not fail where
+/// nothing was `left` of the route's `timeout`.
+fn is_its_own(failure: Failure, own: Duration, left: Option<Duration>, took: Duration) -> bool {
+    failure != Failure::Timeout || left.is_none_or(|left| left >= own || took < left)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_of_the_routes_timeout_is_not_the_endpoints_fault() {
+        let seconds = Duration::from_secs;
+        for (name, failure, left, took, expected) in [
+            ("no timeout of the route's", Failure::Timeout, None, 10, true),
+            ("enough was left", Failure::Timeout, Some(10), 10, true),
+            ("less was left", Failure::Timeout, Some(1), 1, false),
+            ("nothing was left", Failure::Timeout, Some(0), 0, false),
+            ("it was out of time before", Failure::Timeout, Some(7), 5, true),
+            ("it said no", Failure::Connect, Some(1), 1, true),
+        ] {
+            let is_its_own = is_its_own(failure, seconds(10), left.map(seconds), seconds(took));
+            assert_eq!(is_its_own, expected, "{name}");
+        }
     }
 }

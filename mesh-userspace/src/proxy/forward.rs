@@ -51,6 +51,8 @@ pub(crate) enum UpstreamError {
     Loop(SocketAddr),
     #[error("{service}: {overflow}")]
     Overflow { service: String, overflow: Overflow },
+    #[error("the client left before it was connected")]
+    ClientLeft,
 }
 
 impl UpstreamError {
@@ -61,6 +63,7 @@ impl UpstreamError {
             Self::NoEndpoint(_) => Outcome::NoEndpoint,
             Self::OutOfRange(_) => Outcome::RefusedPolicy,
             Self::Overflow { .. } => Outcome::Overflow,
+            Self::ClientLeft => Outcome::ResetByClient,
             Self::Delivery(error) => error.outcome(),
             Self::Tunnel { source, .. } => match source {
                 ClientError::Tls(_) | ClientError::Alert(_) => Outcome::TlsFailed,
@@ -81,7 +84,7 @@ impl UpstreamError {
             Self::Connect { .. } | Self::Timeout(_) | Self::Loop(_) => true,
             Self::Tunnel { source, .. } => source.is_retryable(),
             Self::Delivery(error) => error.is_retryable(),
-            Self::NoEndpoint(_) | Self::OutOfRange(_) | Self::Overflow { .. } => false,
+            Self::NoEndpoint(_) | Self::OutOfRange(_) | Self::Overflow { .. } | Self::ClientLeft => false,
         }
     }
 
@@ -108,7 +111,8 @@ impl UpstreamError {
             | Self::NoEndpoint(_)
             | Self::OutOfRange(_)
             | Self::Loop(_)
-            | Self::Overflow { .. } => None,
+            | Self::Overflow { .. }
+            | Self::ClientLeft => None,
         }
     }
 }

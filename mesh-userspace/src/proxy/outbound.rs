@@ -8,9 +8,9 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::ask::Ask;
-use super::copy::NoTap;
+use super::copy::{NoTap, broke};
 use super::establish::{Client, Establish, Established};
-use super::fault::{self, Fault};
+use super::fault::Fault;
 use super::forward::{CONNECT_DEADLINE, Forward, Upstream, UpstreamError, carry, note_failure};
 use super::mirror::{Mirrors, Source};
 use super::record::{party, service_at};
@@ -20,7 +20,7 @@ use super::{Pod, inbound, sni, upstream};
 use crate::datapath::Stayer;
 use crate::model::{Connecting, Endpoint, Service, Snapshot, Workload};
 use crate::socket::{canonical, reset_on_close};
-use crate::telemetry::{ConnectionRecord, Direction, OpenedConnection, Reporter, Security};
+use crate::telemetry::{ConnectionRecord, Direction, OpenedConnection, Outcome, Reporter, Security};
 
 /// Serves one captured connection to its end.
 pub(super) async fn serve(worker: &Worker, pod: &Arc<Pod>, client: TcpStream) {
@@ -50,12 +50,17 @@ pub(super) async fn serve(worker: &Worker, pod: &Arc<Pod>, client: TcpStream) {
         let injected = fault.inject(worker, &client, pod.cut()).await;
         captured = Captured { server_name, delayed: injected.delayed, ..Captured::now(accepted) };
         if let Some(end) = injected.end {
-            captured.fail_injected(end);
+            captured.fail(end.outcome(), &end);
             return reset_on_close(&client);
         }
     }
     let connected = tokio::select! {
         connected = captured.connect() => connected,
+        () = broke(&client) => {
+            let error = UpstreamError::ClientLeft;
+            captured.fail(error.outcome(), &error);
+            None
+        }
         () = pod.cut() => None,
     };
     let mirrors = match &connected {
@@ -172,11 +177,11 @@ impl<'a> Captured<'a> {
         ask.map_or_else(Fault::default, |ask| Fault::of(&ask.route.actions, &self.worker.chance))
     }
 
-    /// A fault ended it.
-    fn fail_injected(&self, end: fault::Ended) {
+    /// It ended before it was connected.
+    fn fail(&self, outcome: Outcome, error: &(dyn std::error::Error + 'static)) {
         let service = self.ask().map(|ask| Arc::clone(ask.service));
         let destination = Destination { address: self.asked, workload: None, service };
-        self.open(&destination, Security::Unknown).fail(end.outcome(), &end);
+        self.open(&destination, Security::Unknown).fail(outcome, error);
     }
 
     /// Begins the copies that its route asks for.

@@ -82,7 +82,7 @@ async fn both(
 }
 
 /// Returns once the socket has an error.
-pub(super) async fn broke(stream: &TcpStream) {
+pub(crate) async fn broke(stream: &TcpStream) {
     // An error of the runtime itself means that it is being shut down.
     while stream.ready(Interest::ERROR).await.is_ok_and(|ready| !ready.is_error()) {}
 }

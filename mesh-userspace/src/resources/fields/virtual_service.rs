@@ -57,7 +57,11 @@ pub(super) const FIELDS: &[Field] = &[
     field("spec.http[].delegate", NotYet, "the routes of the other VirtualService are not taken in"),
     field("spec.http[].rewrite", Layer7, UNCHANGED),
     field("spec.http[].timeout", Enrolled, "for the connection to be established, all tries together"),
-    field("spec.http[].retries.attempts", Enrolled, "on another endpoint, before a byte was sent"),
+    field(
+        "spec.http[].retries.attempts",
+        Enrolled,
+        "at most 25; on another endpoint, before a byte was sent",
+    ),
     field("spec.http[].retries.perTryTimeout", Enrolled, "for one try to be established"),
     field("spec.http[].retries.backoff", Enrolled, "before the first retry at most; it doubles, with jitter"),
     field(

@@ -33,7 +33,7 @@ pub(in crate::resources) fn actions(entry: &RouteEntry) -> RouteActions {
 fn retries(written: &HttpRetry) -> Retries {
     let otherwise = Retries::default();
     Retries {
-        attempts: u32::try_from(written.attempts).unwrap_or_default(),
+        attempts: u32::try_from(written.attempts).unwrap_or_default().min(Retries::MOST),
         per_try: written.per_try_timeout.as_deref().and_then(read),
         backoff: written.backoff.as_deref().and_then(read).unwrap_or(otherwise.backoff),
     }
@@ -92,9 +92,13 @@ mod tests {
         let (second, half) = (Duration::from_secs(1), Share::percent(50.0));
         let nothing = RouteActions::default;
         let retries = |attempts| Retries { attempts, ..Retries::default() };
-        let cases: [(&str, RouteActions); 12] = [
+        let cases: [(&str, RouteActions); 13] = [
             ("{}", nothing()),
             (r#"{"timeout": "1s"}"#, RouteActions { timeout: Some(second), ..nothing() }),
+            (
+                r#"{"retries": {"attempts": 1000000}}"#,
+                RouteActions { retries: Some(retries(25)), ..nothing() },
+            ),
             (r#"{"retries": {"attempts": 0}}"#, RouteActions { retries: Some(retries(0)), ..nothing() }),
             (
                 r#"{"retries": {"attempts": 5, "perTryTimeout": "1s", "retryOn": "5xx"}}"#,
