@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Writes a file aside and puts it in place, so that nobody ever sees a part of it. The name aside ends in `.new`, which no
 /// runtime takes for a configuration.
@@ -17,8 +17,8 @@ pub(crate) fn replace_with(
     mode: u32,
     write: impl FnOnce(&mut File) -> io::Result<()>,
 ) -> io::Result<()> {
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
-    let aside = path.with_file_name(format!(".{name}.new"));
+    path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let aside = aside(path);
     // One that a process left behind may have another mode, or be another's.
     match fs::remove_file(&aside) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -35,6 +35,11 @@ pub(crate) fn replace_with(
         let _ = fs::remove_file(&aside);
     }
     written
+}
+
+/// Where a file is written before it is put in place: what a process that was killed meanwhile has left.
+pub(crate) fn aside(path: &Path) -> PathBuf {
+    path.with_file_name(format!(".{}.new", path.file_name().unwrap_or_default().to_string_lossy()))
 }
 
 /// Makes the folder that a file is to be in (0700), if it is missing.

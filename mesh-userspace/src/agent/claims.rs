@@ -6,11 +6,12 @@
 //! system, named by their inodes. So two agents meet whichever of the four they share. The kernel releases the locks however
 //! the process ends.
 
+use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -29,19 +30,21 @@ const OWN_NETNS: &str = "/proc/thread-self/ns/net";
 
 /// How often an agent that stands by looks whether the one before has ended.
 const LOOK: Duration = Duration::from_millis(50);
+/// How often it asks the kernel which one that is: for that all locks of the node are read.
+const ASK: Duration = Duration::from_secs(10);
 
 /// Why something cannot be claimed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {
     /// Another agent has it.
-    #[error("another agent{} runs with the {what} {}: one agent a node; stop it first", pid(*holder), path.display())]
+    #[error("another agent{} runs with the {what} {}: one agent a node; stop it first", locked, path.display())]
     Running {
         /// What both want.
         what: &'static str,
         /// Where it is.
         path: PathBuf,
-        /// Process id of the other, where the kernel tells.
-        holder: Option<u32>,
+        /// What the other has locked.
+        locked: Locked,
     },
     /// It cannot be made or opened.
     #[error("cannot use the {what} {}", path.display())]
@@ -56,8 +59,35 @@ pub enum ClaimError {
     },
 }
 
-fn pid(holder: Option<u32>) -> String {
-    holder.map(|pid| format!(" (pid {pid})")).unwrap_or_default()
+/// A file that another process has locked, as `/proc/locks` names it. Who that is is asked when it is said.
+#[derive(Debug)]
+pub struct Locked(Option<String>);
+
+impl Locked {
+    fn of(file: &File) -> Self {
+        Self(file.metadata().ok().map(|held| {
+            let (major, minor) = (libc::major(held.dev()), libc::minor(held.dev()));
+            format!("{major:02x}:{minor:02x}:{}", held.ino())
+        }))
+    }
+
+    /// Process id of who holds the lock (`proc_locks(5)`); a process of another pid namespace is not told.
+    fn holder(&self) -> Option<u32> {
+        let file = self.0.as_ref()?;
+        let locks = fs::read_to_string("/proc/locks").ok()?;
+        locks.lines().find_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            // 1: FLOCK  ADVISORY  WRITE 708 08:01:2491 0 EOF
+            let [_, "FLOCK", _, _, pid, locked, ..] = fields[..] else { return None };
+            (locked == file).then(|| pid.parse().ok().filter(|pid| *pid != 0))?
+        })
+    }
+}
+
+impl fmt::Display for Locked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.holder().map_or(Ok(()), |pid| write!(f, " (pid {pid})"))
+    }
 }
 
 /// What this process has to itself until it ends or drops this.
@@ -83,14 +113,18 @@ impl Claims {
     /// Claims what an agent changes once no other agent has any of it. It holds nothing while it waits, so two that wait do
     /// not keep each other from it.
     pub(super) fn awaited(places: &Places, cgroup: &Path) -> Result<Self, ClaimError> {
-        let mut told = None;
+        let (mut asked, mut told) = (None::<Instant>, None);
         loop {
             match Self::of_agent(places, cgroup) {
-                Err(ClaimError::Running { what, path, holder }) => {
-                    if told != Some(holder) {
-                        let (pid, path) = (holder.unwrap_or(0), path.display());
-                        tracing::info!(pid, what, %path, "standing by: another agent runs on this node");
-                        told = Some(holder);
+                Err(ClaimError::Running { what, path, locked }) => {
+                    if asked.is_none_or(|asked| asked.elapsed() >= ASK) {
+                        asked = Some(Instant::now());
+                        let holder = locked.holder();
+                        if told != Some(holder) {
+                            let (pid, path) = (holder.unwrap_or(0), path.display());
+                            tracing::info!(pid, what, %path, "standing by: another agent runs on this node");
+                            told = Some(holder);
+                        }
                     }
                     std::thread::sleep(LOOK);
                 }
@@ -119,12 +153,13 @@ impl Claims {
         let Some(folder) = &self.folder else { return };
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
             let Ok(file) = File::open(entry.path()) else { continue };
-            // Where another holds it, or this does: whoever opened it before it went looks again.
-            let is_free = Flock::lock(file, FlockArg::LockExclusiveNonblock).is_ok();
-            if is_free || entry.file_name().to_str() == netns_name().as_deref() {
+            // Held until it is gone: whoever opened it before that cannot have it, or looks again.
+            let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+            if lock.is_ok() || entry.file_name().to_str() == netns_name().as_deref() {
                 // One that is gone is as it should be.
                 let _ = fs::remove_dir(entry.path());
             }
+            drop(lock);
         }
         // One that holds somebody's claim stays.
         let _ = fs::remove_dir(folder);
@@ -181,7 +216,8 @@ fn inode(what: &'static str, path: &Path, folder: Option<&Path>) -> Result<Optio
 }
 
 /// Makes a folder that root alone can open. What somebody else has put in its place goes: a BPF file system may let anybody
-/// make folders in its root.
+/// make folders in its root. A folder gets another name, as root may always do in its own; removing what is in it may take
+/// `CAP_DAC_OVERRIDE`.
 fn private(path: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -194,7 +230,12 @@ fn private(path: &Path) -> io::Result<()> {
         return Ok(());
     }
     if found.is_dir() {
-        fs::remove_dir_all(path)?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        // A BPF file system takes no dots in names.
+        let aside = path.with_file_name(format!("{name}-foreign-{:016x}", fastrand::u64(..)));
+        fs::rename(path, &aside)?;
+        // Where it can be.
+        let _ = fs::remove_dir_all(aside);
     } else {
         fs::remove_file(path)?;
     }
@@ -238,22 +279,8 @@ fn pins(path: &Path) -> Result<Option<Flock<File>>, ClaimError> {
 
 fn claim(what: &'static str, path: &Path, file: File) -> Result<Flock<File>, ClaimError> {
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(file, errno)| match errno {
-        Errno::EWOULDBLOCK => ClaimError::Running { what, path: path.to_owned(), holder: holder(&file) },
+        Errno::EWOULDBLOCK => ClaimError::Running { what, path: path.to_owned(), locked: Locked::of(&file) },
         errno => ClaimError::Folder { what, path: path.to_owned(), source: errno.into() },
-    })
-}
-
-/// Who holds the lock on a file (`proc_locks(5)`); a process of another pid namespace is not told.
-fn holder(file: &File) -> Option<u32> {
-    let held = file.metadata().ok()?;
-    let (major, minor) = (libc::major(held.dev()), libc::minor(held.dev()));
-    let file = format!("{major:02x}:{minor:02x}:{}", held.ino());
-    let locks = fs::read_to_string("/proc/locks").ok()?;
-    locks.lines().find_map(|line| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        // 1: FLOCK  ADVISORY  WRITE 708 08:01:2491 0 EOF
-        let [_, "FLOCK", _, _, pid, locked, ..] = fields[..] else { return None };
-        (locked == file).then(|| pid.parse().ok().filter(|pid| *pid != 0))?
     })
 }
 
@@ -340,6 +367,27 @@ mod tests {
         ));
         drop(held);
         drop(Claims::of_agent(&elsewhere, &cgroup).unwrap());
+    }
+
+    #[test]
+    fn a_folder_that_somebody_has_put_there_and_cannot_be_removed_is_put_aside() {
+        use nix::mount::{MsFlags, mount};
+
+        let dir = own_bpffs();
+        let (bpf, cgroup) = (dir.path().join("bpf"), dir.path().join("cgroup"));
+        fs::create_dir(&cgroup).unwrap();
+        let busy = bpf.join(CLAIMS).join("x");
+        fs::create_dir_all(&busy).unwrap();
+        mount(Some("none"), &busy, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        std::os::unix::fs::chown(bpf.join(CLAIMS), Some(1000), Some(1000)).unwrap();
+        let places = Places {
+            bpffs: bpf.join("pins"),
+            state_dir: dir.path().join("state"),
+            source_state: dir.path().join("source"),
+        };
+        drop(Claims::of_agent(&places, &cgroup).unwrap());
+        assert_eq!(fs::metadata(bpf.join(CLAIMS)).unwrap().uid(), 0);
+        assert!(!busy.exists());
     }
 
     /// A folder with a BPF file system in it, for this thread, in a network namespace of its own: tests share the others.

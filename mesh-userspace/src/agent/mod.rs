@@ -70,6 +70,7 @@ use crate::datapath::{
     self, CounterReader, Datapath, DatapathConfig, DatapathError, FlowEvents, Lifeline, check,
 };
 use crate::external::{self, ExternalError};
+use crate::file::aside;
 use crate::identity::ca::CaClientError;
 use crate::identity::{AuthorityError, CertificateState, CertificateStore, RotateError};
 use crate::kubernetes::{self, KubernetesError};
@@ -341,7 +342,9 @@ pub fn uninstall(config: &UninstallConfig) -> Result<(), AgentError> {
     }
     remove_state(&places.state_dir);
     // One that is not there, or a folder that holds something else, is as it should be.
-    let _ = fs::remove_file(&places.source_state);
+    for file in [&places.source_state, &aside(&places.source_state)] {
+        let _ = fs::remove_file(file);
+    }
     let _ = places.source_state.parent().map(fs::remove_dir);
     claims.remove();
     Ok(())
@@ -470,7 +473,6 @@ async fn serve(
                 () = told.end() => tracing::warn!("told twice: ending at once"),
             }
         }
-        stop.send_replace(true);
         Ok(())
     };
     let result = tokio::select! {
@@ -478,6 +480,8 @@ async fn serve(
         // None of these ends before `ended` does.
         ((), (), (), (), ()) = async { tokio::join!(api, metrics, proxy, flush, certificates.run()) } => Ok(()),
     };
+    // However it ended: what reads from the API server ends, and keeps what it knows.
+    stop.send_replace(true);
     kept(source).await;
     result
 }

@@ -26,7 +26,8 @@ pub struct Need {
 ///
 /// `CAP_SYS_ADMIN`, without which no process enters a namespace, holds all that `CAP_BPF` and `CAP_PERFMON` allow
 /// (`bpf_capable()`, `perfmon_capable()`).
-const CAPABILITIES: [(u32, &str, &str); 3] = [
+const CAPABILITIES: [(u32, &str, &str); 4] = [
+    (10, "CAP_NET_BIND_SERVICE", "addresses of UDP services and clients with ports below 1024"),
     (12, "CAP_NET_ADMIN", "rules, routes, socket marks and transparent sockets in pods"),
     (19, "CAP_SYS_PTRACE", "namespaces of processes of other users"),
     (21, "CAP_SYS_ADMIN", "entering network namespaces, loading programs and maps"),

@@ -200,7 +200,7 @@ impl Enroller {
         let remembered: Vec<Result<_, EnrolError>> = wanted
             .iter()
             .zip(looked)
-            .map(|(wanted, looked)| self.accept(wanted, looked?, &mut held))
+            .map(|(wanted, looked)| self.accept(datapath, wanted, looked?, &mut held))
             .collect();
         // Inside the namespaces, several at a time.
         let prepared = each(remembered, |remembered| {
@@ -239,6 +239,7 @@ impl Enroller {
     /// Whether a namespace can be this pod's; if so it is remembered, before anything in it changes.
     fn accept(
         &mut self,
+        datapath: &mut Datapath,
         wanted: &Wanted,
         looked: Looked,
         held: &mut Vec<u64>,
@@ -259,6 +260,12 @@ impl Enroller {
         }
         if let Some(&address) = addresses.iter().find(|address| !looked.present.contains(address)) {
             return Err(EnrolError::Address { path: place.path.clone(), address });
+        }
+        // What was closed under its name and never enrolled would keep its addresses from it.
+        for earlier in self.earlier(&workload.uid, cookie, held) {
+            // What cannot be taken back stays remembered: it is tried again, and told, when strays are released.
+            let _ = self.take_back(datapath, &earlier, None);
+            self.disown(earlier.cookie, &earlier.steered);
         }
         let other = |address: &IpAddr| self.owners.get(address).is_some_and(|owner| *owner != cookie);
         if let Some(&address) = addresses.iter().find(|address| other(address)) {
@@ -281,6 +288,13 @@ impl Enroller {
         self.owners.extend(remembered.steered.iter().map(|address| (*address, cookie)));
         held.push(cookie);
         Ok((looked, remembered))
+    }
+
+    /// The namespaces in which a pod of this name was before it came to be in this one, and that nobody holds.
+    fn earlier(&self, uid: &WorkloadUid, cookie: u64, held: &[u64]) -> Vec<Remembered> {
+        let is_earlier =
+            |pod: &&Remembered| pod.uid == *uid && pod.cookie != cookie && !held.contains(&pod.cookie);
+        self.remembered.values().filter(is_earlier).cloned().collect()
     }
 
     /// Writes the maps for a prepared namespace, what steers to the agent last.
@@ -329,13 +343,19 @@ impl Enroller {
         Ok(())
     }
 
-    /// The listeners are being accepted from: from here on the pod's connections are captured.
+    /// The listeners are being accepted from: from here on the pod's connections are captured. None are where that fails: an
+    /// earlier agent's capture ends with it.
     pub fn begin_capture(
         &mut self,
         datapath: &mut Datapath,
         enrolment: &Enrolment,
     ) -> Result<(), EnrolError> {
-        Ok(datapath.add_pod(enrolment.cookie, enrolment.id, enrolment.addresses.first().copied())?)
+        let first = enrolment.addresses.first().copied();
+        if let Err(error) = datapath.add_pod(enrolment.cookie, enrolment.id, first) {
+            datapath.remove_pod(enrolment.cookie)?;
+            return Err(error.into());
+        }
+        Ok(())
     }
 
     /// Nothing new is captured or steered; what the agent carries goes on for as long as the rules stay.
@@ -513,8 +533,10 @@ fn prepare((looked, remembered): &(Looked, Remembered)) -> Result<(Monitor, Vec<
     })
 }
 
-/// Refuses what comes to strict ports of a pod that nothing is laid in. The node's own processes pass.
+/// Refuses what comes to strict ports of a pod that nothing is laid in. The node's own processes pass. What an earlier agent
+/// captured goes as it would without a mesh: nobody accepts it.
 fn close(datapath: &mut Datapath, wanted: &Wanted, remembered: &Remembered) -> Result<(), EnrolError> {
+    datapath.remove_pod(remembered.cookie)?;
     let looked = look(&wanted.place)?;
     if looked.netns.cookie() != remembered.cookie {
         return Err(EnrolError::Taken(wanted.place.path.clone()));
@@ -605,21 +627,41 @@ pub(super) fn present() -> io::Result<Vec<IpAddr>> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_pod_that_cannot_be_released_keeps_no_other_from_it_and_stays_remembered() {
-        let dir = tempfile::tempdir().unwrap();
-        let state = StateDir::open(dir.path()).unwrap();
-        let pod = |cookie: u64| Remembered {
-            uid: WorkloadUid::pod("default", &cookie.to_string()),
+    fn pod(name: &str, cookie: u64) -> Remembered {
+        Remembered {
+            uid: WorkloadUid::pod("default", name),
             netns: format!("/var/run/netns/{cookie}").into(),
             cookie,
             addresses: Vec::new(),
             steered: Vec::new(),
             before: serde_json::from_str(r#"{"sysctls": [false, false, false]}"#).unwrap(),
             inode: 0,
+        }
+    }
+
+    #[test]
+    fn a_pod_that_was_closed_gives_way_to_the_next_one_of_its_name_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut enroller = Enroller::open(dir.path()).unwrap();
+        for (name, cookie) in [("web", 1), ("web", 2), ("other", 3)] {
+            enroller.remember(&pod(name, cookie)).unwrap();
+        }
+        let earlier = |name: &str, cookie, held: &[u64]| -> Vec<u64> {
+            let earlier = enroller.earlier(&WorkloadUid::pod("default", name), cookie, held);
+            earlier.iter().map(|pod| pod.cookie).collect()
         };
+        assert_eq!(earlier("web", 4, &[]), [1, 2]);
+        assert_eq!(earlier("web", 2, &[]), [1], "itself is taken over");
+        assert_eq!(earlier("web", 4, &[1]), [2], "one that is enrolled has to leave first");
+        assert!(earlier("new", 4, &[]).is_empty());
+    }
+
+    #[test]
+    fn a_pod_that_cannot_be_released_keeps_no_other_from_it_and_stays_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
         for cookie in 1..=3 {
-            state.save(&pod(cookie)).unwrap();
+            state.save(&pod(&cookie.to_string(), cookie)).unwrap();
         }
         let fails = |pod: &Remembered| {
             if pod.cookie == 2 { Err(EnrolError::NotFound(pod.uid.clone())) } else { Ok(()) }

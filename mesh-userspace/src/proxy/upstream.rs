@@ -42,14 +42,19 @@ pub(super) async fn deliver(
         let port = ports.next().unwrap_or_else(|| fastrand::u16(FREE_PORTS));
         let from = SocketAddr::new(from.ip(), port);
         match deliver_from(netns, from, to, admit).await {
-            Err(error) if is_taken(&error) && ports.peek().is_some() => {}
+            Err(error) if is_taken(&error, port) && ports.peek().is_some() => {}
             result => return result,
         }
     }
 }
 
-fn is_taken(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
+/// Whether another port may do. One below 1024 takes `CAP_NET_BIND_SERVICE`, or a lower `ip_unprivileged_port_start`.
+fn is_taken(error: &io::Error, port: u16) -> bool {
+    match error.kind() {
+        io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable => true,
+        io::ErrorKind::PermissionDenied => port < FREE_PORTS.start,
+        _ => false,
+    }
 }
 
 async fn deliver_from(
@@ -72,4 +77,24 @@ fn transparent(from: SocketAddr, to: SocketAddr) -> io::Result<Socket> {
     socket.set_reuse_address(true)?;
     socket.bind(&from.into())?;
     Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_is_taken_or_not_allowed_is_no_reason_to_give_up() {
+        let cases = [
+            (libc::EADDRINUSE, 40000, true),
+            (libc::EADDRNOTAVAIL, 40000, true),
+            (libc::EACCES, 1023, true),
+            (libc::EACCES, 1024, false),
+            (libc::ECONNREFUSED, 1023, false),
+        ];
+        for (errno, port, wanted) in cases {
+            let error = io::Error::from_raw_os_error(errno);
+            assert_eq!(is_taken(&error, port), wanted, "{error} with port {port}");
+        }
+    }
 }

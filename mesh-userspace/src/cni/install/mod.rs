@@ -25,7 +25,7 @@ use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use self::contest::Contest;
 use self::list::{Candidate, OWN, Wanted, is_candidate, wanted};
 use super::{PLUGIN, PluginConfig};
-use crate::file::{copy_file, replace_file};
+use crate::file::{aside, copy_file, replace_file};
 
 /// How long something must be the case that looks like a file being replaced: a configuration that is gone or cannot be
 /// read.
@@ -343,10 +343,6 @@ pub fn forget(state_file: &Path) -> Result<(), InstallError> {
         let _ = fs::remove_dir(folder);
     }
     Ok(())
-}
-
-fn aside(path: &Path) -> PathBuf {
-    path.with_file_name(format!(".{}.new", path.file_name().unwrap_or_default().to_string_lossy()))
 }
 
 fn remove(path: &Path) -> Result<(), InstallError> {

@@ -104,7 +104,7 @@ async fn follow(
     }
     drop(sender);
     let url: Arc<str> = config.cluster_url.to_string().trim_end_matches('/').into();
-    let owner = Owner::new(&node, &url);
+    let owner = Owner::new(&node, &url, config.root_cert.as_deref());
     let mut collector = Collector::new(Origin::ApiServer(url), Arc::clone(&state));
     let mut keeper =
         Keeper::new(file.as_ref().map(|file| file.path.clone()), owner.clone(), Arc::clone(&state));

@@ -16,6 +16,7 @@ use flate2::Compression;
 use flate2::bufread::GzDecoder;
 use flate2::write::GzEncoder;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use super::kinds::WATCHED;
 use crate::file::{make_parent, replace_with};
@@ -23,7 +24,9 @@ use crate::model::NodeName;
 use crate::resources::Object;
 
 /// Counts up when the lines come to mean something else; a test notices where the objects do.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+/// Oldest state that is taken: the addresses in an older one may long be others'.
+const MAX_AGE: Duration = Duration::from_hours(24);
 /// Largest file, in bytes. 50,000 pods with their services and endpoints come to a few MiB.
 const MAX_FILE: u64 = 128 << 20;
 /// Most text in it, in bytes.
@@ -54,6 +57,9 @@ pub(super) struct Owner {
     agent: String,
     node: String,
     api_server: String,
+    /// Digest of the roots that it is known by: clusters may have the same address for it.
+    #[serde(default)]
+    roots: String,
     watches: Vec<String>,
 }
 
@@ -81,6 +87,8 @@ pub(super) enum StoredError {
     Public,
     #[error("is larger than {} MiB", MAX_FILE >> 20)]
     TooLarge,
+    #[error("is too old: {} hours", .0.as_secs() / 3600)]
+    TooOld(Duration),
     #[error("is of another {0}")]
     Foreign(&'static str),
     #[error("is spoilt: {0}")]
@@ -88,13 +96,14 @@ pub(super) enum StoredError {
 }
 
 impl Owner {
-    /// Of the agent on `node` that follows `api_server`.
-    pub(super) fn new(node: &NodeName, api_server: &str) -> Self {
+    /// Of the agent on `node` that follows `api_server`, which `roots` (DER) have signed; without, the system's have.
+    pub(super) fn new(node: &NodeName, api_server: &str, roots: Option<&[Vec<u8>]>) -> Self {
         Self {
             format: FORMAT,
             agent: env!("CARGO_PKG_VERSION").to_owned(),
             node: node.as_str().to_owned(),
             api_server: api_server.to_owned(),
+            roots: digest(roots.unwrap_or_default()),
             watches: WATCHED.iter().map(|watched| watched.label.to_owned()).collect(),
         }
     }
@@ -105,11 +114,20 @@ impl Owner {
             (self.format != other.format || self.agent != other.agent, "version of the agent"),
             (self.node != other.node, "node"),
             (self.api_server != other.api_server, "API server"),
+            (self.roots != other.roots, "API server by its certificate authority"),
             (self.watches != other.watches, "build of the agent"),
         ]
         .into_iter()
         .find_map(|(differs, what)| differs.then_some(what))
     }
+}
+
+/// SHA-256 of certificates in any order, in hexadecimal.
+fn digest(roots: &[Vec<u8>]) -> String {
+    let mut each: Vec<_> = roots.iter().map(Sha256::digest).collect();
+    each.sort_unstable();
+    each.dedup();
+    format!("{:x}", Sha256::digest(each.concat()))
 }
 
 /// Replaces the file (0600), an object at a time; returns its size in bytes.
@@ -180,6 +198,11 @@ fn lines(file: File, owner: &Owner) -> Result<Stored, StoredError> {
         return Err(StoredError::Foreign(what));
     }
     let as_of = UNIX_EPOCH.checked_add(Duration::from_secs(head.as_of)).unwrap_or(UNIX_EPOCH);
+    // One of the future is of a clock that was put back.
+    let age = SystemTime::now().duration_since(as_of).unwrap_or_default();
+    if age > MAX_AGE {
+        return Err(StoredError::TooOld(age));
+    }
     let mut objects = Vec::new();
     loop {
         next(&mut line)?;

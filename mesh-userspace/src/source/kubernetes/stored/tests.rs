@@ -109,11 +109,17 @@ fn examples() -> Vec<Told> {
 }
 
 fn owner() -> Owner {
-    Owner::new(&NodeName::new("n"), "https://api:6443")
+    Owner::new(&NodeName::new("n"), "https://api:6443", Some(&[b"one".to_vec(), b"two".to_vec()]))
 }
 
-fn at(seconds: u64) -> SystemTime {
-    UNIX_EPOCH + Duration::from_secs(seconds)
+/// So long ago, in whole seconds of the clock.
+fn ago(time: Duration) -> SystemTime {
+    let since = (SystemTime::now() - time).duration_since(UNIX_EPOCH).unwrap();
+    UNIX_EPOCH + Duration::from_secs(since.as_secs())
+}
+
+fn minute_ago() -> SystemTime {
+    ago(Duration::from_mins(1))
 }
 
 #[test]
@@ -123,14 +129,15 @@ fn every_kind_is_read_as_it_was_written() {
     let path = folder.path().join("made/state");
     assert!(read(&path, &owner()).unwrap().is_none());
     let objects = examples();
+    let as_of = minute_ago();
     for _ in 0..2 {
-        let size = write(&path, &owner(), at(7), &objects).unwrap();
+        let size = write(&path, &owner(), as_of, &objects).unwrap();
         let metadata = fs::metadata(&path).unwrap();
         assert_eq!((metadata.len(), metadata.permissions().mode() & 0o777), (size, 0o600));
     }
     assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing is left beside it");
     let stored = read(&path, &owner()).unwrap().unwrap();
-    assert_eq!((stored.as_of, stored.objects), (at(7), objects));
+    assert_eq!((stored.as_of, stored.objects), (as_of, objects));
 }
 
 /// The lines as this version writes them. Where they differ, [`FORMAT`] counts up; `MESH_BLESS=1` writes them.
@@ -152,7 +159,7 @@ fn the_format_counts_up_where_an_object_is_written_otherwise() {
 fn nothing_is_taken_of_a_file_that_is_not_whole_or_not_ones_own() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state");
-    write(&path, &owner(), at(7), &examples()).unwrap();
+    write(&path, &owner(), minute_ago(), &examples()).unwrap();
     let good = fs::read(&path).unwrap();
     let refused = |bytes: &[u8]| {
         fs::write(&path, bytes).unwrap();
@@ -176,7 +183,8 @@ fn nothing_is_taken_of_a_file_that_is_not_whole_or_not_ones_own() {
         text.write_all(lines.concat().as_bytes()).unwrap();
         text.finish().unwrap()
     };
-    let head = serde_json::to_string(&Head { owner: owner(), as_of: 7 }).unwrap() + "\n";
+    let as_of = minute_ago().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let head = serde_json::to_string(&Head { owner: owner(), as_of }).unwrap() + "\n";
     let object = serde_json::to_string(&Line::Object(0, examples().remove(0).1)).unwrap() + "\n";
     let end = |count| serde_json::to_string(&Line::End(count)).unwrap() + "\n";
     let cases = [
@@ -202,6 +210,7 @@ fn nothing_is_taken_of_a_file_that_is_not_whole_or_not_ones_own() {
     assert_eq!(of(|owner| owner.agent.push('x')), "is of another version of the agent");
     assert_eq!(of(|owner| owner.node.push('x')), "is of another node");
     assert_eq!(of(|owner| owner.api_server.push('x')), "is of another API server");
+    assert_eq!(of(|owner| owner.roots.clear()), "is of another API server by its certificate authority");
     assert_eq!(of(|owner| owner.watches.truncate(3)), "is of another build of the agent");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o620)).unwrap();
     assert!(matches!(read(&path, &owner()), Err(StoredError::Public)));
@@ -214,6 +223,32 @@ fn nothing_is_taken_of_a_file_that_is_not_whole_or_not_ones_own() {
     fs::remove_file(&path).unwrap();
     fs::create_dir(&path).unwrap();
     assert!(matches!(read(&path, &owner()), Err(StoredError::Public)));
+}
+
+#[test]
+fn what_is_older_than_a_day_is_not_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+    let minute = Duration::from_mins(1);
+    write(&path, &owner(), ago(MAX_AGE - minute), &examples()).unwrap();
+    assert!(read(&path, &owner()).unwrap().is_some());
+    write(&path, &owner(), SystemTime::now() + minute, &examples()).unwrap();
+    assert!(read(&path, &owner()).unwrap().is_some(), "a clock that was put back");
+    write(&path, &owner(), ago(MAX_AGE + minute), &examples()).unwrap();
+    assert_eq!(read(&path, &owner()).unwrap_err().to_string(), "is too old: 24 hours");
+}
+
+#[test]
+fn a_cluster_is_told_by_the_roots_of_its_api_server() {
+    let of = |roots: Option<&[&str]>| {
+        let roots: Option<Vec<_>> =
+            roots.map(|roots| roots.iter().map(|root| root.as_bytes().to_vec()).collect());
+        Owner::new(&NodeName::new("n"), "https://api:6443", roots.as_deref())
+    };
+    assert_eq!(of(Some(&["two", "one", "two"])), owner());
+    for other in [None, Some(&["one"] as &[_]), Some(&["onetwo"]), Some(&["one", "two", "three"])] {
+        assert_ne!(of(other), owner(), "{other:?}");
+    }
 }
 
 /// What keeping a large cluster costs. Run with `cargo test --release -p mesh-userspace -- --ignored --nocapture the_cost_of`.
@@ -275,7 +310,7 @@ fn the_cost_of_fifty_thousand_pods() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state");
     let begun = std::time::Instant::now();
-    let size = write(&path, &owner(), at(7), &objects).unwrap();
+    let size = write(&path, &owner(), minute_ago(), &objects).unwrap();
     let (written, begun) = (begun.elapsed(), std::time::Instant::now());
     let stored = read(&path, &owner()).unwrap().unwrap();
     let took = begun.elapsed();
