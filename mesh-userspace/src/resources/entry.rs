@@ -242,6 +242,12 @@ impl ServiceEntry {
             })
     }
 
+    /// Whether it is exported to all namespaces.
+    pub(super) fn is_for_everybody(&self) -> bool {
+        let to = &self.spec.export_to;
+        to.is_empty() || to.iter().any(|to| to == "*")
+    }
+
     /// Its hosts, each once. A name without a dot is a Kubernetes Service's short one, and none of them.
     pub(super) fn hosts(&self) -> impl Iterator<Item = &str> {
         let hosts = &self.spec.hosts;
