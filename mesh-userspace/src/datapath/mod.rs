@@ -241,7 +241,9 @@ impl Datapath {
                 }
             }
         }
-        let failed = match before.filter(|_| self.destinations_failed.is_empty()) {
+        let is_followed =
+            |before: &Snapshot| self.destinations_failed.is_empty() && before.reowned == snapshot.reowned;
+        let failed = match before.filter(is_followed) {
             Some(before) => self.update_destinations(&before, snapshot),
             None => self.destinations.replace(snapshot),
         };

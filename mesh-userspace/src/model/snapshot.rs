@@ -83,6 +83,8 @@ pub struct Snapshot {
     pub here: OrdMap<WorkloadUid, Arc<Workload>>,
     /// Workloads by address; host-network pods are left out, their address is their node's.
     pub addresses: HashMap<IpAddr, Arc<Workload>>,
+    /// Counts how often an address became another's, or nobody's, though no workload became different.
+    pub reowned: u64,
     /// All namespaces that have an object, and whether it brings its pods into the mesh unless they opt out.
     pub namespaces: OrdMap<Arc<str>, bool>,
     /// All services.

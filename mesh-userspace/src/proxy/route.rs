@@ -110,10 +110,11 @@ pub(crate) struct Arrival<'a> {
 }
 
 impl<'a> Arrival<'a> {
-    /// The workload behind an endpoint; whose address it is counts for more than whom it names.
+    /// The workload behind an endpoint; a pod whose address it is counts for more than whom it names.
     pub(crate) fn workload(snapshot: &'a Snapshot, endpoint: &Endpoint) -> Option<&'a Arc<Workload>> {
         let named = || endpoint.workload.as_ref().and_then(|uid| snapshot.workloads.get(uid));
-        snapshot.workload_at(endpoint.address.ip()).or_else(named)
+        let pod = snapshot.workload_at(endpoint.address.ip()).filter(|owner| owner.is_pod());
+        pod.or_else(named)
     }
 
     /// How it is carried; `served` finds a pod that this agent serves.

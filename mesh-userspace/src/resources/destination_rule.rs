@@ -11,7 +11,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::duration;
-use super::istio::Rest;
+use super::istio::{self, Rest};
 
 /// `networking.istio.io` `DestinationRule`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,6 +31,7 @@ pub struct DestinationRule {
 #[serde(default, rename_all = "camelCase")]
 pub struct DestinationRuleSpec {
     /// The service's host, or hosts by a wildcard.
+    #[serde(deserialize_with = "istio::host")]
     pub host: String,
     /// What holds for all of its connections.
     pub traffic_policy: Option<TrafficPolicy>,

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
-use super::istio::Rest;
+use super::istio::{self, Rest};
 
 /// Label of a workload that speaks HBONE itself (`networking.istio.io/tunnel: http`), without an agent of this mesh.
 const TUNNEL: &str = "networking.istio.io/tunnel";
@@ -34,6 +34,7 @@ pub struct ServiceEntry {
 #[serde(default, rename_all = "camelCase")]
 pub struct ServiceEntrySpec {
     /// Each is a service of its own.
+    #[serde(deserialize_with = "istio::hosts")]
     pub hosts: Vec<String>,
     /// Virtual addresses, or networks, of all of them.
     pub addresses: Vec<String>,
@@ -239,6 +240,12 @@ impl ServiceEntry {
                 "~" => false,
                 name => name == namespace,
             })
+    }
+
+    /// Whether it is exported to all namespaces.
+    pub(super) fn is_for_everybody(&self) -> bool {
+        let to = &self.spec.export_to;
+        to.is_empty() || to.iter().any(|to| to == "*")
     }
 
     /// Its hosts, each once. A name without a dot is a Kubernetes Service's short one, and none of them.

@@ -5,11 +5,27 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 /// Fields that have no place of their own.
 pub(super) type Rest = BTreeMap<String, Value>;
+
+/// A host, in lower case as it is looked up: it means the same in capital letters.
+pub(super) fn host<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let mut host = String::deserialize(deserializer)?;
+    host.make_ascii_lowercase();
+    Ok(host)
+}
+
+/// Several of them.
+pub(super) fn hosts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let mut hosts = Vec::<String>::deserialize(deserializer)?;
+    for host in &mut hosts {
+        host.make_ascii_lowercase();
+    }
+    Ok(hosts)
+}
 
 /// `PortSelector`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
-use super::istio::{PortSelector, Rest};
+use super::istio::{self, PortSelector, Rest};
 
 /// What clients in the mesh go by, among `gateways`.
 pub(super) const MESH: &str = "mesh";
@@ -32,6 +32,7 @@ pub struct VirtualService {
 #[serde(default, rename_all = "camelCase")]
 pub struct VirtualServiceSpec {
     /// Whose clients are routed.
+    #[serde(deserialize_with = "istio::hosts")]
     pub hosts: Vec<String>,
     /// Gateways it applies to; none means `mesh`.
     pub gateways: Vec<String>,
@@ -175,6 +176,7 @@ pub struct RouteDestination {
 #[serde(default)]
 pub struct Destination {
     /// The service's host.
+    #[serde(deserialize_with = "istio::host")]
     pub host: String,
     /// A subset that a `DestinationRule` names.
     pub subset: Option<String>,

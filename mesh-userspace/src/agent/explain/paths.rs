@@ -246,7 +246,7 @@ impl Explanation<'_> {
         transport: Transport,
     ) -> ExplainPath {
         let path = ExplainPath { backend, transport, allowed: true, ..ExplainPath::default() };
-        let whose = self.snapshot.workload_at(destination.address.ip());
+        let whose = self.snapshot.workload_at(destination.address.ip()).filter(|owner| owner.is_pod());
         let whose = whose.or(destination.workload.as_ref()).filter(|workload| !workload.host_network);
         let Some(workload) = whose else {
             return ExplainPath { reason: "it is no pod: nobody asks a policy".to_owned(), ..path };

@@ -47,17 +47,22 @@ fn clashes(world: &World<'_>, notices: &mut Vec<Notice>, name: &ObjectRef, entry
             written.split('/').next().and_then(|text| text.parse().ok()) == Some(address)
         });
         let snapshot = world.snapshot;
-        let node = snapshot.node.addresses.contains(&address).then(|| "this node".to_owned());
+        let node = || snapshot.node.addresses.contains(&address).then(|| "this node".to_owned());
         let nodes = || snapshot.other_nodes.iter().find(|(_, own)| own.contains(&address));
-        let owner = snapshot
-            .workload_at(address)
+        let api_server = || {
+            let service = snapshot.services.get(&ServiceName::new("default", "kubernetes"));
+            let mut listed =
+                service.into_iter().flat_map(|service| &service.ports).flat_map(|port| &*port.listed);
+            listed.any(|endpoint| endpoint.address.ip() == address).then(|| "the API server".to_owned())
+        };
+        let pod = snapshot.workload_at(address).filter(|owner| owner.is_pod());
+        let owner = pod
             .map(|workload| workload.uid.to_string())
-            .or(node)
-            .or_else(|| nodes().map(|(node, _)| format!("node {node}")));
+            .or_else(node)
+            .or_else(|| nodes().map(|(node, _)| format!("node {node}")))
+            .or_else(api_server);
         if let Some(owner) = owner {
-            let message = format!(
-                "{address} is the own address of {owner}: what is asked for there at the entry's ports goes to its endpoints"
-            );
+            let message = format!("{address} is the own address of {owner}: the entry has no effect there");
             let field = format!("spec.addresses[{}]", index.unwrap_or_default());
             add(notices, Code::AddressClash, name, field, message);
         }

@@ -12,7 +12,7 @@ pub(super) const FIELDS: &[Field] = &[
     Field {
         path: "spec.addresses",
         state: State::Partly,
-        note: "clients of every node reach the first host there, at its ports alone; a network (`ADDRESS/BITS`) is not served. With none, the \
+        note: "clients of every node reach the first host there, at its ports alone; a network (`ADDRESS/BITS`) is not served, nor is the address of a pod, a node or the API server. With none, the \
                hosts are destinations of routes alone",
     },
     Field { path: "spec.ports[].number", state: State::Honoured, note: "" },
@@ -78,7 +78,7 @@ pub(super) const FIELDS: &[Field] = &[
     Field {
         path: "spec.exportTo",
         state: State::Partly,
-        note: "namespaces whose rules may name its hosts. Its addresses are served to everybody on the node",
+        note: "namespaces whose rules may name its hosts. Unless it is empty or has `*`, its addresses are not served: its hosts are destinations of routes alone",
     },
     Field {
         path: "spec.subjectAltNames",

@@ -86,6 +86,10 @@ fn reach(notices: &mut Notices, entry: &ServiceEntry) {
         notices.add(Code::EntryWithoutAddress, "spec.addresses", message);
         return;
     }
+    if !entry.is_for_everybody() {
+        not_yet(notices, "spec.exportTo", "ServiceEntry", "spec.exportTo");
+        return;
+    }
     let mut hosts = entry.hosts();
     if let (Some(first), Some(_)) = (hosts.next(), hosts.next()) {
         let message = format!(
@@ -93,9 +97,6 @@ fn reach(notices: &mut Notices, entry: &ServiceEntry) {
              other hosts are destinations of routes alone"
         );
         notices.add(Code::EntryAddressShared, "spec.hosts", message);
-    }
-    if spec.export_to.iter().any(|to| to != "*") {
-        not_yet(notices, "spec.exportTo", "ServiceEntry", "spec.exportTo");
     }
 }
 
@@ -252,7 +253,7 @@ mod tests {
                 "whom it is exported to",
                 entry(&format!("{ports}, {good}, exportTo: [.], subjectAltNames: [a]")),
                 vec![
-                    ("MESH0119", "spec.exportTo", "everybody"),
+                    ("MESH0119", "spec.exportTo", "not served"),
                     ("MESH0119", "spec.subjectAltNames", "service account"),
                 ],
             ),

@@ -139,7 +139,7 @@ codes! {
     NoHealthCheckPort "MESH0307" Info "A load balancer cannot ask which nodes have endpoints"
         "set healthCheckNodePort; the API server does that by itself";
     AddressClash "MESH0308" Error "An address that two objects say they have"
-        "give one of the two another address or port; until then it is the first's by name";
+        "give one of the two another address or port; until then a pod, a node or a Service keeps it, of entries the oldest has it, else the first by name";
     WithoutEffect "MESH0309" Warning "A field that holds nothing here"
         "take it out, or set the field that it needs";
     UnknownWord "MESH0310" Warning "A value that nobody knows"

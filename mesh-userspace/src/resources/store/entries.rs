@@ -3,6 +3,7 @@
 //! A host is looked up by who asks: entries of the asking rule's own namespace come first, then those that are exported to it,
 //! the oldest first. A host that a Kubernetes Service has is that Service's, as in Istio.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::{Dirty, Translator, index};
@@ -82,6 +83,37 @@ impl Translator {
         dirty.destinations.extend(resolve_host(host, "", &self.snapshot.mesh));
         let entries = self.entries.get(host).into_iter().flatten();
         dirty.services.extend(entries.map(|(_, entry)| ServiceName::new(Arc::clone(&entry.namespace), host)));
+    }
+
+    /// What entries may say of their addresses is decided again where nodes or the API server have other ones. There are few
+    /// entries.
+    pub(super) fn note_reserved(&self, dirty: &mut Dirty) {
+        if !std::mem::take(&mut dirty.reserved) {
+            return;
+        }
+        dirty.pods.extend(self.workload_entries.iter().chain(self.endpoints.keys()).cloned());
+        for (host, entries) in &self.entries {
+            let named = entries
+                .iter()
+                .map(|(_, entry)| ServiceName::new(Arc::clone(&entry.namespace), Arc::clone(host)));
+            dirty.services.extend(named);
+        }
+    }
+
+    /// Whether an address is a node's or the API server's, over which no entry has a say.
+    pub(super) fn is_reserved_address(&self, address: IpAddr) -> bool {
+        let Self { snapshot, .. } = self;
+        snapshot.node.addresses.contains(&address)
+            || snapshot.other_nodes.values().any(|own| own.contains(&address))
+            || self
+                .slices(&api_server())
+                .any(|slice| slice.endpoints.iter().any(|one| one.address == address))
+    }
+
+    /// When the entry was made of which a service is a host; 0 where that is not known, and of others.
+    pub(super) fn age_of_entry(&self, name: &ServiceName) -> i64 {
+        let object = self.entry_of(name).and_then(|(entry, _)| self.objects.get(entry));
+        object.map_or(0, |object| object.created())
     }
 
     /// The host of a Kubernetes Service that came or went.
@@ -182,4 +214,14 @@ impl Translator {
             _ => Vec::new(),
         }
     }
+}
+
+/// The Service whose endpoints are the API server.
+fn api_server() -> ServiceName {
+    ServiceName::new("default", "kubernetes")
+}
+
+/// Whether it is that Service.
+pub(super) fn is_api_server(service: &ServiceName) -> bool {
+    (&*service.namespace, &*service.name) == ("default", "kubernetes")
 }

@@ -70,17 +70,18 @@ impl<D: Clone + Ord + Hash> Users<D> {
     }
 }
 
-/// Who says that an address, or a frontend, is theirs. The first by name has it, whatever came first.
+/// Who says that an address, or a frontend, is theirs. The first by rank has it, and of one rank the first by name, whatever came
+/// first.
 #[derive(Debug)]
-pub(super) struct Claims<N, A = IpAddr> {
-    claimants: HashMap<A, Vec<N>>,
-    addresses: HashMap<N, Vec<A>>,
+pub(super) struct Claims<R, N, A = IpAddr> {
+    claimants: HashMap<A, Vec<(R, N)>>,
+    addresses: HashMap<N, (R, Vec<A>)>,
     contested: BTreeSet<A>,
     /// Whether what is contested, or by whom, became different.
     changed: bool,
 }
 
-impl<N, A> Default for Claims<N, A> {
+impl<R, N, A> Default for Claims<R, N, A> {
     fn default() -> Self {
         Self {
             claimants: HashMap::new(),
@@ -91,23 +92,30 @@ impl<N, A> Default for Claims<N, A> {
     }
 }
 
-impl<N: Clone + Ord + Hash, A: Copy + Ord + Hash> Claims<N, A> {
-    /// Says anew which addresses someone has.
-    pub(super) fn set(&mut self, name: &N, addresses: Vec<A>) {
-        if self.addresses.get(name).map_or(&[][..], Vec::as_slice) == addresses {
-            return;
+impl<R: Copy + Ord, N: Clone + Ord + Hash, A: Copy + Ord + Hash> Claims<R, N, A> {
+    /// Says anew which addresses someone has, and as whom; whether that is different from before.
+    pub(super) fn set(&mut self, name: &N, rank: R, addresses: Vec<A>) -> bool {
+        let is_same = match self.addresses.get(name) {
+            Some((held, own)) => *held == rank && *own == addresses,
+            None => addresses.is_empty(),
+        };
+        if is_same {
+            return false;
         }
-        for address in self.addresses.remove(name).unwrap_or_default() {
-            set_few(&mut self.claimants, address, name.clone(), false);
-            self.note_contest(address);
+        if let Some((held, own)) = self.addresses.remove(name) {
+            for address in own {
+                set_few(&mut self.claimants, address, (held, name.clone()), false);
+                self.note_contest(address);
+            }
         }
         for &address in &addresses {
-            set_few(&mut self.claimants, address, name.clone(), true);
+            set_few(&mut self.claimants, address, (rank, name.clone()), true);
             self.note_contest(address);
         }
         if !addresses.is_empty() {
-            self.addresses.insert(name.clone(), addresses);
+            self.addresses.insert(name.clone(), (rank, addresses));
         }
+        true
     }
 
     fn note_contest(&mut self, address: A) {
@@ -126,11 +134,11 @@ impl<N: Clone + Ord + Hash, A: Copy + Ord + Hash> Claims<N, A> {
 
     /// Whose the address is.
     pub(super) fn owner(&self, address: A) -> Option<&N> {
-        self.claimants.get(&address)?.first()
+        self.claimants.get(&address)?.first().map(|(_, name)| name)
     }
 
     /// Address, owner, and each of the others that claim it.
-    pub(super) fn conflicts(&self) -> impl Iterator<Item = (&A, &N, &N)> {
+    pub(super) fn conflicts(&self) -> impl Iterator<Item = (&A, &(R, N), &(R, N))> {
         self.contested.iter().flat_map(|address| {
             let names = self.claimants.get(address);
             let owner = names.and_then(|names| names.first());

@@ -86,9 +86,10 @@ pub struct Translator {
     localities: HashMap<NodeName, Arc<Locality>>,
     endpoint_users: Users<Dependency>,
     route_users: Users<ServiceName>,
-    /// Pods come before entries, and Services before hosts of entries: whoever may write these takes nothing away from those.
-    workload_claims: Claims<(WorkloadKind, WorkloadUid)>,
-    service_claims: Claims<(bool, ServiceName), Frontend>,
+    /// Pods come before entries, and Services before hosts of entries: whoever may write these takes nothing away from those. Of
+    /// entries the older comes first.
+    workload_claims: Claims<(WorkloadKind, i64), WorkloadUid>,
+    service_claims: Claims<(bool, i64), ServiceName, Frontend>,
     object_notices: BTreeMap<ObjectRef, Vec<Notice>>,
     route_notices: BTreeMap<ServiceName, Vec<Notice>>,
     target_notices: BTreeMap<ServiceName, Vec<Notice>>,
@@ -101,6 +102,8 @@ pub struct Translator {
 #[derive(Debug, Default)]
 struct Dirty {
     nodes: BTreeSet<NodeName>,
+    /// Whether nodes or the API server have other addresses.
+    reserved: bool,
     pods: BTreeSet<WorkloadUid>,
     dependencies: BTreeSet<Dependency>,
     addresses: BTreeSet<IpAddr>,
@@ -169,6 +172,7 @@ impl Translator {
         }
         self.note_guarded(&mut dirty);
         self.rebuild_nodes(&mut dirty);
+        self.note_reserved(&mut dirty);
         self.rebuild_workloads(&mut dirty);
         if changed {
             dirty.routes.extend(self.idle_routes.iter().cloned());
@@ -221,7 +225,7 @@ impl Translator {
                 notices.push(notice(object.reference(), field, address, owner));
             }
         }
-        for (frontend, (_, owner), (is_entry, other)) in self.service_claims.conflicts() {
+        for (frontend, (_, owner), ((is_entry, _), other)) in self.service_claims.conflicts() {
             if let Some((entry, _)) = self.entry_of(other).filter(|_| *is_entry) {
                 notices.push(notice(entry.clone(), "spec.addresses", frontend, owner));
             } else {
@@ -282,6 +286,7 @@ impl Translator {
             Object::EndpointSlice(slice) => {
                 if let Some(service) = &slice.service {
                     index::set_few(&mut self.slices_by_service, service.clone(), reference.clone(), add);
+                    dirty.reserved |= entries::is_api_server(service);
                     dirty.services.insert(service.clone());
                 }
             }
@@ -376,10 +381,12 @@ impl Translator {
                 dirty.destinations.extend(concerned.cloned());
             }
             if let Some(local) = local.filter(|local| *local != *self.snapshot.node) {
+                dirty.reserved |= local.addresses != self.snapshot.node.addresses;
                 self.snapshot.node = Arc::new(local);
             }
             let other = node.filter(|_| !is_local).map(|node| local_node(node).addresses);
             if self.snapshot.other_nodes.get(&name).map(|held| &**held) != other.as_deref() {
+                dirty.reserved = true;
                 match other {
                     Some(addresses) => self.snapshot.other_nodes.insert(name, addresses.into()),
                     None => self.snapshot.other_nodes.remove(&name),

@@ -13,7 +13,7 @@ use crate::resources::translate::gateway;
 use crate::resources::translate::hosts::is_any_entry;
 use crate::resources::translate::route::{Destinations as _, routed};
 use crate::resources::translate::service::{Cluster, Dependency, Label, PlainService, plain_service};
-use crate::resources::{Kind, Object, ObjectRef, Pod, WorkloadEntry};
+use crate::resources::{EndpointSlice, Kind, Object, ObjectRef, Pod, WorkloadEntry};
 
 impl Translator {
     /// The service without its routes, and what it depends on. Made anew whenever it is asked for: most services are the
@@ -24,13 +24,17 @@ impl Translator {
             let (reference, entry) = self.entry_of(name)?;
             return entry_service(entry, reference, &name.name, self);
         };
-        let slices = self.slices_by_service.get(name).into_iter().flatten().filter_map(|slice| {
-            match self.objects.get(slice).map(|object| &**object) {
-                Some(Object::EndpointSlice(slice)) => Some(&**slice),
-                _ => None,
-            }
-        });
-        plain_service(service, name, &slices.collect::<Vec<_>>(), self, &self.snapshot.mesh)
+        let slices: Vec<_> = self.slices(name).collect();
+        plain_service(service, name, &slices, self, &self.snapshot.mesh)
+    }
+
+    /// The slices of a Service.
+    pub(super) fn slices(&self, name: &ServiceName) -> impl Iterator<Item = &EndpointSlice> {
+        let slices = self.slices_by_service.get(name).into_iter().flatten();
+        slices.filter_map(|slice| match self.objects.get(slice).map(|object| &**object) {
+            Some(Object::EndpointSlice(slice)) => Some(&**slice),
+            _ => None,
+        })
     }
 
     /// Returns the Gateway API routes that are concerned.
@@ -82,24 +86,24 @@ impl Translator {
                     self.route_notices.insert(name.clone(), notices);
                 }
             }
-            let old = self.snapshot.services.get(&name);
-            if old.map(|old| &**old) == service.as_ref() {
+            let old = self.snapshot.services.get(&name).map(Arc::clone);
+            let is_same = old.as_deref() == service.as_ref();
+            let is_entry = service.as_ref().is_some_and(|new| new.kind == ServiceKind::ServiceEntry);
+            // Of an entry the age may be another.
+            if is_same && !is_entry {
                 continue;
             }
-            frontends.extend(old.iter().flat_map(|old| old.frontends()));
-            let old = old.map(Arc::clone);
+            let own: Vec<Frontend> = service.iter().flat_map(Service::frontends).collect();
+            let age = if is_entry { self.age_of_entry(&name) } else { 0 };
+            if self.service_claims.set(&name, (is_entry, age), own.clone()) || !is_same {
+                frontends.extend(own);
+            }
+            if is_same {
+                continue;
+            }
             if let Some(old) = &old {
+                frontends.extend(old.frontends());
                 self.snapshot.note_earlier(old, service.as_ref());
-            }
-            if let Some(old) = old.as_ref().map(|old| claimant(old))
-                && service.as_ref().is_none_or(|new| claimant(new) != old)
-            {
-                self.service_claims.set(&old, Vec::new());
-            }
-            if let Some(service) = &service {
-                let own: Vec<Frontend> = service.frontends().collect();
-                frontends.extend(own.iter().copied());
-                self.service_claims.set(&claimant(service), own);
             }
             match service {
                 Some(service) => self.snapshot.services.insert(name, Arc::new(service)),
@@ -108,7 +112,7 @@ impl Translator {
         }
         for frontend in frontends {
             let owner = self.service_claims.owner(frontend);
-            let owner = owner.and_then(|(_, name)| self.snapshot.services.get(name));
+            let owner = owner.and_then(|name| self.snapshot.services.get(name));
             match owner {
                 Some(owner) => self.snapshot.frontends.insert(frontend, Arc::clone(owner)),
                 None => self.snapshot.frontends.remove(&frontend),
@@ -118,18 +122,17 @@ impl Translator {
     }
 }
 
-/// As who a service claims its frontends.
-fn claimant(service: &Service) -> (bool, ServiceName) {
-    (service.kind == ServiceKind::ServiceEntry, service.name.clone())
-}
-
 impl Cluster for Translator {
     fn workload(&self, uid: &WorkloadUid) -> Option<&Arc<Workload>> {
         self.snapshot.workloads.get(uid)
     }
 
-    fn workload_at(&self, address: IpAddr) -> Option<&Arc<Workload>> {
-        self.snapshot.addresses.get(&address)
+    fn pod_at(&self, address: IpAddr) -> Option<&Arc<Workload>> {
+        self.snapshot.addresses.get(&address).filter(|owner| owner.is_pod())
+    }
+
+    fn is_reserved(&self, address: IpAddr) -> bool {
+        self.is_reserved_address(address)
     }
 
     fn labelled(&self, label: &Label) -> Vec<(&Pod, &Arc<Workload>)> {

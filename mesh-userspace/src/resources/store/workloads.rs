@@ -62,16 +62,26 @@ impl Translator {
         for uid in std::mem::take(&mut dirty.pods) {
             let new = self.workload_of(&uid);
             let old = self.snapshot.workloads.get(&uid).map(Arc::clone);
-            if old.as_deref() == new.as_ref() {
+            let is_same = old.as_deref() == new.as_ref();
+            let Some(kind) = new.as_ref().or(old.as_deref()).map(|workload| workload.kind) else { continue };
+            // Of an entry the age may be another, and whether its address is a node's.
+            if is_same && kind == WorkloadKind::Pod {
+                continue;
+            }
+            let addresses = new.as_ref().filter(|new| self.claims(new)).map(|new| new.addresses.clone());
+            let rank = (kind, self.age_of_workload(&uid));
+            let is_claim_other = self.workload_claims.set(&uid, rank, addresses.unwrap_or_default());
+            if let Some(old) = old.as_ref().filter(|_| is_same) {
+                if is_claim_other {
+                    dirty.note_workload(old);
+                    self.snapshot.reowned += 1;
+                }
                 continue;
             }
             let new = new.map(Arc::new);
             for workload in [&old, &new].into_iter().flatten() {
                 dirty.note_workload(workload);
             }
-            let kind = new.as_ref().or(old.as_ref()).map_or(WorkloadKind::Pod, |workload| workload.kind);
-            let addresses = new.as_ref().filter(|new| claims(new)).map(|new| new.addresses.clone());
-            self.workload_claims.set(&(kind, uid.clone()), addresses.unwrap_or_default());
             let is_here =
                 |new: &&Arc<Workload>| self.snapshot.mesh.node.as_ref().is_some_and(|node| new.is_on(node));
             match new.as_ref().filter(is_here) {
@@ -87,12 +97,29 @@ impl Translator {
         }
         for address in std::mem::take(&mut dirty.addresses) {
             let owner = self.workload_claims.owner(address);
-            let owner = owner.and_then(|(_, uid)| self.snapshot.workloads.get(uid));
+            let owner = owner.and_then(|uid| self.snapshot.workloads.get(uid));
             match owner {
                 Some(owner) => self.snapshot.addresses.insert(address, Arc::clone(owner)),
                 None => self.snapshot.addresses.remove(&address),
             };
         }
+    }
+
+    /// Whether its addresses are its own, whoever connects to them. A pod of the host's network has its node's. Of what entries
+    /// stand for it is only said whether HBONE is taken there, and never of the addresses of nodes.
+    fn claims(&self, workload: &Workload) -> bool {
+        match workload.kind {
+            WorkloadKind::Pod => !workload.host_network,
+            WorkloadKind::WorkloadEntry | WorkloadKind::ServiceEntry => {
+                workload.enrolled && !workload.addresses.iter().any(|own| self.is_reserved_address(*own))
+            }
+        }
+    }
+
+    /// When the entry of a workload was made; 0 for pods.
+    fn age_of_workload(&self, uid: &WorkloadUid) -> i64 {
+        let object = self.pods.get(uid).or_else(|| self.endpoints.get(uid).map(|(object, _)| object));
+        object.map_or(0, |object| object.created())
     }
 
     fn workload_of(&self, uid: &WorkloadUid) -> Option<Workload> {
@@ -145,16 +172,6 @@ impl Translator {
             Some(Sandbox::At { .. }) | None => {}
         }
         Some(workload)
-    }
-}
-
-/// Whether its addresses are its own, whoever connects to them: a pod of the host's network has its node's, and what is outside
-/// the mesh may be an endpoint of many entries.
-fn claims(workload: &Workload) -> bool {
-    match workload.kind {
-        WorkloadKind::Pod => !workload.host_network,
-        WorkloadKind::WorkloadEntry => true,
-        WorkloadKind::ServiceEntry => workload.enrolled,
     }
 }
 

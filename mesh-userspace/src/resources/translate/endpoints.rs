@@ -115,7 +115,8 @@ fn of_slice(
     // Whom a slice names has no say over an address that is another pod's: that one's policy holds.
     let named = endpoint.pod.as_ref().and_then(|uid| cluster.workload(uid));
     let named = named.filter(|workload| workload.addresses.contains(&address));
-    let workload = named.or_else(|| cluster.workload_at(address));
+    // Nor has an entry, over one that the Service's own controller lists.
+    let workload = named.or_else(|| cluster.pod_at(address));
     uses.extend(endpoint.pod.clone().map(Dependency::Pod));
     uses.insert(Dependency::Address(address));
     let mut member = member(SocketAddr::new(address, port), conditions.state(), workload);

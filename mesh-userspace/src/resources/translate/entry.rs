@@ -47,7 +47,7 @@ pub(in crate::resources) fn places(entry: &ServiceEntry, reference: &ObjectRef) 
         .collect()
 }
 
-/// The addresses at which clients reach the entry's hosts: those that are written, networks aside.
+/// The addresses that are written as those of the entry's hosts, networks aside.
 pub(in crate::resources) fn addresses(entry: &ServiceEntry) -> Vec<IpAddr> {
     let mut addresses: Vec<IpAddr> = Vec::new();
     for written in &entry.spec.addresses {
@@ -58,6 +58,22 @@ pub(in crate::resources) fn addresses(entry: &ServiceEntry) -> Vec<IpAddr> {
         addresses.extend(address.filter(|address| !addresses.contains(address)));
     }
     addresses
+}
+
+/// Those of its addresses that are served: none that is a pod's, a node's or the API server's own, and none at all of an entry
+/// that is not for everybody, since who asks for an address is not known by namespace.
+fn served_addresses(
+    entry: &ServiceEntry,
+    cluster: &impl Cluster,
+    uses: &mut BTreeSet<Dependency>,
+) -> Vec<IpAddr> {
+    if !entry.is_for_everybody() {
+        return Vec::new();
+    }
+    let mut own = addresses(entry);
+    uses.extend(own.iter().copied().map(Dependency::Address));
+    own.retain(|&address| !cluster.is_reserved(address) && cluster.pod_at(address).is_none());
+    own
 }
 
 /// Of the entries of a host that are carried out, oldest first, the one that a rule of `namespace` means: of each namespace
@@ -99,11 +115,12 @@ pub(in crate::resources) fn entry_service(
         Some(plain_port(&wanted, settled(listed)))
     });
     let ports = ports.collect();
+    let addresses = if is_first { served_addresses(entry, cluster, &mut uses) } else { Vec::new() };
     let service = PlainService {
         name: ServiceName::new(Arc::clone(&reference.namespace), host),
         host: host.into(),
         kind: ServiceKind::ServiceEntry,
-        addresses: if is_first { addresses(entry) } else { Vec::new() },
+        addresses,
         ports,
         internal: TrafficPolicy::Cluster,
         external: External::default(),
@@ -155,7 +172,7 @@ impl Wanted<'_> {
             uses.insert(Dependency::Address(place.address));
             let own = cluster.workload(&place.uid);
             let address = SocketAddr::new(place.address, self.of(Some(spec)));
-            let owner = cluster.workload_at(place.address).or(own);
+            let owner = cluster.pod_at(place.address).or(own);
             let mut member = described(member(address, EndpointState::Ready, owner), spec);
             // A pod's address may be written here with labels of its own.
             member.labels = own.map(|own| Arc::clone(&own.labels));
@@ -215,7 +232,7 @@ pub(super) fn of_entry(
     let &address = workload.addresses.first()?;
     uses.insert(Dependency::Pod(workload.uid.clone()));
     uses.insert(Dependency::Address(address));
-    let owner = cluster.workload_at(address).unwrap_or(workload);
+    let owner = cluster.pod_at(address).unwrap_or(workload);
     let state = if is_well(entry) { EndpointState::Ready } else { EndpointState::Unready };
     let mut member = described(member(SocketAddr::new(address, port), state, Some(owner)), &entry.spec);
     member.labels = Some(Arc::clone(&workload.labels));

@@ -86,7 +86,10 @@ impl PlainService {
 /// Where endpoints and their workloads are looked up.
 pub(in crate::resources) trait Cluster {
     fn workload(&self, uid: &WorkloadUid) -> Option<&Arc<Workload>>;
-    fn workload_at(&self, address: IpAddr) -> Option<&Arc<Workload>>;
+    /// The pod that has an address. What entries say of an address holds for their own endpoints alone.
+    fn pod_at(&self, address: IpAddr) -> Option<&Arc<Workload>>;
+    /// Whether the address is a node's or the API server's.
+    fn is_reserved(&self, address: IpAddr) -> bool;
     /// The pods with a label, with their workloads.
     fn labelled(&self, label: &Label) -> Vec<(&Pod, &Arc<Workload>)>;
     /// The `WorkloadEntry`s with a label, with their workloads.

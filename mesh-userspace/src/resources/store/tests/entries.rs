@@ -148,7 +148,7 @@ fn a_selector_finds_pods_and_workload_entries() {
     assert_eq!(service.ports[0].listed.len(), 4, "{service:?}");
     let vm = &snapshot.workloads[&WorkloadUid::workload_entry("shop", "vm")];
     assert_eq!((vm.kind, vm.node.as_ref(), vm.enrolled), (WorkloadKind::WorkloadEntry, None, false));
-    assert!(snapshot.workload_at("10.0.0.3".parse().unwrap()).is_some_and(|own| Arc::ptr_eq(own, vm)));
+    assert!(snapshot.workload_at("10.0.0.3".parse().unwrap()).is_none(), "it takes no HBONE");
     // Weight, ports and labels change at runtime, and it goes.
     let step = |translator: &mut Translator, text: &str| {
         let (snapshot, _) = translator.apply(upserts(text));
@@ -406,4 +406,148 @@ fn an_entry_that_is_wrong_changes_nothing() {
     assert_eq!(decoded.mistakes[0].field, "spec.endpoints[0].address");
     let (after, _) = translator.apply(decoded.objects.into_iter().map(|item| Change::Upsert(item.object)));
     assert_eq!((after.generation, &after.services), (before.generation, &before.services));
+}
+
+const TUNNEL: &str = "networking.istio.io/tunnel: http";
+
+fn node(name: &str, address: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nstatus: {{addresses: [{{type: InternalIP, address: {address}}}]}}\n---\n"
+    )
+}
+
+/// The API server's own Service, with a slice.
+fn api_server(address: &str) -> String {
+    kubernetes("kubernetes", "10.96.0.1", "", "{name: https, port: 443}")
+        .replace("selector: {}, ", "")
+        .replace("namespace: shop", "namespace: default")
+        + &format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: kubernetes, namespace: default, labels: \
+             {{kubernetes.io/service-name: kubernetes}}}}\naddressType: IPv4\nports: [{{name: https, port: 6443}}]\nendpoints: \
+             [{{addresses: [{address}]}}]\n---\n"
+        )
+}
+
+/// Whoever else says that it has a workload's address: the workload is reached as it says itself.
+#[test]
+fn an_entry_is_reached_as_it_says_itself() {
+    let strict = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: p, namespace: shop}\nspec: {mtls: {mode: STRICT}}\n---\n";
+    let own = [
+        workload_entry(
+            "vm-1",
+            &format!("address: 10.20.0.7, serviceAccount: vm, labels: {{app: vm, {TUNNEL}}}"),
+        ),
+        entry("vm", "hosts: [vm.example.com]; workloadSelector: {labels: {app: vm}}"),
+        kubernetes("vm", "10.96.0.9", "app: vm", "{name: http, port: 80}"),
+        strict.to_owned(),
+    ]
+    .concat();
+    let names = [ServiceName::new("shop", "vm.example.com"), ServiceName::new("shop", "vm")];
+    for labels in ["app: vm".to_owned(), TUNNEL.to_owned()] {
+        let other =
+            workload_entry("x", &format!("address: 10.20.0.7, serviceAccount: x, labels: {{{labels}}}"))
+                .replace("namespace: shop", "namespace: aaa");
+        let (_, snapshot, _) = translated(&[own.as_str(), &other].concat());
+        for name in &names {
+            let found = &snapshot.services[name].ports[0].endpoints[0];
+            assert_eq!(found.workload, Some(WorkloadUid::workload_entry("shop", "vm-1")), "{name} {labels}");
+            assert_eq!((found.enrolled, found.mode), (true, Mode::Strict), "{name} {labels}");
+        }
+    }
+}
+
+/// In whatever order they come, and as nodes and the API server move.
+#[test]
+fn entries_have_no_say_over_nodes_and_the_api_server() {
+    let taken = "172.18.0.9";
+    let entries = workload_entry("x", &format!("address: {taken}, serviceAccount: x, labels: {{{TUNNEL}}}"))
+        + &entry(
+            "x",
+            &format!("hosts: [x.example.com]; addresses: [{taken}]; endpoints: [{{address: 10.0.0.9}}]"),
+        )
+        // Its port is the API server's.
+        .replace("number: 80", "number: 6443");
+    let asked = || (taken.parse::<IpAddr>().unwrap(), format!("{taken}:6443").parse().unwrap());
+    let says = |snapshot: &Snapshot| {
+        let (address, frontend) = asked();
+        let service = snapshot.services.get(&ServiceName::new("default", "kubernetes"));
+        let is_hbone =
+            service.is_some_and(|service| service.ports[0].endpoints.iter().any(|one| one.enrolled));
+        assert!(!is_hbone);
+        (snapshot.workload_at(address).is_some(), snapshot.service_at(frontend, Protocol::Tcp).is_some())
+    };
+    let (mut translator, snapshot, _) = translated(&entries);
+    assert_eq!(says(&snapshot), (true, true));
+    for (with, without) in [
+        (node("n", taken), node("n", "172.18.0.1")),
+        (api_server(taken), api_server("172.18.0.1")),
+        (node("n", taken) + &api_server(taken), node("n", "172.18.0.1") + &api_server("172.18.0.1")),
+    ] {
+        let before = translator.apply([]).0.reowned;
+        let (snapshot, _) = translator.apply(upserts(&with));
+        assert_eq!(says(&snapshot), (false, false), "{with}");
+        assert_ne!(snapshot.reowned, before, "no workload became different");
+        assert_eq!(says(&translator.apply(upserts(&without)).0), (true, true), "{without}");
+        assert_eq!(says(&translated(&[entries.as_str(), &with].concat()).1), (false, false), "{with}");
+    }
+}
+
+/// Which addresses of an entry are served.
+#[test]
+fn an_address_is_served_where_it_is_nobodys_and_the_entry_everybodys() {
+    let spec = "hosts: [a.example.com]; addresses: [10.0.0.1]; endpoints: [{address: 10.0.0.9}]";
+    let is_served =
+        |snapshot: &Snapshot| snapshot.service_at("10.0.0.1:80".parse().unwrap(), Protocol::Tcp).is_some();
+    for (to, wanted) in
+        [("[]", true), ("['*']", true), ("[bank, '*']", true), ("[.]", false), ("[bank]", false)]
+    {
+        let (_, snapshot, _) = translated(&entry("a", &format!("{spec}; exportTo: {to}")));
+        assert_eq!(is_served(&snapshot), wanted, "{to}");
+        assert_eq!(of_host(&snapshot, "a.example.com").ports[0].endpoints.len(), 1, "{to}");
+    }
+    let (mut translator, snapshot, _) = translated(&entry("a", spec));
+    assert!(is_served(&snapshot));
+    assert!(!is_served(&translator.apply(upserts(&pod("web", "10.0.0.1", "app: web"))).0));
+    let gone = Change::Delete(ObjectRef::new(Kind::Pod, "shop", "web"));
+    assert!(is_served(&translator.apply([gone]).0));
+}
+
+#[test]
+fn of_two_entries_the_older_has_the_address() {
+    let made = |name: &str, when: &str| {
+        let spec = format!(
+            "hosts: [{name}.example.com]; addresses: [192.0.2.1]; endpoints: [{{address: 10.0.0.1}}]"
+        );
+        let workload = format!("address: 10.0.0.1, serviceAccount: {name}, labels: {{{TUNNEL}}}");
+        (entry(name, &spec) + &workload_entry(name, &workload)).replace(
+            "namespace: shop",
+            &format!("namespace: shop, creationTimestamp: '2026-01-0{when}T00:00:00Z'"),
+        )
+    };
+    let owners = |snapshot: &Snapshot| {
+        let (service, _) = snapshot.service_at("192.0.2.1:80".parse().unwrap(), Protocol::Tcp).unwrap();
+        let workload = snapshot.workload_at("10.0.0.1".parse().unwrap()).unwrap();
+        (service.name.name.to_string(), workload.name.to_string())
+    };
+    let wanted = |name: &str| (format!("{name}.example.com"), name.to_owned());
+    let (mut translator, snapshot, _) = translated(&[made("a", "2"), made("b", "1")].concat());
+    assert_eq!(owners(&snapshot), wanted("b"));
+    // Made anew, and otherwise the same.
+    assert_eq!(owners(&translator.apply(upserts(&made("b", "3"))).0), wanted("a"));
+}
+
+#[test]
+fn hosts_mean_the_same_in_capital_letters() {
+    let text = [
+        entry("a", "hosts: [API.example.com]; addresses: [192.0.2.1]; endpoints: [{address: 10.0.0.1}, {address: 10.0.0.2, labels: {v: b}}]"),
+        kubernetes("web", "10.96.0.1", "app: web", "{name: http, port: 80}"),
+        splits("Web.Shop", "shop", &[("Api.Example.com", 1)])
+            .replace("port: {number: 80}", "subset: b, port: {number: 80}"),
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: d, namespace: shop}\nspec: {host: api.EXAMPLE.com, subsets: [{name: b, labels: {v: b}}]}\n---\n".to_owned(),
+    ]
+    .concat();
+    let (_, snapshot, _) = translated(&text);
+    assert_eq!(of_host(&snapshot, "api.example.com").ports[0].endpoints.len(), 2);
+    let web = &snapshot.services[&ServiceName::new("shop", "web")];
+    assert_eq!(share(web), pairs(&[("10.0.0.2:8080", 1)]));
 }

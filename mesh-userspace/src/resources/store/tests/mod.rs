@@ -510,8 +510,8 @@ fn any_change() -> impl Strategy<Value = Change> {
                 .replace("name: web-1", &format!("name: {name}-2"))
                 .replace("service-name: web", &format!("service-name: {service}"))
         }),
-        2 => (node(), zone(), zone(), leaving).prop_map(|(node, region, zone, leaving)| {
-            format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {node}, labels: {{topology.kubernetes.io/region: {region}, topology.kubernetes.io/zone: {zone}}}}}\n{leaving}")
+        2 => (node(), zone(), zone(), leaving, address()).prop_map(|(node, region, zone, leaving, address)| {
+            format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {node}, labels: {{topology.kubernetes.io/region: {region}, topology.kubernetes.io/zone: {zone}}}}}\n{leaving}status: {{addresses: [{{type: InternalIP, address: {address}}}]}}\n")
         }),
         3 => (name(), selector).prop_map(|(name, selector)| web(selector).replace("name: web", &format!("name: {name}"))),
         5 => (name(), address(), labels, rest, node()).prop_map(|(name, address, labels, rest, node)| {
@@ -520,6 +520,11 @@ fn any_change() -> impl Strategy<Value = Change> {
         2 => (name(), address(), name()).prop_map(|(name, address, target)| {
             slice(&format!("- {{addresses: [{address}], targetRef: {{kind: Pod, name: {target}}}}}\n- {{addresses: [10.0.0.1]}}\n"))
                 .replace("service-name: web", &format!("service-name: {name}"))
+        }),
+        1 => address().prop_map(|address| {
+            slice(&format!("- {{addresses: [{address}]}}\n"))
+                .replace("service-name: web", "service-name: kubernetes")
+                .replace("namespace: bookinfo", "namespace: default")
         }),
         1 => namespace.prop_map(|labels| format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: bookinfo, labels: {labels}}}\n")),
         2 => (name(), prop::bool::ANY, whole, mode).prop_map(|(name, root, selector, mode)| {
@@ -534,16 +539,16 @@ fn any_change() -> impl Strategy<Value = Change> {
             let route = format!("tcp: [{{route: [{{destination: {{host: {to}, subset: {subset}}}, weight: {weight}}}, {{destination: {{host: web}}, weight: 1}}]}}]");
             rule(to, weight, &route).replace("[reviews]", &format!("[{host}]"))
         }),
-        3 => (host(), address(), selected, exported).prop_map(|(host, address, selected, exported)| {
+        3 => (host(), address(), selected, exported, 1..4).prop_map(|(host, address, selected, exported, age)| {
             let labels = "{v: a, networking.istio.io/tunnel: http}";
             let own = format!("endpoints: [{{address: {address}, weight: 2, serviceAccount: a, labels: {labels}}}, {{address: 10.0.0.2}}]");
             let endpoints = if selected { "workloadSelector: {labels: {app: web}}".to_owned() } else { own };
             let (namespace, name) = if exported.is_empty() { ("com", "b") } else { ("bookinfo", "a") };
-            format!("apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{hosts: [{host}, b.c.d], addresses: [192.0.2.1, {address}], location: MESH_INTERNAL, resolution: STATIC, ports: [{{number: 80, name: http, protocol: TCP}}], {endpoints}{exported}}}\n")
+            format!("apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {name}, namespace: {namespace}, creationTimestamp: '2026-01-0{age}T00:00:00Z'}}\nspec: {{hosts: [{host}, b.c.d], addresses: [192.0.2.1, {address}], location: MESH_INTERNAL, resolution: STATIC, ports: [{{number: 80, name: http, protocol: TCP}}], {endpoints}{exported}}}\n")
         }),
-        3 => (name(), address(), labelled, prop::bool::ANY).prop_map(|(name, address, labels, tunnel)| {
+        3 => (name(), address(), labelled, prop::bool::ANY, 1..4).prop_map(|(name, address, labels, tunnel, age)| {
             let tunnel = if tunnel { ", networking.istio.io/tunnel: http" } else { "" };
-            format!("apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: {name}, namespace: bookinfo}}\nspec: {{address: {address}, serviceAccount: a, labels: {{app: web{labels}{tunnel}}}}}\n")
+            format!("apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: {name}, namespace: bookinfo, creationTimestamp: '2026-01-0{age}T00:00:00Z'}}\nspec: {{address: {address}, serviceAccount: a, labels: {{app: web{labels}{tunnel}}}}}\n")
         }),
         3 => (host(), host(), 1_u32..3).prop_map(|(name, to, weight)| {
             let route = format!("tcp: [{{route: [{{destination: {{host: {to}, subset: a}}, weight: {weight}}}, {{destination: {{host: {name}}}, weight: 1}}]}}]");
