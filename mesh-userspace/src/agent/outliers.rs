@@ -38,7 +38,8 @@ fn say(shared: &Shared, events: &Events, change: &Change) {
         Event::Spared { reason } => {
             let reason = reason.as_str();
             metrics.spared(destination, reason);
-            tracing::info!(%destination, dst.addr = %dst, pod, reason, "endpoint fails, but as many are ejected as may be");
+            // Each row again, for as long as it fails: the metric counts them.
+            tracing::debug!(%destination, dst.addr = %dst, pod, reason, "endpoint fails, but as many are ejected as may be");
             return;
         }
         Event::Returned => {

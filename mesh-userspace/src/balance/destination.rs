@@ -15,7 +15,7 @@ use super::registry::Picked;
 use super::retry::budget;
 use super::teller::Teller;
 use super::view::View;
-use crate::model::{ConnectionLimits, OutlierDetection, RouteTarget, ServiceName};
+use crate::model::{ConnectionLimits, OutlierDetection, RouteTarget, ServiceName, WorkloadUid};
 
 /// Views that a destination keeps: one for each of the routes that lead to it and are in use at once.
 const VIEWS: usize = 16;
@@ -29,17 +29,28 @@ pub struct Key {
     pub port: u16,
     /// The subset, where one is named.
     pub subset: Option<Arc<str>>,
+    /// Whether it is copies of connections that go there: they take nothing from clients' own.
+    pub copy: bool,
 }
 
 impl Key {
-    /// Of a route's target.
+    /// Of a route's target, for clients' own connections.
     pub fn of(target: &RouteTarget) -> Self {
-        Self { service: target.service.clone(), port: target.port, subset: target.subset.clone() }
+        let RouteTarget { service, port, subset, .. } = target;
+        Self { service: service.clone(), port: *port, subset: subset.clone(), copy: false }
     }
 
-    /// Whether it is the target's.
-    pub(super) fn is_of(&self, target: &RouteTarget) -> bool {
-        self.port == target.port && self.subset == target.subset && self.service == target.service
+    /// Of a shadow, for copies.
+    pub(super) fn of_copies(target: &RouteTarget) -> Self {
+        Self { copy: true, ..Self::of(target) }
+    }
+
+    /// Whether it is the target's, for copies or for clients' own connections.
+    pub(super) fn is_of(&self, target: &RouteTarget, copy: bool) -> bool {
+        self.copy == copy
+            && self.port == target.port
+            && self.subset == target.subset
+            && self.service == target.service
     }
 }
 
@@ -72,8 +83,9 @@ pub(crate) struct Destination {
 
 #[derive(Debug, Default)]
 struct State {
-    endpoints: HashMap<SocketAddr, Arc<Live>>,
-    /// What holds now.
+    /// An address that another pod has now is another endpoint.
+    endpoints: HashMap<(SocketAddr, Option<WorkloadUid>), Arc<Live>>,
+    /// By which somebody was left out last: it says when they come back.
     rule: Option<OutlierDetection>,
     next_look: Option<Instant>,
     seen: bool,
@@ -140,9 +152,10 @@ impl Destination {
             return (view, Vec::new());
         }
         let State { endpoints, seen, .. } = &mut *state;
-        let live = |(address, workload): (SocketAddr, _)| {
-            let new = || Arc::new(Live::new(address, workload, seen.then_some(now)));
-            Arc::clone(endpoints.entry(address).or_insert_with(new))
+        let live = |(address, workload): (SocketAddr, Option<WorkloadUid>)| {
+            let held = endpoints.entry((address, workload));
+            let new = |key: &(_, Option<_>)| Arc::new(Live::new(address, key.1.clone(), seen.then_some(now)));
+            Arc::clone(held.or_insert_with_key(new))
         };
         let live =
             target.endpoints.iter().map(|endpoint| (endpoint.address, endpoint.workload.clone())).map(live);
@@ -155,11 +168,11 @@ impl Destination {
             views.remove(0);
         }
         views.push(Arc::clone(&view));
-        let listed = |address| views.iter().any(|view| view.has(address));
-        state.endpoints.retain(|&address, live| listed(address) || live.open() > 0);
+        let listed = |live: &Arc<Live>| views.iter().any(|view| view.has(live));
+        state.endpoints.retain(|_, live| listed(live) || live.open() > 0);
         self.views.store(Arc::new(views));
-        state.rule = target.settings.outliers;
-        let changes = if state.rule.is_none() { self.bring_all_back(&state, now) } else { Vec::new() };
+        let has_rule = target.settings.outliers.is_some();
+        let changes = if has_rule { Vec::new() } else { self.bring_all_back(&state, now) };
         self.count_ejected(&state);
         (view, changes)
     }
@@ -198,7 +211,7 @@ impl Destination {
         let place = |destination: &Arc<Self>| Place {
             destination: Arc::clone(destination),
             stage: Stage::Pending,
-            live: None,
+            at: None,
         };
         if !take(&self.open, limits.max_connections) {
             return Err(Overflow::Connections(limits.max_connections.unwrap_or_default()));
@@ -216,21 +229,29 @@ impl Destination {
         take(&self.retrying, Some(most)).then(|| Retrying(Arc::clone(self)))
     }
 
-    /// An endpoint failed, which may be one time too many.
-    fn failed(&self, live: &Live, failure: Failure, now: Instant) -> Option<Change> {
+    /// An endpoint failed, which by the rule that it was picked under may be one time too many. Whichever view was made last
+    /// has no say: it may be of a snapshot that is gone.
+    fn failed(
+        &self,
+        live: &Arc<Live>,
+        rule: OutlierDetection,
+        failure: Failure,
+        now: Instant,
+    ) -> Option<Change> {
         let mut state = self.state();
-        let rule = state.rule?;
         let reason = live.failed(&rule, failure)?;
         if live.is_ejected() {
             return None;
         }
         let views = self.views.load();
         // One that is no endpoint any more has nothing to be left out of.
-        let (ejected, total) = views.iter().rev().find(|view| view.has(live.address))?.ejected();
+        let view = views.iter().rev().find(|view| view.has(live))?;
+        let (ejected, total) = view.ejected(live.address.is_ipv4());
         if !may_eject(&rule, ejected, total) {
             return Some(self.change(live, Event::Spared { reason }));
         }
         let (lasts, times) = live.eject(&rule, now);
+        state.rule = Some(rule);
         state.next_look.get_or_insert(now + rule.interval);
         self.count_ejected(&state);
         Some(self.change(live, Event::Ejected { reason, lasts, times }))
@@ -274,7 +295,15 @@ fn take(count: &AtomicU32, most: Option<u32>) -> bool {
 pub(crate) struct Place {
     destination: Arc<Destination>,
     stage: Stage,
-    live: Option<Arc<Live>>,
+    at: Option<At>,
+}
+
+/// The endpoint of a connection.
+#[derive(Debug)]
+struct At {
+    live: Arc<Live>,
+    /// By which its failures are counted; `None`: they are not.
+    rule: Option<OutlierDetection>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -288,35 +317,37 @@ impl Place {
     pub(crate) fn at(&mut self, picked: Picked<'_>) {
         self.leave_endpoint();
         picked.live.begin();
-        self.live = Some(Arc::clone(picked.live));
+        // How copies fare says nothing that clients' connections are to hear of.
+        let rule = picked.outliers.filter(|_| !self.destination.key.copy);
+        self.at = Some(At { live: Arc::clone(picked.live), rule });
     }
 
     /// It is at no endpoint, until another is tried.
     pub(crate) fn leave_endpoint(&mut self) {
-        if let Some(live) = self.live.take() {
-            live.end();
+        if let Some(at) = self.at.take() {
+            at.live.end();
         }
     }
 
     /// The connection to the endpoint stands.
     pub(crate) fn established(&mut self) {
         self.no_longer_pending();
-        if let Some(live) = &self.live {
-            live.connected();
+        if let Some(at) = &self.at {
+            at.live.connected();
         }
     }
 
     /// The endpoint has answered.
     pub(crate) fn answered(&self) {
-        if let Some(live) = &self.live {
-            live.answered();
+        if let Some(at) = &self.at {
+            at.live.answered();
         }
     }
 
     /// The endpoint has failed.
     pub(crate) fn failed(&self, failure: Failure) {
-        let Some(live) = &self.live else { return };
-        if let Some(change) = self.destination.failed(live, failure, Instant::now()) {
+        let Some(At { live, rule: Some(rule) }) = &self.at else { return };
+        if let Some(change) = self.destination.failed(live, *rule, failure, Instant::now()) {
             self.destination.teller.tell(&[change]);
             self.destination.teller.ejected.notify_one();
         }

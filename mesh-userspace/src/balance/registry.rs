@@ -15,7 +15,9 @@ use super::live::{Live, LiveState};
 use super::outlier::Change;
 use super::teller::Teller;
 use super::view::{Asking, View};
-use crate::model::{Endpoint, Protocol, RouteTarget, ServiceName, Snapshot, TrafficSettings};
+use crate::model::{
+    Endpoint, OutlierDetection, Protocol, RouteTarget, ServiceName, Snapshot, TrafficSettings,
+};
 
 /// A destination that nobody asked for in so long is forgotten.
 const IDLE: Duration = Duration::from_mins(10);
@@ -60,8 +62,17 @@ impl Balancers {
 
     /// The destination that a route's target is, with what is known of its endpoints.
     pub(crate) fn look(&self, target: &RouteTarget) -> Looked {
+        self.look_for(target, false)
+    }
+
+    /// The same for a copy: counted by itself, so that it takes no place of a client's own connection, and judges no endpoint.
+    pub(crate) fn look_for_copy(&self, target: &RouteTarget) -> Looked {
+        self.look_for(target, true)
+    }
+
+    fn look_for(&self, target: &RouteTarget, copy: bool) -> Looked {
         let now = Instant::now();
-        let destination = self.find(target).unwrap_or_else(|| self.add(target));
+        let destination = self.find(target, copy).unwrap_or_else(|| self.add(target, copy));
         let used = u64::try_from((now - self.began).as_millis()).unwrap_or(u64::MAX);
         destination.used.store(used, Ordering::Relaxed);
         let (view, changes) = destination.view(target, now);
@@ -69,19 +80,20 @@ impl Balancers {
         Looked { destination, view }
     }
 
-    fn find(&self, target: &RouteTarget) -> Option<Arc<Destination>> {
+    fn find(&self, target: &RouteTarget, copy: bool) -> Option<Arc<Destination>> {
         let destinations = self.destinations.load();
         let of_service = destinations.get(&target.service)?;
-        of_service.iter().find(|destination| destination.key.is_of(target)).map(Arc::clone)
+        of_service.iter().find(|destination| destination.key.is_of(target, copy)).map(Arc::clone)
     }
 
-    fn add(&self, target: &RouteTarget) -> Arc<Destination> {
+    fn add(&self, target: &RouteTarget, copy: bool) -> Arc<Destination> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         // Somebody else may have been faster.
-        if let Some(destination) = self.find(target) {
+        if let Some(destination) = self.find(target, copy) {
             return destination;
         }
-        let destination = Arc::new(Destination::new(Key::of(target), Arc::clone(&self.teller)));
+        let key = if copy { Key::of_copies(target) } else { Key::of(target) };
+        let destination = Arc::new(Destination::new(key, Arc::clone(&self.teller)));
         let mut destinations = HashMap::clone(&self.destinations.load());
         let held = destinations.get(&target.service).map_or(&[][..], |held| held);
         let all: Arc<[_]> = held.iter().chain([&destination]).map(Arc::clone).collect();
@@ -169,7 +181,16 @@ impl Balancers {
 
     /// What is known of the endpoints of a route's target; empty where nobody has asked for it lately.
     pub fn states(&self, target: &RouteTarget) -> Vec<LiveState> {
-        self.find(target).map(|destination| destination.states(Instant::now())).unwrap_or_default()
+        self.find(target, false).map(|destination| destination.states(Instant::now())).unwrap_or_default()
+    }
+
+    /// Endpoints of a target that clients' own connections are kept from.
+    pub(crate) fn left_out(&self, target: &RouteTarget) -> Vec<SocketAddr> {
+        let Some(destination) = self.find(target, false).filter(|held| held.ejected() > 0) else {
+            return Vec::new();
+        };
+        let states = destination.states(Instant::now()).into_iter();
+        states.filter(|state| state.ejected_for.is_some()).map(|state| state.address).collect()
     }
 
     /// Destinations that are remembered.
@@ -220,7 +241,7 @@ impl Looked {
 
     fn at(&self, index: usize) -> Picked<'_> {
         let (endpoint, live) = self.view.at(index);
-        Picked { endpoint, live }
+        Picked { endpoint, live, outliers: self.view.settings.outliers }
     }
 
     /// Leave for one more retry.
@@ -235,4 +256,6 @@ pub(crate) struct Picked<'a> {
     /// The endpoint.
     pub(crate) endpoint: &'a Endpoint,
     pub(super) live: &'a Arc<Live>,
+    /// By which its failures are counted.
+    pub(super) outliers: Option<OutlierDetection>,
 }

@@ -11,7 +11,7 @@ use tokio::time::{advance, sleep, timeout};
 use super::*;
 use crate::model::{
     Balancer, ConnectionLimits, Endpoint, Group, OutlierDetection, Protocol, Route, RouteTarget, Service,
-    ServiceName, ServicePort, Snapshot, Spread, TrafficSettings, Warmup,
+    ServiceName, ServicePort, Snapshot, Spread, TrafficSettings, Warmup, WorkloadUid,
 };
 
 const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 244, 0, 9));
@@ -363,6 +363,77 @@ fn no_more_are_left_out_than_the_rule_has_it_and_the_others_are_told() {
     );
     let counts = picks(&looked, 300, &[]);
     assert!(counts[1] == 0 && counts[2] > 0, "{counts:?}");
+}
+
+#[test]
+fn who_may_be_left_out_is_counted_by_address_family() {
+    let (balancers, told) = watched();
+    let rule = OutlierDetection { consecutive_errors: Some(1), max_ejection_percent: 50, ..outlier::rule() };
+    let mut target = target(&[1, 2], with_outliers(rule));
+    let six = (1..=4_u16).map(|last| Endpoint::at(SocketAddr::from(([0xfd00, 0, 0, 0, 0, 0, 0, last], 80))));
+    target.endpoints = target.endpoints.iter().cloned().chain(six).collect();
+    let looked = balancers.look(&target);
+    fail(&looked, 1, 1);
+    fail(&looked, 2, 1);
+    let told = told.lock().unwrap();
+    assert!(matches!(told[..], [(_, Event::Ejected { .. }), (_, Event::Spared { .. })]), "{told:?}");
+}
+
+#[test]
+fn copies_take_nothing_and_judge_nobody() {
+    let (balancers, told) = watched();
+    let rule = OutlierDetection { consecutive_errors: Some(1), ..outlier::rule() };
+    let limits = ConnectionLimits { max_connections: Some(1), ..Default::default() };
+    let target = target(&[1, 2], TrafficSettings { limits, ..with_outliers(rule) });
+    let copies = balancers.look_for_copy(&target);
+    let copy = connection(&copies, 1);
+    assert_eq!(copies.admit().unwrap_err(), Overflow::Connections(1), "the limit holds for copies too");
+    let own = connection(&balancers.look(&target), 1);
+    assert_eq!(balancers.states(&target).iter().map(|state| state.open).sum::<u32>(), 1);
+    copy.failed(Failure::Connect);
+    assert!(told.lock().unwrap().is_empty() && balancers.left_out(&target).is_empty());
+    own.failed(Failure::Connect);
+    assert_eq!(told.lock().unwrap().len(), 1);
+    assert_eq!(balancers.left_out(&target), [at(1)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_rule_is_that_of_the_view_that_was_picked_from() {
+    let (balancers, told) = watched();
+    let rule = OutlierDetection { consecutive_errors: Some(1), ..outlier::rule() };
+    let looked = balancers.look(&target(&[1, 2], with_outliers(rule)));
+    // Made later, of a snapshot that is gone.
+    let stale = target(&[1, 2], TrafficSettings::default());
+    fail(&balancers.look(&stale), 1, 9);
+    assert!(told.lock().unwrap().is_empty());
+    fail(&looked, 1, 1);
+    assert!(matches!(told.lock().unwrap()[..], [(_, Event::Ejected { .. })]));
+    // It returns by the same rule.
+    assert!(timeout(Duration::from_secs(45), balancers.run(&mesh(&[80]))).await.is_err());
+    assert_eq!(told.lock().unwrap().last(), Some(&(at(1), Event::Returned)));
+}
+
+#[test]
+fn a_pod_at_anothers_address_is_not_left_out_for_it() {
+    let (balancers, told) = watched();
+    let rule = OutlierDetection { consecutive_errors: Some(2), ..outlier::rule() };
+    let of = |pod: &str| {
+        let workload = Some(WorkloadUid::pod("shop", pod));
+        let endpoints = Arc::new([Endpoint { workload, ..Endpoint::at(at(1)) }, Endpoint::at(at(2))]);
+        RouteTarget { endpoints, ..target(&[], with_outliers(rule)) }
+    };
+    let (before, after) = (of("web-1"), of("web-2"));
+    let looked = balancers.look(&before);
+    let open = connection(&looked, 1);
+    fail(&looked, 1, 1);
+    drop((looked, before));
+    let looked = balancers.look(&after);
+    fail(&looked, 1, 1);
+    assert!(told.lock().unwrap().is_empty(), "the first failure of its own");
+    open.failed(Failure::NoAnswer);
+    assert!(told.lock().unwrap().is_empty(), "what has gone is not left out");
+    fail(&looked, 1, 1);
+    assert!(matches!(told.lock().unwrap()[..], [(_, Event::Ejected { .. })]));
 }
 
 #[test]

@@ -103,14 +103,15 @@ impl View {
         Arc::strong_count(&self.endpoints) > 1 && Arc::strong_count(&self.settings) > 1
     }
 
-    /// Whether an endpoint is listed.
-    pub(super) fn has(&self, address: SocketAddr) -> bool {
-        self.live.iter().any(|live| live.address == address)
+    /// Whether an endpoint is listed: this one, and not another at its address.
+    pub(super) fn has(&self, live: &Arc<Live>) -> bool {
+        self.live.iter().any(|listed| Arc::ptr_eq(listed, live))
     }
 
-    /// How many endpoints are left out, of how many.
-    pub(super) fn ejected(&self) -> (usize, usize) {
-        (self.live.iter().filter(|live| live.is_ejected()).count(), self.live.len())
+    /// How many endpoints of a family are left out, of how many. A client has those of one family alone.
+    pub(super) fn ejected(&self, v4: bool) -> (usize, usize) {
+        let of_family = || self.live.iter().filter(|live| live.address.is_ipv4() == v4);
+        (of_family().filter(|live| live.is_ejected()).count(), of_family().count())
     }
 
     /// The endpoint with an index that was picked, and its live state.

@@ -41,7 +41,7 @@ pub use route::{
     combine_weights,
 };
 pub use sandbox::{Placed, Sandbox, Sandboxes};
-pub use service::{External, Protocol, Service, ServiceKind, ServicePort, TrafficPolicy};
+pub use service::{AgentCause, External, Protocol, Service, ServiceKind, ServicePort, TrafficPolicy};
 pub(crate) use shared::{shared_labels, shared_text};
 pub use snapshot::{Frontend, LocalNode, MeshConfig, Snapshot};
 pub use traffic::{

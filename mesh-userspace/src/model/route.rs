@@ -316,12 +316,6 @@ impl Route {
         Self { actions, ..self }
     }
 
-    /// Whether an enrolled client's connections must go through the agent, wherever they lead.
-    pub fn needs_agent(&self) -> bool {
-        let by_settings = |target: &RouteTarget| target.weight > 0 && target.settings.needs_agent();
-        !self.actions.is_empty() || self.targets.iter().any(by_settings)
-    }
-
     /// The weighted set for clients that asked for an address of this family.
     pub const fn backends(&self, asked: IpAddr) -> &BackendSet {
         if asked.is_ipv4() { &self.v4 } else { &self.v6 }

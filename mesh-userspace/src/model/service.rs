@@ -90,10 +90,42 @@ impl ServicePort {
     /// Whether an enrolled client's connections must go through the agent: some endpoint is in the mesh, or a rule asks for
     /// what the agent alone can do. `v4`: of the family of the address that was asked for.
     pub fn needs_agent(&self, policy: TrafficPolicy, v4: bool) -> bool {
+        self.agent_cause(policy, v4).is_some()
+    }
+
+    /// Why they must, if they must: the first cause that holds.
+    pub fn agent_cause(&self, policy: TrafficPolicy, v4: bool) -> Option<AgentCause<'_>> {
         let route = self.route(policy);
         let set = if v4 { &route.v4 } else { &route.v6 };
-        !self.rules.is_empty() || set.needs_agent() || (!set.is_empty() && route.needs_agent())
+        if set.needs_agent() {
+            return Some(AgentCause::Mesh);
+        }
+        if let Some(first) = self.rules.first() {
+            return Some(AgentCause::Conditions(first.route.rule.as_deref()));
+        }
+        if set.is_empty() {
+            return None;
+        }
+        if !route.actions.is_empty() {
+            return Some(AgentCause::Actions(route.rule.as_deref()));
+        }
+        let mut targets = route.targets.iter().filter(|target| target.weight > 0);
+        let target = targets.find(|target| target.settings.needs_agent())?;
+        Some(AgentCause::Settings(target.settings.rule.as_deref()))
     }
+}
+
+/// Why an enrolled client's connections to a service's port go through the agent; with `NAMESPACE/NAME` of the rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AgentCause<'a> {
+    /// An endpoint is in the mesh.
+    Mesh,
+    /// Some routes are for some connections alone.
+    Conditions(Option<&'a str>),
+    /// The route does something to its connections.
+    Actions(Option<&'a str>),
+    /// A destination has settings that the agent alone can carry out.
+    Settings(Option<&'a str>),
 }
 
 /// `internalTrafficPolicy` and `externalTrafficPolicy`.

@@ -1,8 +1,8 @@
 //! Faults that a route asks for (`fault.delay`, `fault.abort`): before anything is connected, so that no server sees them.
 //!
 //! Both may hit one connection, each by its own draw, the delay first, as in Envoy. While a connection is delayed nothing of
-//! the mesh's state is held for it but its place among those that wait, of which there are [`MOST_DELAYED`] in an agent;
-//! beyond those connections are not delayed (Envoy's `max_active_faults`), which is counted.
+//! the mesh's state is held for it but its place among those that wait, of which there are [`MOST_DELAYED`] in an agent and
+//! [`MOST_OF_POD`] for the clients of one pod; beyond those connections are not delayed (Envoy's `max_active_faults`), which is counted.
 
 use std::time::Duration;
 
@@ -17,8 +17,11 @@ use crate::telemetry::{ActionMetrics, Outcome};
 
 /// Connections of an agent that may be delayed at once.
 const MOST_DELAYED: usize = 16 * 1024;
+/// Of these those of one pod: no tenant's rule takes them all.
+const MOST_OF_POD: usize = MOST_DELAYED / 4;
 
 /// Places for connections that are delayed.
+#[derive(Debug)]
 pub(super) struct Delays(Semaphore);
 
 impl Default for Delays {
@@ -28,17 +31,22 @@ impl Default for Delays {
 }
 
 impl Delays {
-    fn take<'a>(&'a self, metrics: &'a ActionMetrics) -> Option<Place<'a>> {
-        let permit = self.0.try_acquire().ok()?;
+    /// Those of a pod's clients.
+    pub(super) fn of_pod() -> Self {
+        Self(Semaphore::new(MOST_OF_POD))
+    }
+
+    fn take<'a>(&'a self, of_pod: &'a Self, metrics: &'a ActionMetrics) -> Option<Place<'a>> {
+        let permits = [of_pod.0.try_acquire().ok()?, self.0.try_acquire().ok()?];
         metrics.delays().inc();
-        Some(Place { metrics, _permit: permit })
+        Some(Place { metrics, _permits: permits })
     }
 }
 
 /// A place, until it is dropped.
 struct Place<'a> {
     metrics: &'a ActionMetrics,
-    _permit: SemaphorePermit<'a>,
+    _permits: [SemaphorePermit<'a>; 2],
 }
 
 impl Drop for Place<'_> {
@@ -74,6 +82,9 @@ pub(super) enum Ended {
     /// The client reset it.
     #[error("the client left during the delay that the route's fault says")]
     ClientLeft,
+    /// The client closed it in order, and nothing that it sent is left to be asked.
+    #[error("the client closed it, with nothing sent, during the delay that the route's fault says")]
+    ClientClosed,
     /// The agent, or the pod's enrolment, ended.
     #[error("the agent ended it during the delay that the route's fault says")]
     Cut,
@@ -85,6 +96,7 @@ impl Ended {
         match self {
             Self::Aborted => Outcome::FaultAborted,
             Self::ClientLeft => Outcome::ResetByClient,
+            Self::ClientClosed => Outcome::Closed,
             Self::Cut => Outcome::AgentShutdown,
         }
     }
@@ -113,33 +125,36 @@ impl Fault {
         self == Self::default()
     }
 
-    /// Does it. A client that resets is gone; one that has closed in order may be waiting for an answer, for all that anyone
-    /// can tell, and is connected when its time has come. `cut` is the end of everything.
+    /// Does it, to a connection of a pod's client. A client that resets is gone, and so is one that has closed in order with
+    /// nothing sent; one that has sent something first may be waiting for an answer, for all that anyone can tell, and is
+    /// connected when its time has come. `cut` is the end of everything.
     pub(super) async fn inject(
         self,
         worker: &Worker,
+        of_pod: &Delays,
         client: &TcpStream,
         cut: impl Future<Output = ()>,
     ) -> Injected {
         let shared = &worker.shared;
-        self.inject_within(&shared.delays, shared.telemetry.metrics().actions(), client, cut).await
+        self.inject_within([&shared.delays, of_pod], shared.telemetry.metrics().actions(), client, cut).await
     }
 
     async fn inject_within(
         self,
-        delays: &Delays,
+        [delays, of_pod]: [&Delays; 2],
         metrics: &ActionMetrics,
         client: &TcpStream,
         cut: impl Future<Output = ()>,
     ) -> Injected {
         let mut delayed = false;
         if let Some(delay) = self.delay {
-            if let Some(_place) = delays.take(metrics) {
+            if let Some(_place) = delays.take(of_pod, metrics) {
                 delayed = true;
                 metrics.fault_injected("delay");
                 let end = tokio::select! {
                     () = tokio::time::sleep(delay) => None,
                     () = broke(client) => Some(Ended::ClientLeft),
+                    () = closed(client) => Some(Ended::ClientClosed),
                     () = cut => Some(Ended::Cut),
                 };
                 if end.is_some() {
@@ -156,6 +171,14 @@ impl Fault {
     }
 }
 
+/// Returns once the client has closed in order and nothing that it sent is unread.
+async fn closed(client: &TcpStream) {
+    // What is there stays there while nobody reads, and a FIN after it is no end; an error is [`broke`]'s to tell.
+    if !matches!(client.peek(&mut [0]).await, Ok(0)) {
+        std::future::pending::<()>().await;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -163,6 +186,7 @@ mod tests {
 
     use super::*;
     use crate::model::Share;
+    use crate::proxy::copy::finish;
     use crate::socket::reset_on_close;
 
     const HOUR: Duration = Duration::from_hours(1);
@@ -214,7 +238,7 @@ mod tests {
                 std::future::pending::<()>().await;
             }
         };
-        fault.inject_within(delays, &ActionMetrics::default(), server, cut).await
+        fault.inject_within([delays, &Delays::of_pod()], &ActionMetrics::default(), server, cut).await
     }
 
     #[tokio::test(start_paused = true)]
@@ -246,15 +270,38 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_client_that_closed_is_waited_for_only_with_what_it_sent() {
+        let fault = Fault { delay: Some(HOUR), abort: false };
+        let (client, server) = pair().await;
+        drop(client);
+        let closed = inject(fault, &Delays::default(), &server, false).await;
+        assert_eq!(closed, Injected { delayed: true, end: Some(Ended::ClientClosed) });
+        let (client, server) = pair().await;
+        client.writable().await.unwrap();
+        client.try_write(b"?").unwrap();
+        finish(&client);
+        let asked = Fault { delay: Some(Duration::from_millis(200)), abort: false };
+        let goes_on = inject(asked, &Delays::default(), &server, false).await;
+        assert_eq!(goes_on, Injected { delayed: true, end: None });
+    }
+
+    #[tokio::test]
     async fn beyond_the_bound_nobody_is_delayed() {
         let (_client, server) = pair().await;
         let delays = Delays(Semaphore::new(1));
         let metrics = ActionMetrics::default();
         let fault = Fault { delay: Some(HOUR), abort: false };
-        let place = delays.take(&metrics);
+        let of_pod = Delays::of_pod();
+        let place = delays.take(&of_pod, &metrics);
         assert_eq!(inject(fault, &delays, &server, false).await, Injected::default());
         drop(place);
         let cut = inject(fault, &delays, &server, true).await;
         assert_eq!(cut, Injected { delayed: true, end: Some(Ended::Cut) }, "the place is free again");
+        let (all, of_pod) = (Delays::default(), Delays(Semaphore::new(1)));
+        let place = all.take(&of_pod, &metrics);
+        assert!(all.take(&of_pod, &metrics).is_none(), "one pod does not take them all");
+        assert!(all.take(&Delays::of_pod(), &metrics).is_some(), "another pod's are left");
+        drop(place);
+        assert!(all.take(&of_pod, &metrics).is_some());
     }
 }

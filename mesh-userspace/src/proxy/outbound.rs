@@ -47,7 +47,7 @@ pub(super) async fn serve(worker: &Worker, pod: &Arc<Pod>, client: TcpStream) {
         // So may this.
         let server_name = captured.server_name.take();
         drop(captured);
-        let injected = fault.inject(worker, &client, pod.cut()).await;
+        let injected = fault.inject(worker, &pod.delays, &client, pod.cut()).await;
         captured = Captured { server_name, delayed: injected.delayed, ..Captured::now(accepted) };
         if let Some(end) = injected.end {
             captured.fail(end.outcome(), &end);

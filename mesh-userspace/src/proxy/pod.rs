@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
+use super::fault::Delays;
 use super::gate::Gate;
 use super::hbone::Baggage;
 use crate::model::{Snapshot, Workload, WorkloadUid};
@@ -24,6 +25,8 @@ pub struct Pod {
     pub(super) stop: watch::Receiver<Stop>,
     connections: AtomicUsize,
     handshakes: Arc<Mutex<HashMap<IpAddr, u32>>>,
+    /// Places for its clients' connections that a fault delays.
+    pub(super) delays: Delays,
     // The workload as last seen, with what is derived from it alone.
     seen: ArcSwap<Seen>,
     gate: Arc<Gate>,
@@ -63,6 +66,7 @@ impl Pod {
             stop,
             connections: AtomicUsize::new(0),
             handshakes: Arc::default(),
+            delays: Delays::of_pod(),
             seen: ArcSwap::from_pointee(Seen { workload, baggage }),
             gate,
         }

@@ -10,7 +10,7 @@ use mesh_common::abi::{
 
 use super::maps::Maps;
 use crate::datapath::{DatapathError, ip_of};
-use crate::model::{Protocol, Service, ServiceKind, ServicePort, Snapshot, TrafficPolicy};
+use crate::model::{AgentCause, Protocol, Service, ServiceKind, ServicePort, Snapshot, TrafficPolicy};
 
 /// Where frontends are looked for.
 pub(super) struct Frontends<'a> {
@@ -125,6 +125,23 @@ impl fmt::Display for Frontend<'_> {
 }
 
 impl Frontend<'_> {
+    /// Why the agent carries an enrolled client's connections.
+    pub(super) fn captured_words(&self, policy: TrafficPolicy, v4: bool) -> String {
+        let rule = |kind, rule: Option<&str>, asks| match rule {
+            Some(rule) => format!("{kind} {rule} {asks}"),
+            None => format!("a {kind} {asks}"),
+        };
+        let cause = match self.port.agent_cause(policy, v4) {
+            None | Some(AgentCause::Mesh) => "a backend is in the mesh".to_owned(),
+            Some(AgentCause::Conditions(name)) => {
+                rule("VirtualService", name, "has routes for some connections alone")
+            }
+            Some(AgentCause::Actions(name)) => rule("VirtualService", name, "asks for what no kernel does"),
+            Some(AgentCause::Settings(name)) => rule("DestinationRule", name, "asks for what no kernel does"),
+        };
+        format!("the client is enrolled and {cause}: the agent carries it")
+    }
+
     /// What the policy means for a client on this node.
     pub(super) fn inside_words(&self) -> String {
         match (self.is_cluster, self.service_policy) {

@@ -148,10 +148,7 @@ impl Explanation<'_> {
         match capture::to_service(enrolled, tcp, installed.flags, agent) {
             capture::Verdict::Capture => {
                 self.endpoints(&found, policy);
-                self.end(
-                    Verdict::Captured,
-                    "the client is enrolled and a backend is in the mesh: the agent carries it",
-                );
+                self.end(Verdict::Captured, frontend.captured_words(policy, found.v4));
                 return self.kernel_set(&installed, &found, policy, key, netns, false);
             }
             capture::Verdict::Refuse => {

@@ -73,6 +73,9 @@ impl Explanation<'_> {
         };
         let by_agent = verdict == Verdict::Captured && client.pod().is_some();
         let ask = ask.map(|ask| if by_agent { ask.routed(&connection) } else { ask });
+        if matches!(verdict, Verdict::Captured | Verdict::Carried) {
+            self.settings(ask.as_ref());
+        }
         self.report.route = ask.as_ref().map(|ask| of_ask(ask, by_agent.then_some(&connection), asked));
         if verdict == Verdict::Refused {
             self.ends(Outcome::Refused, self.report.reason.clone());
@@ -91,6 +94,17 @@ impl Explanation<'_> {
             self.idle(ask, asked.is_ipv4());
         }
         Ok(())
+    }
+
+    /// The rules whose settings hold for the connection, by whom it is carried.
+    fn settings(&mut self, ask: Option<&Ask<'_>>) {
+        let targets = ask.iter().flat_map(|ask| &ask.route.targets).filter(|target| target.weight > 0);
+        let mut rules: Vec<&str> = targets.filter_map(|target| target.settings.rule.as_deref()).collect();
+        rules.sort_unstable();
+        rules.dedup();
+        if !rules.is_empty() {
+            self.step("settings", format!("DestinationRule {}", rules.join(", ")));
+        }
     }
 
     /// All ways that the connection may take.

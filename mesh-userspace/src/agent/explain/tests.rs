@@ -237,6 +237,45 @@ fn what_of_its_policies_is_not_carried_out_is_said() {
 }
 
 #[test]
+fn why_the_agent_carries_it_is_told_as_it_is() {
+    let service = r"
+{apiVersion: v1, kind: Service, metadata: {name: old, namespace: shop}, spec: {clusterIP: 10.96.0.7, clusterIPs: [10.96.0.7], ports: [{port: 80}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: old-1, namespace: shop, labels: {kubernetes.io/service-name: old}}
+addressType: IPv4
+endpoints: [{addresses: [10.244.1.20]}]
+ports: [{port: 80, protocol: TCP}]";
+    let limit = r"
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: few, namespace: shop}
+spec: {host: old, trafficPolicy: {connectionPool: {tcp: {maxConnections: 1}}}}";
+    let route = |entry: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: old, namespace: shop}}\n\
+             spec: {{hosts: [old], http: [{{{entry}route: [{{destination: {{host: old}}}}]}}]}}"
+        )
+    };
+    let labels = route("match: [{sourceLabels: {app: client}}], ");
+    for (more, expected) in [
+        (limit, "DestinationRule shop/few asks for"),
+        (&route("timeout: 1s, "), "VirtualService shop/old asks for"),
+        (&labels, "VirtualService shop/old has routes for some"),
+    ] {
+        let report = asked(&[service, more], "shop/client", "old.shop:80");
+        assert_eq!(report.verdict, Verdict::Captured, "{expected}");
+        assert!(report.reason.contains(expected), "{}", report.reason);
+    }
+    let report = asked(&[limit, service], "shop/client", "old.shop:80");
+    let told = report.steps.iter().find(|step| step.what == "settings").unwrap();
+    assert_eq!(told.found, "DestinationRule shop/few");
+    let report = asked(&[], "shop/client", "web.shop:80");
+    assert!(report.reason.contains("a backend is in the mesh"), "{}", report.reason);
+}
+
+#[test]
 fn other_ways_in_and_out() {
     let cases = [
         (

@@ -65,7 +65,8 @@ struct Reached {
 /// Begins a copy. It goes on until the queue says that it has ended.
 pub(super) fn begin(source: &Source<'_>, mirror: &Mirror, queue: Rc<Queue>, place: OwnedSemaphorePermit) {
     let snapshot = Arc::clone(source.snapshot);
-    let looked = source.worker.shared.balancers.look(&mirror.target);
+    let balancers = &source.worker.shared.balancers;
+    let (looked, left_out) = (balancers.look_for_copy(&mirror.target), balancers.left_out(&mirror.target));
     let shadow = Shadow {
         worker: source.worker.clone(),
         pod: Arc::clone(source.pod),
@@ -80,7 +81,7 @@ pub(super) fn begin(source: &Source<'_>, mirror: &Mirror, queue: Rc<Queue>, plac
     };
     tokio::task::spawn_local(async move {
         let end = tokio::select! {
-            end = shadow.run(snapshot, looked) => end,
+            end = shadow.run(snapshot, looked, left_out) => end,
             () = shadow.pod.cut() => End::Shutdown,
         };
         shadow.queue.end(end);
@@ -88,10 +89,10 @@ pub(super) fn begin(source: &Source<'_>, mirror: &Mirror, queue: Rc<Queue>, plac
 }
 
 impl Shadow {
-    async fn run(&self, snapshot: Arc<Snapshot>, looked: Looked) -> End {
-        let reached = self.reach(&snapshot, &looked).await;
+    async fn run(&self, snapshot: Arc<Snapshot>, looked: Looked, left_out: Vec<SocketAddr>) -> End {
+        let reached = self.reach(&snapshot, &looked, &left_out).await;
         // As for every connection: it may last for days, and what it was routed by need not.
-        drop((snapshot, looked));
+        drop((snapshot, looked, left_out));
         match reached {
             Ok(reached) => self.copy(reached).await,
             Err(end) => end,
@@ -99,13 +100,19 @@ impl Shadow {
     }
 
     /// Connects to an endpoint of the shadow, once. What comes of it is recorded.
-    async fn reach(&self, snapshot: &Arc<Snapshot>, looked: &Looked) -> Result<Reached, End> {
+    async fn reach(
+        &self,
+        snapshot: &Arc<Snapshot>,
+        looked: &Looked,
+        left_out: &[SocketAddr],
+    ) -> Result<Reached, End> {
         let name = || self.service.as_ref().map(|service| service.name.to_string()).unwrap_or_default();
         let nowhere = |error: UpstreamError, end| {
             self.open(self.asked, None, Security::Unknown).fail(error.outcome(), &error);
             Err(end)
         };
-        let picked = looked.pick(self.asked.is_ipv4(), self.client.ip(), &[]);
+        let pick = |avoid| looked.pick(self.asked.is_ipv4(), self.client.ip(), avoid);
+        let picked = pick(left_out).or_else(|| pick(&[]));
         let (Some(picked), Some(service)) = (picked, &self.service) else {
             return nowhere(UpstreamError::NoEndpoint(name()), End::NoEndpoint);
         };
@@ -141,9 +148,6 @@ impl Shadow {
             }
             Err(error) => {
                 note_failure(worker, &error);
-                if let Some(failure) = error.failure() {
-                    place.failed(failure);
-                }
                 self.open(address, workload, Security::Unknown).fail(error.outcome(), &error);
                 Err(match error.outcome() {
                     Outcome::RefusedPolicy | Outcome::RefusedByPeer => End::Refused,
