@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
@@ -10,7 +11,7 @@ use mesh_tests::{
     ApiServer, Driver, Lab, LaidOut, Pod, PodSpec, SECONDS_10, SECONDS_30, Shows, binary, eventually,
 };
 use mesh_userspace::model::Snapshot;
-use mesh_userspace::source::{self, Feed, Phase, StateFile};
+use mesh_userspace::source::{self, Feed, Phase, Reports, StateFile};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -112,8 +113,13 @@ fn it_is_in_force_while_the_api_server_is_away_and_until_it_is_back() -> Result<
         until_api(&state, "connected", |status| status.connected && status.stored.is_none()).await?;
         let policies = |snapshot: &Snapshot| snapshot.policies.iter().cloned().collect::<Vec<_>>();
         assert_eq!(policies(&feed.current.load()), policies(&before), "its last good state");
-        let problems: Vec<String> = feed.reports.borrow().problems.iter().map(ToString::to_string).collect();
-        assert!(problems.len() == 1 && problems[0].contains("last good state is in force"), "{problems:?}");
+        let is_told = |reports: &Arc<Reports>| match &reports.problems[..] {
+            [problem] => problem.to_string().contains("last good state is in force"),
+            _ => false,
+        };
+        let mut reports = feed.reports.clone();
+        let told = timeout(SECONDS_30, reports.wait_for(is_told)).await;
+        told.context("the object that cannot be read is told")??;
         until_api(&state, "written again", |status| status.kept.as_of.is_some()).await?;
         second.end().await
     })
