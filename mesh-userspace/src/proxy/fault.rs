@@ -154,7 +154,7 @@ impl Fault {
                 let end = tokio::select! {
                     () = tokio::time::sleep(delay) => None,
                     () = broke(client) => Some(Ended::ClientLeft),
-                    () = closed(client) => Some(Ended::ClientClosed),
+                    end = closed(client) => Some(end),
                     () = cut => Some(Ended::Cut),
                 };
                 if end.is_some() {
@@ -172,10 +172,13 @@ impl Fault {
 }
 
 /// Returns once the client has closed in order and nothing that it sent is unread.
-async fn closed(client: &TcpStream) {
-    // What is there stays there while nobody reads, and a FIN after it is no end; an error is [`broke`]'s to tell.
-    if !matches!(client.peek(&mut [0]).await, Ok(0)) {
-        std::future::pending::<()>().await;
+async fn closed(client: &TcpStream) -> Ended {
+    match client.peek(&mut [0]).await {
+        Ok(0) => Ended::ClientClosed,
+        // It stays there while nobody reads, and a FIN after it is no end.
+        Ok(_) => std::future::pending().await,
+        // Who has read the error leaves nothing of it for [`broke`].
+        Err(_) => Ended::ClientLeft,
     }
 }
 
