@@ -2,7 +2,7 @@
 //! go to.
 //!
 //! A *destination* is a service's port in a subset: what a `DestinationRule` says something of. All workers share one
-//! [`Balancers`]; a connection looks its destination up once ([`Balancers::look`]) and from there on counts with atomics. No
+//! [`Balancers`]; a connection looks its destination up once (`Balancers::look`) and from there on counts with atomics. No
 //! lock is held while anybody waits, and none is taken for a connection but by `ROUND_ROBIN`, for the length of a sum.
 //!
 //! What is counted belongs to the destination and to the address of the endpoint, not to a snapshot: a change of endpoints or of settings

@@ -58,7 +58,7 @@ impl RetryResult {
     }
 }
 
-/// See the module. Destinations are written `NAMESPACE/NAME:PORT[/SUBSET]`; beyond the first [`MAX_DESTINATIONS`] they are `other`:
+/// See the module. Destinations are written `NAMESPACE/NAME:PORT[/SUBSET]`; beyond the first `MAX_DESTINATIONS` they are `other`:
 /// names come and go, series only come.
 #[derive(Debug, Default)]
 pub struct BalanceMetrics {
