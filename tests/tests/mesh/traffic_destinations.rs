@@ -304,3 +304,35 @@ fn a_change_of_a_rule_drops_nothing() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn algorithms_spread_an_enrolled_clients_connections_as_they_say() -> Result<()> {
+    let stage = Stage::start(1, true)?;
+    let client = &stage.clients[0];
+    let all = ["near-1", "near-2", "far-1", "far-2"];
+    settle(client, &all)?;
+    let in_turn = || {
+        let summary = connect(client, 40).ok()?;
+        (summary.by_name.len() == 4 && summary.by_name.values().all(|count| *count == 10)).then_some(())
+    };
+    stage.rule("loadBalancer: {simple: ROUND_ROBIN}")?;
+    eventually(SECONDS_10, "each gets as many as any other", in_turn)?;
+    // At random that happens once in a hundred times, and not three times in a row.
+    for round in 0..3 {
+        in_turn().with_context(|| format!("in turn, round {round}"))?;
+    }
+    stage.rule("loadBalancer: {simple: LEAST_REQUEST}")?;
+    let target = format!("{WEB}:{PORT}");
+    let evenly = || {
+        let summary = client.connect(&[&target, "--count", "20", "--concurrency", "20", "--keep"]).ok()?;
+        let is_even =
+            summary.by_name.len() == 4 && summary.by_name.values().all(|count| (3..=7).contains(count));
+        (summary.failed == 0 && is_even).then_some(())
+    };
+    eventually(SECONDS_10, "twenty that are open at once are spread evenly", evenly)?;
+    for round in 0..5 {
+        evenly().with_context(|| format!("twenty at once, round {round}"))?;
+    }
+    stage.rule("loadBalancer: {simple: PASSTHROUGH}")?;
+    settle(client, &all)
+}
