@@ -305,3 +305,36 @@ fn a_timeout_bounds_all_tries_together() -> Result<()> {
     assert!((3..=6).contains(&retries), "one or two each: {retries}");
     Ok(())
 }
+
+#[test]
+fn of_five_clients_of_a_silent_backend_one_may_wait() -> Result<()> {
+    let world = World::start(true)?;
+    world.outside.netns().ip(&format!("route add blackhole {}/32\n", world.client.v4))?;
+    let policy = "{connectionPool: {tcp: {connectTimeout: 2s}, http: {http1MaxPendingRequests: 1}}}";
+    apply(&world, "outside", policy)?;
+    let summary = world.client.connect(&[&v4("outside"), "--count", "5", "--concurrency", "5"])?;
+    assert_eq!((summary.ok, summary.failed), (0, 5), "{summary:?}");
+    let labels = ["limit=\"max_pending\"", "destination=\"default/outside:8080\""];
+    assert_eq!(count(&world.agent_a, "mesh_circuit_breaker_refused_total", &labels)?, 4);
+    wait_ended(&world, "overflow", 4)?;
+    wait_ended(&world, "connect_timeout", 1)
+}
+
+#[test]
+fn with_too_few_that_are_well_everybody_is_used() -> Result<()> {
+    let world = World::start(true)?;
+    serve(&world.twin, "http")?;
+    serve(&world.far, "reset")?;
+    let policy = "{outlierDetection: {consecutive5xxErrors: 3, interval: 1s, baseEjectionTime: 60s, \
+                  maxEjectionPercent: 100, minHealthPercent: 60}}";
+    apply(&world, "both", policy)?;
+    let summary = world.client.connect(&[&v4("both"), "--count", "100"])?;
+    // One of two is well, which is less than 60 %: the other is used in spite of its ejection. 6 sigma of n = 100 at p = 1/2: 30.
+    assert!((20..=80).contains(&summary.failed), "{summary:?}");
+    ensure!(
+        is_ejected(&world.agent_a, "both", &world.far)?,
+        "{:?}",
+        live(&world.agent_a, "both", &world.far)
+    );
+    Ok(())
+}

@@ -134,7 +134,17 @@ fn routes_are_by_server_name() -> Result<()> {
     ] {
         all_to(client, &secure, &tls(name), server)?;
     }
-    Ok(())
+    // A TLSRoute goes before VirtualServices; for other names those hold as before.
+    manifests.apply(
+        "tls-route.yaml",
+        &format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: TLSRoute\nmetadata: {{name: secure, namespace: default}}\nspec:\n  \
+             parentRefs: [{{group: \"\", kind: Service, name: secure}}]\n  hostnames: [a.example.com]\n  \
+             rules: [{{backendRefs: [{{name: secure-twin, port: {TLS_PORT}}}]}}]\n"
+        ),
+    )?;
+    all_to(&world.client, &secure, &tls("a.example.com"), "twin")?;
+    all_to(&world.client, &secure, &tls("example.com"), "near")
 }
 
 /// Which state of the mesh each agent has in force.
