@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{IGNORED, Notices};
+use super::{IGNORED, Notices, pattern};
 use crate::model::Balancer;
 use crate::resources::Code;
 use crate::resources::destination_rule::{ConnectionPool, DestinationRule, LoadBalancer, Parts, TlsMode};
@@ -39,7 +39,7 @@ fn unhonoured(notices: &mut Notices, at: &str, rest: &Rest) {
 }
 
 fn tell(notices: &mut Notices, at: &str, value: &Value) {
-    let path = path(at);
+    let path = pattern(at);
     let Some(Field { state, note, .. }) = fields::find(&path) else {
         return notices.add(Code::UnknownField, at, IGNORED);
     };
@@ -53,17 +53,6 @@ fn tell(notices: &mut Notices, at: &str, value: &Value) {
             _ => notices.add(Code::SettingWithoutEffect, at, *note),
         },
     }
-}
-
-/// A field's path in the API: `[]` for each index.
-fn path(field: &str) -> String {
-    let mut parts = field.split('[');
-    let mut path = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        path.push_str("[]");
-        path.push_str(part.split_once(']').map_or("", |(_, rest)| rest));
-    }
-    path
 }
 
 fn parts(notices: &mut Notices, at: &str, parts: &Parts<'_>) {
@@ -194,7 +183,7 @@ mod tests {
             ),
             ("spec.a[1]", "spec.a[]"),
         ] {
-            assert_eq!(path(field), wanted);
+            assert_eq!(pattern(field), wanted);
         }
     }
 
