@@ -79,7 +79,7 @@ use crate::model::{IdentityError, MeshConfig, NodeName, Snapshot, WorkloadUid};
 use crate::node::{self, EnrolError, Enroller, Namespaces};
 use crate::proxy::{Handles, Shared, Workers};
 use crate::sockets::{Ended, Reaper};
-use crate::source::{self, ApiState, Feed, Input, Source, SourceError, StateFile};
+use crate::source::{self, ApiState, Feed, Input, KnownAhead, Source, SourceError, StateFile};
 use crate::sysctls;
 use crate::telemetry::{FlowLog, Metrics, Telemetry};
 
@@ -246,18 +246,17 @@ pub fn run(config: AgentConfig) -> Result<(), AgentError> {
             let socket = AdminSocket::bind(path).map_err(AgentError::Probes)?;
             tokio::spawn(serve_probes(socket, readiness.clone(), std::future::pending()));
         }
-        let _claims = if config.standby {
+        let (_claims, known) = if config.standby {
             tokio::select! {
                 claims = standby::claim(&config, &cgroup, &readiness) => claims?,
                 // Nothing was begun yet that has to be ended.
                 () = told.end() => return Ok(()),
             }
         } else {
-            Claims::of_agent(&config.places, &cgroup)?
+            (Claims::of_agent(&config.places, &cgroup)?, None)
         };
         readiness.set_missing("the agent starts".to_owned());
-        let replaces = config.kube_proxy.replaces();
-        Box::pin(serve(config, cgroup, replaces, lifeline, told, readiness)).await
+        Box::pin(serve(config, cgroup, known, lifeline, told, readiness)).await
     })
 }
 
@@ -376,11 +375,12 @@ fn remove_state(state_dir: &Path) {
 async fn serve(
     config: AgentConfig,
     cgroup: PathBuf,
-    replaces: bool,
+    known: Option<KnownAhead>,
     lifeline: Lifeline,
     mut told: Signals,
     readiness: Readiness,
 ) -> Result<(), AgentError> {
+    let replaces = config.kube_proxy.replaces();
     let socket = AdminSocket::bind(&config.socket()).map_err(AgentError::Socket)?;
     let address = config.metrics_addr;
     let metrics_listener =
@@ -393,7 +393,7 @@ async fn serve(
     let namespaces = Namespaces::default();
     let sandboxed = Sandboxed::open(&config.places.state_dir, namespaces.clone())
         .map_err(|source| AgentError::StateDir { path: config.places.state_dir.clone(), source })?;
-    let (source, events, client) = begin_source(&config).await?;
+    let (source, events, client) = begin_source(&config, known).await?;
     let source = source.with_sandboxes(sandboxed.sandboxes());
     let waiting = source.api().map(|api| {
         let bpffs = config.places.bpffs.clone();
@@ -554,7 +554,11 @@ async fn on(mut flag: watch::Receiver<bool>) {
 }
 
 /// Where the model comes from, and where pods' owners are told what becomes of them.
-async fn begin_source(config: &AgentConfig) -> Result<(Source, Events, Option<kube::Client>), AgentError> {
+/// With what is known already, where that is.
+async fn begin_source(
+    config: &AgentConfig,
+    known: Option<KnownAhead>,
+) -> Result<(Source, Events, Option<kube::Client>), AgentError> {
     if !config.kubernetes {
         let source = Source::begin(Input::Manifests(config.manifests.clone()));
         return Ok((source.map_err(AgentError::Source)?, Events::default(), None));
@@ -564,9 +568,14 @@ async fn begin_source(config: &AgentConfig) -> Result<(Source, Events, Option<ku
     quick.read_timeout = Some(EVENT_TIMEOUT);
     quick.write_timeout = Some(EVENT_TIMEOUT);
     let client = kubernetes::client(quick).map_err(AgentError::Kubernetes)?;
-    let file = StateFile { path: config.places.source_state.clone(), patience: config.source_wait };
-    let input = Input::Kubernetes(Box::new(api), NodeName::new(config.node.as_str()), Some(file));
-    let source = Source::begin(input).map_err(AgentError::Source)?;
+    let path = config.places.source_state.clone();
+    let source = if let Some(known) = known {
+        known.follow(path)
+    } else {
+        let file = StateFile { path, patience: config.source_wait };
+        let input = Input::Kubernetes(Box::new(api), NodeName::new(config.node.as_str()), Some(file));
+        Source::begin(input).map_err(AgentError::Source)?
+    };
     Ok((source, Events::to(client.clone(), &config.node), Some(client)))
 }
 

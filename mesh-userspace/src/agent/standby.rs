@@ -4,6 +4,9 @@
 //! What is tried is what an agent does when it takes over, in the same order, but for what two cannot have: its needs of the
 //! node, the eBPF object through the kernel's verifier (attached to nothing, pinned nowhere), the first state of its source,
 //! a certificate. What holds once is not tried again. The addresses that the other has, and the pods, are left out.
+//!
+//! What it knows of the API server by then goes on and is the agent's when it takes over: listing a large cluster anew would
+//! be seconds without anybody to serve the pods.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,19 +24,20 @@ use crate::identity::CertificateStore;
 use crate::kubernetes;
 use crate::memory;
 use crate::model::NodeName;
-use crate::source::{self, Input, Source};
+use crate::source::{self, Input, KnownAhead, Source};
 
 /// Pause before what did not hold is tried again.
 const AGAIN: Duration = Duration::from_secs(5);
 /// Characters of a reason: the verifier's log is longer than anybody reads in an Event.
 const LONGEST_REASON: usize = 2000;
 
-/// Waits until no other agent has what this one changes, and proves itself meanwhile. Cancel safe.
+/// Waits until no other agent has what this one changes, and proves itself meanwhile. With it comes what is known of the API
+/// server by then. Cancel safe.
 pub(super) async fn claim(
     config: &AgentConfig,
     cgroup: &Path,
     readiness: &Readiness,
-) -> Result<Claims, AgentError> {
+) -> Result<(Claims, Option<KnownAhead>), AgentError> {
     let (sender, claimed) = oneshot::channel();
     let (places, folder) = (config.places.clone(), cgroup.to_owned());
     // It may wait for ever, which nothing that the runtime waits for may do.
@@ -42,30 +46,40 @@ pub(super) async fn claim(
         .name("standby".into())
         .spawn(wait)
         .map_err(starting("the thread that waits"))?;
+    let mut known = None;
     let proved = async {
-        prove(config, cgroup, readiness).await;
+        prove(config, cgroup, readiness, &mut known).await;
         std::future::pending::<()>().await;
     };
-    tokio::select! {
+    let claims = tokio::select! {
         // With nobody before it there is nothing to prove beforehand.
         biased;
-        claims = claimed => Ok(claims.map_err(|_gone| AgentError::StandbyEnded)??),
-        () = proved => Err(AgentError::StandbyEnded),
-    }
+        claims = claimed => claims.map_err(|_gone| AgentError::StandbyEnded)??,
+        () = proved => return Err(AgentError::StandbyEnded),
+    };
+    Ok((claims, known))
 }
 
 /// Proves one thing after the other, each again and again until it holds.
-async fn prove(config: &AgentConfig, cgroup: &Path, readiness: &Readiness) {
+async fn prove(config: &AgentConfig, cgroup: &Path, readiness: &Readiness, known: &mut Option<KnownAhead>) {
     until(readiness, "this node", async || able(config, cgroup).await).await;
     until(readiness, "the kernel", async || loads(config).await).await;
-    until(readiness, "the source", async || knows(config, readiness).await).await;
+    until(readiness, "the source", async || {
+        *known = knows(config, readiness).await?;
+        Ok(())
+    })
+    .await;
     until(readiness, "the certificate authority", async || certified(config).await).await;
     tracing::info!("standing by: ready to take over");
     readiness.ask(|| Ok(()));
 }
 
 /// Tells what stands in the way in the log when it changes, and to whoever asks.
-async fn until(readiness: &Readiness, what: &'static str, attempt: impl AsyncFn() -> Result<(), String>) {
+async fn until(
+    readiness: &Readiness,
+    what: &'static str,
+    mut attempt: impl AsyncFnMut() -> Result<(), String>,
+) {
     let mut told = None;
     readiness.set_missing(format!("standing by, not ready to take over yet: {what} is being looked at"));
     while let Err(error) = attempt().await {
@@ -101,29 +115,31 @@ async fn loads(config: &AgentConfig) -> Result<(), String> {
     tried.map_err(|error| error.to_string())?.map_err(|error| chain(&error))
 }
 
-/// Whether the source yields a state.
-async fn knows(config: &AgentConfig, readiness: &Readiness) -> Result<(), String> {
-    let input = if config.kubernetes {
+/// What the source yields, where it is followed from now on: an API server. Files are read anew by the agent that takes over.
+async fn knows(config: &AgentConfig, readiness: &Readiness) -> Result<Option<KnownAhead>, String> {
+    let known = if config.kubernetes {
         let api = kubernetes::config().await.map_err(|error| chain(&error))?;
-        Input::Kubernetes(Box::new(api), NodeName::new(config.node.as_str()), None)
-    } else {
-        Input::Manifests(config.manifests.clone())
-    };
-    let source = Source::begin(input).map_err(|error| chain(&error))?;
-    if let Some(api) = source.api() {
+        let node = NodeName::new(config.node.as_str());
+        let ahead = Source::ahead(api, node).map_err(|error| chain(&error))?;
+        let api = ahead.api();
         readiness.ask(move || {
             let waits_for = api.waits_for().join(", ");
             Err(format!(
                 "standing by, not ready to take over yet: the agent waits for the API server: {waits_for}"
             ))
         });
-    }
-    // Dropped, it ends what follows the source: the agent that takes over begins with one of its own.
-    let (_stop, stopped) = oneshot::channel::<()>();
-    let feed = source::run(source, mesh_config(config), async { drop(stopped.await) }).await;
-    let known = feed.map(drop).map_err(|error| chain(&error));
+        Some(ahead.known().await.map_err(|error| chain(&error))?)
+    } else {
+        let source =
+            Source::begin(Input::Manifests(config.manifests.clone())).map_err(|error| chain(&error))?;
+        // Dropped, it ends what follows the source.
+        let (_stop, stopped) = oneshot::channel::<()>();
+        let feed = source::run(source, mesh_config(config), async { drop(stopped.await) }).await;
+        drop(feed.map_err(|error| chain(&error))?);
+        None
+    };
     memory::give_back();
-    known
+    Ok(known)
 }
 
 /// Whether the authority gives the agent a certificate of its own.

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 use serde::Serialize;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 pub use self::changes::{ChangeLog, Published, Totals};
 pub use self::known::Known;
@@ -27,7 +27,7 @@ pub use self::known::Known;
 pub use self::kubernetes::{ApiState, ApiStatus, KindStatus, Phase, StateFile};
 
 use self::files::FileSet;
-use self::kubernetes::Kubernetes;
+use self::kubernetes::{Kubernetes, Start};
 use self::manifests::Manifests;
 use self::update::Update;
 use crate::kubernetes::KubernetesError;
@@ -106,10 +106,20 @@ impl Source {
                 Self { following: Following::Manifests(Manifests::watch(paths)?), api: None, sandboxes }
             }
             Input::Kubernetes(config, node, file) => {
-                let (kubernetes, state) = Kubernetes::watch(*config, node, file)?;
+                let (kubernetes, state) = Kubernetes::watch(*config, node, Start::Now(file))?;
                 Self { following: Following::Kubernetes(kubernetes), api: Some(state), sandboxes }
             }
         })
+    }
+
+    /// Begins to follow an API server for somebody who wants it later.
+    ///
+    /// # Errors
+    /// It can never yield anything.
+    pub fn ahead(config: kube::Config, node: NodeName) -> Result<Ahead, SourceError> {
+        let ((known, knows), (go, told)) = (oneshot::channel(), oneshot::channel());
+        let (kubernetes, api) = Kubernetes::watch(config, node, Start::WhenTold { known, go: told })?;
+        Ok(Ahead { kubernetes, api, knows, go })
     }
 
     /// With what is known of this node's pods: it goes before what their objects say.
@@ -136,6 +146,53 @@ impl Source {
         match &mut self.following {
             Following::Manifests(manifests) => manifests.next().await,
             Following::Kubernetes(kubernetes) => kubernetes.next().await,
+        }
+    }
+}
+
+/// An API server that is followed and may not be known yet; nothing is told until it is wanted. Ends when dropped.
+#[derive(Debug)]
+pub struct Ahead {
+    kubernetes: Kubernetes,
+    api: Arc<ApiState>,
+    knows: oneshot::Receiver<()>,
+    go: oneshot::Sender<PathBuf>,
+}
+
+impl Ahead {
+    /// How it stands with the API server.
+    pub fn api(&self) -> Arc<ApiState> {
+        Arc::clone(&self.api)
+    }
+
+    /// Returns once all of it is known, however long that takes.
+    ///
+    /// # Errors
+    /// It ended before.
+    pub async fn known(self) -> Result<KnownAhead, SourceError> {
+        let Self { kubernetes, api, knows, go } = self;
+        knows.await.map_err(|_ended| SourceError::Ended)?;
+        Ok(KnownAhead { kubernetes, api, go })
+    }
+}
+
+/// The same once it is known, and kept up to date. Ends when dropped.
+#[derive(Debug)]
+pub struct KnownAhead {
+    kubernetes: Kubernetes,
+    api: Arc<ApiState>,
+    go: oneshot::Sender<PathBuf>,
+}
+
+impl KnownAhead {
+    /// Now it is wanted, with the last state kept in this file.
+    pub fn follow(self, file: PathBuf) -> Source {
+        // Whatever ended it, the source says so itself: it yields nothing.
+        let _ = self.go.send(file);
+        Source {
+            following: Following::Kubernetes(self.kubernetes),
+            api: Some(self.api),
+            sandboxes: watch::channel(Sandboxes::default()).1,
         }
     }
 }

@@ -217,7 +217,7 @@ async fn two_definitions() {
 #[tokio::test]
 async fn the_feed_ends_with_its_shutdown() {
     let folder = TempDir::new().unwrap();
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let (stop, stopped) = oneshot::channel::<()>();
     let shutdown = async { drop(stopped.await) };
     let paths = vec![folder.path().to_path_buf()];
     let mut feed = run(begin(paths), MeshConfig::default(), shutdown).await.unwrap();

@@ -192,6 +192,45 @@ fn what_happened_while_it_was_away_is_found_and_nothing_is_lost_before() -> Resu
 }
 
 #[test]
+fn what_is_followed_ahead_is_known_when_it_is_wanted() -> Result<()> {
+    let api = ApiServer::start()?;
+    api.install_crds(&CRDS)?;
+    api.apply(
+        &(SHOP.to_owned() + &pod("web", "node-a", "10.244.1.2") + &pod("old", "node-a", "10.244.1.3")),
+    )?;
+    let folder = tempfile::tempdir()?;
+    block(async {
+        let file = Kubeconfig::read_from(api.kubeconfig(api.admin_token())?)?;
+        let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
+        let ahead = Source::ahead(config, NodeName::new("node-a"))?;
+        let state = ahead.api();
+        let known = timeout(MINUTE, ahead.known()).await.context("it is not known")??;
+        let pods = |status: &source::ApiStatus, count| {
+            status.kinds.iter().any(|kind| kind.label.starts_with("Pod") && kind.objects == count)
+        };
+        api.delete("Pod", "shop", "old")?;
+        until_api(&state, "the old one is gone", |status| pods(status, 1)).await?;
+        api.apply(&pod("new", "node-a", "10.244.1.4"))?;
+        until_api(&state, "the new one is known", |status| pods(status, 2)).await?;
+        api.stop();
+        // Without the API server there is nothing but what was known before.
+        let kept = folder.path().join("state");
+        let run = source::run(known.follow(kept.clone()), mesh(), std::future::pending());
+        let mut feed = timeout(MINUTE, run).await.context("no first state")??;
+        let now = feed.current.load_full();
+        assert!(has(&now, "web") && !has(&now, "old"), "{:?}", now.workloads);
+        until(&mut feed, "the new one", |now| has(now, "new")).await?;
+        timeout(MINUTE, async {
+            while !kept.exists() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await
+        .context("it is not kept")
+    })
+}
+
+#[test]
 fn kinds_that_are_installed_later_are_followed_then() -> Result<()> {
     let api = ApiServer::start()?;
     api.apply(&(SHOP.to_owned() + &pod("web", "node-a", "10.244.1.2")))?;
@@ -488,6 +527,54 @@ fn the_shipped_roles_let_the_agent_say_what_fails_and_what_became_of_routes() ->
     assert!(refused.is_empty(), "{refused:#?}");
     let asked = |group: &str| log.iter().any(|request| request.asked.group == group && request.code < 300);
     assert!(asked("events.k8s.io") && asked("coordination.k8s.io"), "{log:#?}");
+    Ok(())
+}
+
+#[test]
+fn an_endpoint_that_is_ejected_is_told_on_its_pod() -> Result<()> {
+    let lab = Lab::unique()?;
+    let a = lab.node("node-a")?;
+    let api = lab.api_server()?;
+    api.install_crds(&CRDS)?;
+    api.enforce(&shipped_roles()?)?;
+    let laid = |name: &str, number| {
+        a.pod(PodSpec::new(name).label("group", "web").kubelet(LaidOut::new(number, Driver::Systemd)))
+    };
+    let (well, ill) = (laid("well", 1)?, laid("ill", 2)?);
+    let client = a.pod(PodSpec::new("client").kubelet(LaidOut::new(3, Driver::Systemd)))?;
+    well.serve(&["--listen", "[::]:8080"])?;
+    let resets = ill.serve(&["--listen", "[::]:8080", "--mode", "reset"])?;
+    api.apply(&format!(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {{name: default, labels: {{istio.io/dataplane-mode: ambient}}}}\n---\n\
+         {}---\n{}---\n{}---\n\
+         apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: default}}\n\
+         spec: {{clusterIP: 10.96.0.10, clusterIPs: [10.96.0.10], selector: {{group: web}}, ports: [{{port: 80, targetPort: 8080}}]}}\n---\n\
+         apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: web, namespace: default}}\n\
+         spec: {{host: web, trafficPolicy: {{outlierDetection: {{consecutive5xxErrors: 3, interval: 500ms, baseEjectionTime: 2s, \
+         maxEjectionPercent: 100}}}}}}\n",
+        client.manifest(),
+        well.manifest(),
+        ill.manifest(),
+    ))?;
+    let agent = a.agent().kubernetes(&api)?.start()?;
+    agent.wait_enrolled(&[&client, &well, &ill])?;
+    let event = |reason: &str| {
+        eventually(SECONDS_30, reason, || {
+            client.connect(&["10.96.0.10:80", "--count", "10"]).ok()?;
+            api.events().into_iter().find(|event| event["reason"] == reason)
+        })
+        .with_context(|| format!("{:#?}\n{}", api.events(), agent.log()))
+    };
+    let ejected = event("MeshEndpointEjected")?;
+    assert_eq!((&ejected["type"], &ejected["regarding"]["name"]), (&"Warning".into(), &"ill".into()));
+    assert_eq!(ejected["action"], "Balance", "{ejected:#}");
+    let note = ejected["note"].as_str().unwrap_or_default();
+    assert!(note.contains("default/web") && note.contains(&ill.v4.to_string()), "{ejected:#}");
+    resets.kill()?;
+    ill.serve(&["--listen", "[::]:8080"])?;
+    let returned = event("MeshEndpointReturned")?;
+    assert_eq!((&returned["type"], &returned["regarding"]["name"]), (&"Normal".into(), &"ill".into()));
+    assert!(!api.events().iter().any(|event| event["regarding"]["name"] == "well"), "{:#?}", api.events());
     Ok(())
 }
 

@@ -4,9 +4,12 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use mesh_tests::{Agent, AgentBuilder, Lab, Node, Process, SECONDS_10, SECONDS_30, binary, eventually};
+use mesh_tests::{
+    Agent, AgentBuilder, Driver, Lab, LaidOut, Node, PodSpec, Process, SECONDS_10, SECONDS_30, binary,
+    eventually,
+};
 
-use crate::world::{World, v4};
+use crate::world::{PORT, World, namespace, service, v4};
 
 /// A second agent of a node, and the socket at which it is asked about itself.
 struct Standby {
@@ -110,6 +113,37 @@ fn one_that_stands_by_does_nothing_until_the_one_before_has_ended() -> Result<()
     let summary = world.far.connect(&[&v4("near"), "--mode", "echo", "--count", "5"])?;
     assert_eq!(summary.ok, 5, "{summary:?}");
     Ok(())
+}
+
+/// Nothing of the API server is asked for once more: at large clusters that takes seconds, in which pods would be without an
+/// agent.
+#[test]
+fn one_that_takes_over_knows_already_what_is_to_be_in_force() -> Result<()> {
+    let lab = Lab::unique()?;
+    let node = lab.node("node-a")?;
+    let api = lab.api_server()?;
+    let laid =
+        |name: &str, number| node.pod(PodSpec::new(name).kubelet(LaidOut::new(number, Driver::Systemd)));
+    let (client, server) = (laid("client", 1)?, laid("server", 2)?);
+    server.serve(&["--listen", &format!("[::]:{PORT}")])?;
+    let service = service("near", "app: server");
+    let text = [namespace("default", true), client.manifest(), server.manifest(), service].join("---\n");
+    api.apply(&text)?;
+    let first = node.agent().kubernetes(&api)?.start()?;
+    first.wait_enrolled(&[&client, &server])?;
+    let elsewhere = lab.folder().join("state/kept.jsonl");
+    let builder = node.agent().kubernetes(&api)?.flag("--source-state", &elsewhere.to_string_lossy());
+    let standby = Standby::launch(&node, builder)?;
+    standby.wait_ready()?;
+    api.stop();
+    first.terminate(SECONDS_30)?;
+    let second = &standby.agent;
+    second.wait_enrolled(&[&client, &server])?;
+    eventually(SECONDS_10, "connections succeed", || {
+        (client.connect(&[&v4("near"), "--count", "5"]).ok()?.ok == 5).then_some(())
+    })?;
+    second.wait_for("status", "the API server is away", |status| status["source"]["connected"] == false)?;
+    eventually(SECONDS_30, "it keeps what it knows, in its own file", || elsewhere.exists().then_some(()))
 }
 
 /// Each of these would roll over all nodes if the agent that serves were asked instead.

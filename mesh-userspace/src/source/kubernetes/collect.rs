@@ -140,6 +140,17 @@ impl Collector {
         }
     }
 
+    /// Forgets what waits to be told: nobody listens yet.
+    pub(super) fn tell_nothing(&mut self) {
+        self.touched = HashSet::new();
+    }
+
+    /// Everything waits to be told, to somebody who knows nothing.
+    pub(super) fn tell_all(&mut self) {
+        self.touched = self.watches.iter().flat_map(|watch| watch.known.keys().cloned()).collect();
+        self.problems_changed = true;
+    }
+
     /// What is new since this was asked last.
     pub(super) fn take(&mut self, now: SystemTime) -> Update {
         let touched = std::mem::take(&mut self.touched);

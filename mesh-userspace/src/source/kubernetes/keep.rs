@@ -50,9 +50,15 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    pub(super) fn new(path: Option<PathBuf>, owner: Owner, state: Arc<ApiState>) -> Self {
+    /// Keeps it nowhere yet.
+    pub(super) fn new(owner: Owner, state: Arc<ApiState>) -> Self {
         let now = Instant::now();
-        Self { path, owner, state, changed: false, next: now, refresh: now, writing: None }
+        Self { path: None, owner, state, changed: false, next: now, refresh: now, writing: None }
+    }
+
+    /// Keeps it in this file from now on.
+    pub(super) fn keep_in(&mut self, path: PathBuf) {
+        self.path = Some(path);
     }
 
     /// Something became different.

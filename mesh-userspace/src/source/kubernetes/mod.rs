@@ -4,6 +4,9 @@
 //! milliseconds at a time. Whatever goes wrong between here and the API server changes nothing of what is in force: it is
 //! tried again for ever, and told ([`state`]). The last state is kept on disk as well ([`keep`], [`stored`]): where the API
 //! server does not answer at the start, that is in force until it does.
+//!
+//! An agent that stands by follows it as well and passes nothing on ([`Start::WhenTold`]): when it takes over it has nothing
+//! to list, which at large clusters takes seconds in which nobody would serve the pods.
 
 mod collect;
 mod item;
@@ -15,6 +18,7 @@ mod stored;
 mod trouble;
 mod watch;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, SystemTime};
@@ -51,6 +55,15 @@ const REMIND: Duration = Duration::from_secs(10);
 /// How often the API server is looked for before what was kept on disk is taken.
 const LOOK: Duration = Duration::from_millis(250);
 
+/// When what is known is passed on, and where it is kept.
+#[derive(Debug)]
+pub(super) enum Start {
+    /// As soon as it is known, or read from the file.
+    Now(Option<StateFile>),
+    /// Once `go` says so, and in which file it is kept then; `known` hears when that can be.
+    WhenTold { known: oneshot::Sender<()>, go: oneshot::Receiver<PathBuf> },
+}
+
 /// An API server that is being followed, until this is dropped.
 #[derive(Debug)]
 pub(super) struct Kubernetes {
@@ -63,7 +76,7 @@ impl Kubernetes {
     pub(super) fn watch(
         mut config: Config,
         node: NodeName,
-        file: Option<StateFile>,
+        start: Start,
     ) -> Result<(Self, Arc<ApiState>), SourceError> {
         // What fails is told and counted here, and tried again later than a library would.
         config.default_retry = false;
@@ -76,7 +89,7 @@ impl Kubernetes {
         let runtime = runtime.map_err(SourceError::Thread)?;
         let of_thread = Arc::clone(&state);
         let main = move || {
-            runtime.block_on(follow(config, node, Arc::clone(&of_thread), file, (sender, stopped)));
+            runtime.block_on(follow(config, node, Arc::clone(&of_thread), start, (sender, stopped)));
             of_thread.end();
         };
         thread::Builder::new().name("kubernetes".to_owned()).spawn(main).map_err(SourceError::Thread)?;
@@ -93,7 +106,7 @@ async fn follow(
     config: Config,
     node: NodeName,
     state: Arc<ApiState>,
-    file: Option<StateFile>,
+    start: Start,
     (updates, stopped): (mpsc::Sender<Update>, oneshot::Receiver<()>),
 ) {
     let (sender, mut messages) = mpsc::channel(MESSAGES);
@@ -106,18 +119,48 @@ async fn follow(
     let url: Arc<str> = config.cluster_url.to_string().trim_end_matches('/').into();
     let owner = Owner::new(&node, &url, config.root_cert.as_deref());
     let mut collector = Collector::new(Origin::ApiServer(url), Arc::clone(&state));
-    let mut keeper =
-        Keeper::new(file.as_ref().map(|file| file.path.clone()), owner.clone(), Arc::clone(&state));
+    let mut keeper = Keeper::new(owner.clone(), Arc::clone(&state));
     tokio::select! {
         _dropped = stopped => {}
-        () = async {
-            let stored = file.map(|file| (file, owner));
-            if first(&mut collector, &mut messages, &state, stored).await {
-                pass_on(&mut collector, &mut messages, &mut keeper, &updates).await;
+        _ended = async {
+            let (stored, told) = match start {
+                Start::Now(file) => (file.map(|file| (file, owner)), None),
+                Start::WhenTold { known, go } => (None, Some((known, go))),
+            };
+            if let Some((file, _)) = &stored {
+                keeper.keep_in(file.path.clone());
             }
+            first(&mut collector, &mut messages, &state, stored).await?;
+            if let Some((known, go)) = told {
+                keeper.keep_in(hold(&mut collector, &mut messages, known, go).await?);
+            }
+            pass_on(&mut collector, &mut messages, &mut keeper, &updates).await;
+            Some(())
         } => {}
     }
     keeper.end(&collector).await;
+}
+
+/// Keeps what is known up to date and tells nothing of it, until it is wanted; `None` if nobody will want it, or the watches
+/// ended.
+async fn hold(
+    collector: &mut Collector,
+    messages: &mut mpsc::Receiver<Message>,
+    known: oneshot::Sender<()>,
+    mut go: oneshot::Receiver<PathBuf>,
+) -> Option<PathBuf> {
+    known.send(()).ok()?;
+    loop {
+        collector.tell_nothing();
+        tokio::select! {
+            biased;
+            told = &mut go => {
+                collector.tell_all();
+                return told.ok();
+            }
+            message = messages.recv() => collector.note(message?),
+        }
+    }
 }
 
 /// Tells what is known and what becomes different, and keeps it, until nobody listens or the watches end.
@@ -177,22 +220,19 @@ async fn restore(file: StateFile, owner: Owner) -> Option<stored::Stored> {
     }
 }
 
-/// Waits until every kind is known, or what was kept on disk is taken for what is not; false if the watches ended.
+/// Waits until every kind is known, or what was kept on disk is taken for what is not; `None` if the watches ended.
 async fn first(
     collector: &mut Collector,
     messages: &mut mpsc::Receiver<Message>,
     state: &ApiState,
     mut stored: Option<(StateFile, Owner)>,
-) -> bool {
+) -> Option<()> {
     let begun = Instant::now();
     let mut look = interval_at(begun + LOOK, LOOK);
     let mut remind = interval_at(begun + REMIND, REMIND);
     while !collector.is_settled() {
         tokio::select! {
-            message = messages.recv() => match message {
-                Some(message) => collector.note(message),
-                None => return false,
-            },
+            message = messages.recv() => collector.note(message?),
             _ = look.tick(), if stored.is_some() => {
                 let is_away = |(file, _): &mut (StateFile, Owner)| state.is_away(file.patience);
                 if let Some((file, owner)) = stored.take_if(is_away)
@@ -200,7 +240,7 @@ async fn first(
                 {
                     state.restored(stored.as_of);
                     collector.restore(stored.objects);
-                    return true;
+                    return Some(());
                 }
             }
             _ = remind.tick() => {
@@ -214,7 +254,7 @@ async fn first(
         }
     }
     tracing::info!(seconds = begun.elapsed().as_secs_f32(), "the API server's objects are known");
-    true
+    Some(())
 }
 
 /// Waits for something to tell, and for what comes right after it; false if the watches ended.
