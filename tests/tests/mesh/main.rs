@@ -26,5 +26,7 @@ mod traffic_actions;
 mod traffic_destinations;
 mod traffic_entries;
 mod traffic_limits;
+mod traffic_localities;
 mod traffic_routes;
+mod traffic_stage;
 mod world;

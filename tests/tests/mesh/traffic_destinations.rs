@@ -1,133 +1,15 @@
-//! `DestinationRule`s on two nodes: who is sent where by hash, subset and locality, in both planes.
+//! `DestinationRule`s on two nodes: who is sent where by hash, algorithm and subset, in both planes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
 use mesh_tests::peer::Summary;
-use mesh_tests::{Agent, Lab, Node, Pod, PodSpec, SECONDS_10, eventually};
+use mesh_tests::{Pod, SECONDS_10, eventually};
 use mesh_userspace::model::Maglev;
 
-use crate::world::{PORT, namespace};
-
-const WEB: &str = "10.96.2.1";
-
-/// Two nodes of one region in two zones. Servers `near-1`, `near-2` on the first and `far-1`, `far-2` on the second, of subsets `near` and
-/// `far`; clients on the first.
-struct Stage {
-    clients: Vec<Pod>,
-    servers: Vec<Pod>,
-    agents: [Agent; 2],
-    lab: Lab,
-    _nodes: [Node; 2],
-}
-
-impl Stage {
-    fn start(clients: u32, enrolled: bool) -> Result<Self> {
-        let lab = Lab::unique()?;
-        let nodes = [lab.node("node-a")?, lab.node("node-b")?];
-        let client = |number| nodes[0].pod(PodSpec::new(&format!("client-{number}")));
-        let clients = (0..clients).map(client).collect::<Result<Vec<_>>>()?;
-        let mut servers = Vec::new();
-        for (node, side) in nodes.iter().zip(["near", "far"]) {
-            for number in 1..=2 {
-                let spec =
-                    PodSpec::new(&format!("{side}-{number}")).label("group", "web").label("side", side);
-                let pod = node.pod(spec)?;
-                pod.serve(&["--listen", &format!("[::]:{PORT}"), "--mode", "http"])?;
-                servers.push(pod);
-            }
-        }
-        let manifests = lab.manifests();
-        manifests.apply("nodes.yaml", &(place("node-a", "a") + "---\n" + &place("node-b", "b")))?;
-        manifests.apply("service.yaml", &service())?;
-        manifests.apply("clients.yaml", &yaml(&clients))?;
-        manifests.apply("servers.yaml", &yaml(&servers))?;
-        manifests.apply("namespace.yaml", &namespace("default", enrolled))?;
-        let agents = [nodes[0].agent().start()?, nodes[1].agent().start()?];
-        if enrolled {
-            let near = clients.iter().chain(&servers[..2]).collect::<Vec<_>>();
-            agents[0].wait_enrolled(&near)?;
-            agents[1].wait_enrolled(&servers[2..].iter().collect::<Vec<_>>())?;
-            for agent in &agents {
-                agent.wait_for("workloads", "both nodes know of all pods", |workloads| {
-                    let all = workloads.as_array().into_iter().flatten();
-                    all.filter(|workload| workload["enrolled"] == true).count() == clients.len() + 4
-                })?;
-            }
-        }
-        Ok(Self { clients, servers, agents, lab, _nodes: nodes })
-    }
-
-    fn rule(&self, policy: &str) -> Result<()> {
-        self.lab.manifests().apply(
-            "rule.yaml",
-            &format!(
-                "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: web, namespace: default}}\nspec:\n  \
-                 host: web\n  trafficPolicy: {{{policy}}}\n  subsets:\n  - {{name: near, labels: {{side: near}}}}\n  \
-                 - {{name: far, labels: {{side: far}}}}\n"
-            ),
-        )
-    }
-
-    /// Lists these of the servers alone.
-    fn serving(&self, servers: &[&Pod]) -> Result<()> {
-        let text: Vec<String> = servers.iter().map(|pod| pod.manifest()).collect();
-        self.lab.manifests().apply("servers.yaml", &text.join("---\n"))
-    }
-
-    /// Whose connections all go to which one server.
-    fn kept(&self) -> Result<BTreeMap<String, String>> {
-        let mut kept = BTreeMap::new();
-        for client in &self.clients {
-            let summary = connect(client, 20)?;
-            ensure!(summary.by_name.len() == 1, "{}: {summary:?}", client.spec.name);
-            kept.extend(summary.by_name.into_keys().map(|server| (client.spec.name.clone(), server)));
-        }
-        Ok(kept)
-    }
-}
-
-fn yaml(pods: &[Pod]) -> String {
-    pods.iter().map(Pod::manifest).collect::<Vec<_>>().join("---\n")
-}
-
-fn place(name: &str, zone: &str) -> String {
-    format!(
-        "apiVersion: v1\nkind: Node\nmetadata:\n  name: {name}\n  labels: {{topology.kubernetes.io/region: eu, \
-         topology.kubernetes.io/zone: {zone}}}\n"
-    )
-}
-
-fn service() -> String {
-    format!(
-        "apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: default}}\nspec:\n  clusterIP: {WEB}\n  \
-         selector: {{group: web}}\n  ports:\n  - {{name: tcp, port: {PORT}, protocol: TCP}}\n"
-    )
-}
-
-/// All of them must succeed.
-fn connect(client: &Pod, count: u32) -> Result<Summary> {
-    let summary =
-        client.connect(&[&format!("{WEB}:{PORT}"), "--count", &count.to_string(), "--concurrency", "4"])?;
-    ensure!(summary.failed == 0 && summary.ok == u64::from(count), "{summary:?}");
-    Ok(summary)
-}
-
-fn of(summary: &Summary, side: &str) -> u64 {
-    summary.by_name.iter().filter(|(name, _)| name.starts_with(side)).map(|(_, count)| count).sum()
-}
-
-/// Waits until a client's connections go to exactly these servers.
-fn settle(client: &Pod, wanted: &[&str]) -> Result<()> {
-    let wanted: BTreeSet<&str> = wanted.iter().copied().collect();
-    let reached = || connect(client, 60).map(|summary| summary.by_name.into_keys().collect::<BTreeSet<_>>());
-    eventually(SECONDS_10, "the connections go where they should", || {
-        let reached = reached().ok()?;
-        reached.iter().map(String::as_str).eq(wanted.iter().copied()).then_some(())
-    })
-    .with_context(|| format!("{wanted:?}: {:?}", reached()))
-}
+use crate::traffic_stage::{Stage, WEB, connect, of, service, settle};
+use crate::world::PORT;
 
 /// What the model says of the clients by their addresses.
 fn foreseen(clients: &[Pod], servers: &[&Pod]) -> BTreeMap<String, String> {
@@ -221,44 +103,6 @@ fn a_subset_that_hashes_keeps_its_share_of_a_split() -> Result<()> {
             far.clone().count() == 2 && far.map(|(_, count)| count).all(|count| count.abs_diff(500) < 126),
             "{summary:?}"
         );
-    }
-    Ok(())
-}
-
-#[test]
-fn localities_share_and_take_over() -> Result<()> {
-    for enrolled in [false, true] {
-        let stage = Stage::start(1, enrolled)?;
-        let client = &stage.clients[0];
-        let all = ["near-1", "near-2", "far-1", "far-2"];
-        settle(client, &all)?;
-        stage.rule(
-            "loadBalancer: {localityLbSetting: {distribute: [{from: eu/a/*, to: {eu/a/*: 90, eu/b/*: 10}}]}}",
-        )?;
-        let summary = eventually(SECONDS_10, "most connections stay near", || {
-            let few = connect(client, 400).ok()?;
-            if of(&few, "near") < 320 {
-                return None;
-            }
-            connect(client, 4000).ok()
-        })?;
-        // 6 sigma of n = 4000 at p = 9/10: 114.
-        assert!(of(&summary, "near").abs_diff(3600) < 114, "{enrolled}: {summary:?}");
-        stage.rule("loadBalancer: {localityLbSetting: {distribute: [{from: eu/a, to: {eu/b: 100}}]}}")?;
-        settle(client, &["far-1", "far-2"])?;
-        // By default the nearest, and the next where there is none.
-        stage.rule("outlierDetection: {}")?;
-        settle(client, &["near-1", "near-2"])?;
-        stage.serving(&stage.servers[2..].iter().collect::<Vec<_>>())?;
-        settle(client, &["far-1", "far-2"])?;
-        stage.serving(&stage.servers[1..].iter().collect::<Vec<_>>())?;
-        settle(client, &["near-2"])?;
-        // The node moves to the other zone.
-        stage
-            .lab
-            .manifests()
-            .apply("nodes.yaml", &(place("node-a", "b") + "---\n" + &place("node-b", "b")))?;
-        settle(client, &["near-2", "far-1", "far-2"])?;
     }
     Ok(())
 }

@@ -1,11 +1,11 @@
 //! `ServiceEntry`s and `WorkloadEntry`s: what runs elsewhere as services and endpoints, in both planes.
 
 use anyhow::Result;
-use mesh_tests::peer::Summary;
+use mesh_tests::peer::{Report, Summary};
 use mesh_tests::{Lab, Pod, PodSpec, SECONDS_10, eventually};
 use serde_json::Value;
 
-use crate::world::{PORT, World, namespace, v4};
+use crate::world::{PORT, World, namespace, service, v4};
 
 /// At which the entries' hosts are reached.
 const ADDRESS: &str = "192.0.2.10";
@@ -187,6 +187,58 @@ fn a_selector_finds_pods_and_workload_entries_as_they_come_and_go() -> Result<()
     let summary = Summary::end(&load)?;
     let resets = summary.errors.get("reset").copied().unwrap_or(0);
     assert!(summary.ok > 0 && summary.failed == resets && resets <= 8, "{summary:?}");
+    Ok(())
+}
+
+/// Every connection to a service of the cluster is copied to what is elsewhere, to the last byte.
+#[test]
+fn an_entry_is_mirrored_to() -> Result<()> {
+    let world = World::start(true)?;
+    world.far.serve(&["--listen", &format!("[::]:{PORT}"), "--mode", "discard"])?;
+    let shadow = world.b.pod(PodSpec::new("shadow"))?;
+    let shadow_server =
+        shadow.serve(&["--listen", &format!("[::]:{PORT}"), "--mode", "discard", "--report"])?;
+    let mirrored = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: far, namespace: default}\nspec:\n  \
+         hosts: [far]\n  http:\n  - route: [{destination: {host: far}}]\n    mirror: {host: api.example.com, port: {number: 80}}\n";
+    let service = service("far", "app: far").replace("{name: tcp,", "{name: http,");
+    let entry = entry(&format!("endpoints: [{{address: {}}}]", shadow.v4));
+    world.lab.manifests().apply("far.yaml", &[entry, service, mirrored].join("---\n"))?;
+    world.agent_a.wait_for("services", "the route is in force", |services| {
+        let mut services = services.as_array().into_iter().flatten();
+        services.any(|one| one["name"] == "far" && one["ports"][0]["rule"] == "default/far")
+    })?;
+    let summary =
+        world.client.connect(&[&v4("far"), "--mode", "discard", "--count", "100", "--bytes", "50000"])?;
+    assert_eq!((summary.ok, summary.failed), (100, 0), "{summary:?}");
+    let reports = eventually(SECONDS_10, "the shadow has them all", || {
+        let lines = shadow_server.stdout();
+        let reports: Vec<Report> = lines.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        (reports.len() == 100).then_some(reports)
+    })?;
+    assert!(reports.iter().all(|one| one.end == "eof" && one.bytes == 50_000), "{reports:?}");
+    let copies = world.agent_a.wait_flows(100, "a record each", |flow| flow["direction"] == "mirrored")?;
+    assert!(copies.iter().all(|flow| flow["service"]["name"] == "api.example.com"), "{copies:#?}");
+    Ok(())
+}
+
+/// One of two that are elsewhere resets its clients: after three of them nobody is sent there.
+#[test]
+fn an_entrys_endpoint_is_ejected() -> Result<()> {
+    let world = World::start(true)?;
+    let well = elsewhere(&world, "well")?;
+    let ill = world.b.pod(PodSpec::new("ill"))?;
+    ill.serve(&["--listen", &format!("[::]:{PORT}"), "--mode", "reset"])?;
+    let rule = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: api, namespace: default}\nspec:\n  \
+                host: api.example.com\n  trafficPolicy: {outlierDetection: {consecutive5xxErrors: 3, interval: 1s, \
+                baseEjectionTime: 60s, maxEjectionPercent: 100}}\n";
+    let entry = entry(&format!("endpoints: [{{address: {}}}, {{address: {}}}]", well.v4, ill.v4));
+    world.lab.manifests().apply("entry.yaml", &format!("{rule}---\n{entry}"))?;
+    wait_shares(&world, "the entry is a service", &[500_000, 500_000])?;
+    let summary = world.client.connect(&[ASKED, "--count", "60"])?;
+    assert_eq!((summary.ok, summary.failed), (57, 3), "{summary:?}");
+    assert_eq!(summary.errors.get("reset"), Some(&3), "{summary:?}");
+    let ejected = world.agent_a.metric("mesh_outlier_ejections_active", &["api.example.com"])?;
+    assert!((ejected - 1.0).abs() < f64::EPSILON, "{}", world.agent_a.metrics()?);
     Ok(())
 }
 

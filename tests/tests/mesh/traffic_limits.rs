@@ -2,7 +2,7 @@
 //! accounted for.
 
 use anyhow::{Context, Result, ensure};
-use mesh_tests::{Agent, Pod, Process, SECONDS_30, eventually};
+use mesh_tests::{Agent, NetNs, Pod, Process, SECONDS_10, SECONDS_30, eventually};
 use serde_json::Value;
 
 use crate::world::{PORT, World, service, v4};
@@ -336,5 +336,42 @@ fn with_too_few_that_are_well_everybody_is_used() -> Result<()> {
         "{:?}",
         live(&world.agent_a, "both", &world.far)
     );
+    Ok(())
+}
+
+/// Whether the client's agent has an established connection to the server, with nothing of it unacknowledged.
+fn stands_still(namespaces: &[&NetNs], server: &Pod) -> Result<bool> {
+    let octets = server.v4.octets();
+    // As the kernel prints it: the address as a number of the machine's byte order (proc(5), /proc/net/tcp).
+    let remote = format!("{:08X}:{PORT:04X}", u32::from_ne_bytes(octets));
+    for netns in namespaces {
+        let table = netns.run(|| std::fs::read_to_string("/proc/thread-self/net/tcp"))??;
+        let mut rows = table.lines().map(|row| row.split_whitespace().collect::<Vec<_>>());
+        // sl local remote state tx_queue:rx_queue …; 01 is ESTABLISHED.
+        if rows
+            .any(|row| row.len() > 4 && row[2] == remote && row[3] == "01" && row[4].starts_with("00000000:"))
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+#[test]
+fn a_server_that_vanished_is_noticed_by_keepalive() -> Result<()> {
+    let world = World::start(true)?;
+    serve(&world.outside, "hang")?;
+    let policy = "{connectionPool: {tcp: {tcpKeepalive: {time: 1s, interval: 1s, probes: 2}}}}";
+    apply(&world, "outside", policy)?;
+    let waiting =
+        world.client.peer("connect", &[&v4("outside"), "--mode", "hang", "--timeout-ms", "60000"])?;
+    eventually(SECONDS_10, "the connection stands, and the server has what was sent", || {
+        let namespaces = [world.client.netns(), world.a.netns()];
+        stands_still(&namespaces, &world.outside).ok()?.then_some(())
+    })?;
+    // From here on its answers get lost, to probes as well. Without the rule it would take the agent half an hour to notice.
+    world.outside.netns().ip(&format!("route add blackhole {}/32\n", world.client.v4))?;
+    let summary = mesh_tests::peer::Summary::of(&waiting, SECONDS_30)?;
+    assert_eq!((summary.ok, summary.errors.get("reset")), (0, Some(&1)), "{summary:?}");
     Ok(())
 }
