@@ -91,7 +91,7 @@ fn source_words(source: &ExplainSource) -> String {
 
 fn route_words(route: &ExplainRoute) -> String {
     let by = match &route.rule {
-        Some(rule) => format!("by VirtualService {rule}"),
+        Some(rule) => format!("by {rule}"),
         None => "no rule: all endpoints alike".to_owned(),
     };
     let local = if route.policy == TrafficPolicy::Local { ", those of this node alone" } else { "" };
@@ -366,7 +366,7 @@ mod tests {
         let head = "pod shop/a to 10.96.0.1:80 TCP: differs by endpoint (1 of 2 endpoints let it through)\n\
                     Kernel   captured, as the snapshot says (the agent carries it)\n  agent         alive\n\
                     Source   shop/a, enrolled, spiffe://cluster.local/ns/shop/sa/a\n\
-                    Route    shop/web port 80, by VirtualService shop/split\n  for client with app=front\n  \
+                    Route    shop/web port 80, by shop/split\n  for client with app=front\n  \
                     weight 90: shop/web, 0 endpoints\n  given up after 1s\n  \
                     before it, does not hold: shop/other, for server name a.com\n  \
                     before it, may hold: give the server name (--sni): shop/other, for server name a.com\n\n\

@@ -133,9 +133,7 @@ impl Frontend<'_> {
         };
         let cause = match self.port.agent_cause(policy, v4) {
             None | Some(AgentCause::Mesh) => "a backend is in the mesh".to_owned(),
-            Some(AgentCause::Conditions(name)) => {
-                rule("VirtualService", name, "has routes for some connections alone")
-            }
+            Some(AgentCause::Conditions(name)) => rule("route", name, "is for some connections alone"),
             Some(AgentCause::Actions(name)) => rule("VirtualService", name, "asks for what no kernel does"),
             Some(AgentCause::Settings(name)) => rule("DestinationRule", name, "asks for what no kernel does"),
         };

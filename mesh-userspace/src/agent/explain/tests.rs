@@ -262,7 +262,7 @@ spec: {host: old, trafficPolicy: {connectionPool: {tcp: {maxConnections: 1}}}}";
     for (more, expected) in [
         (limit, "DestinationRule shop/few asks for"),
         (&route("timeout: 1s, "), "VirtualService shop/old asks for"),
-        (&labels, "VirtualService shop/old has routes for some"),
+        (&labels, "route shop/old is for some"),
     ] {
         let report = asked(&[service, more], "shop/client", "old.shop:80");
         assert_eq!(report.verdict, Verdict::Captured, "{expected}");

@@ -7,6 +7,7 @@ use crate::model::{self, Endpoint, Mode, ServiceName};
 use crate::policy::peer_authentication::effective_modes;
 use crate::resources::destination_rule::{Parts, TlsMode};
 use crate::resources::translate::destination::suffix;
+use crate::resources::translate::settings::settings;
 use crate::resources::{Code, DestinationRule, Notice, ObjectRef};
 
 /// A service's subset.
@@ -49,6 +50,7 @@ pub(super) fn analyse(world: &World<'_>, notices: &mut Vec<Notice>) {
         }
         if let Some(service) = world.service(host) {
             ports(notices, name, rule, service);
+            ejections(world, notices, name, rule, service);
             mutual_tls(world, notices, name, rule, service);
         }
     }
@@ -126,6 +128,58 @@ fn ports(notices: &mut Vec<Notice>, name: &ObjectRef, rule: &DestinationRule, se
             add(notices, Code::PortSettingUnknown, name, format!("{at}.{below}.port.number"), message);
         }
     }
+}
+
+/// Outlier detection whose share of the endpoints is less than one of them.
+fn ejections(
+    world: &World<'_>,
+    notices: &mut Vec<Notice>,
+    name: &ObjectRef,
+    rule: &DestinationRule,
+    service: &model::Service,
+) {
+    for (at, policy, subset) in rule.policies() {
+        let labels = subset.map(|subset| &subset.labels);
+        let mut look = |at: &str, parts: &Parts<'_>, port: Option<u64>| {
+            let Some(outliers) = settings(parts).outliers else { return };
+            let percent = outliers.max_ejection_percent as usize;
+            let most = most_endpoints(world, service, port, labels);
+            if most > 0 && most * percent < 100 {
+                let message = format!(
+                    "{percent}% of the {most} endpoints of {} are none: nobody is ejected, however often it fails",
+                    service.host
+                );
+                let field = format!("{at}.outlierDetection.maxEjectionPercent");
+                add(notices, Code::NobodyEjected, name, field, message);
+            }
+        };
+        look(&at, &policy.parts(), None);
+        for (below, number, own) in policy.ports() {
+            look(&format!("{at}.{below}"), &own.parts(), Some(u64::from(number)));
+        }
+    }
+}
+
+/// Endpoints of the port and address family that have most of them: ejections are counted by port and family.
+fn most_endpoints(
+    world: &World<'_>,
+    service: &model::Service,
+    port: Option<u64>,
+    labels: Option<&BTreeMap<String, String>>,
+) -> usize {
+    let ports = service.ports.iter().filter(|own| port.is_none_or(|port| port == u64::from(own.port)));
+    let counts = ports.map(|port| {
+        let endpoints = port.listed.iter().filter(|endpoint| is_in(world, endpoint, labels));
+        let (v4, v6): (Vec<_>, Vec<_>) = endpoints.partition(|endpoint| endpoint.address.is_ipv4());
+        v4.len().max(v6.len())
+    });
+    counts.max().unwrap_or(0)
+}
+
+/// Whether an endpoint has all the labels of a subset.
+fn is_in(world: &World<'_>, endpoint: &Endpoint, labels: Option<&BTreeMap<String, String>>) -> bool {
+    let workload = endpoint.workload.as_ref().and_then(|uid| world.snapshot.workloads.get(uid));
+    labels.is_none_or(|labels| workload.is_some_and(|workload| workloads::has(&workload.labels, labels)))
 }
 
 /// A TLS mode that a rule asks for.
@@ -207,12 +261,9 @@ impl Ends {
     ) -> Self {
         let mut ends = Self::default();
         let ports = service.ports.iter().filter(|own| port.is_none_or(|port| port == u64::from(own.port)));
-        for endpoint in ports.flat_map(|port| &*port.listed) {
-            let workload = endpoint.workload.as_ref().and_then(|uid| world.snapshot.workloads.get(uid));
-            let is_in = |labels| workload.is_some_and(|workload| workloads::has(&workload.labels, labels));
-            if labels.is_none_or(is_in) {
-                ends.add(endpoint);
-            }
+        for endpoint in ports.flat_map(|port| &*port.listed).filter(|endpoint| is_in(world, endpoint, labels))
+        {
+            ends.add(endpoint);
         }
         if ends.all == 0 && labels.is_none() {
             ends.suppose(world, service, port);

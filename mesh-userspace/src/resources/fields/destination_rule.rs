@@ -3,7 +3,7 @@
 //! A traffic policy stands in four places (of the host and of a subset, for all ports and for one); its fields are listed once.
 
 use super::Field;
-use super::State::{self, Enrolled, Honoured, Layer7, NotYet, Partly};
+use super::State::{self, Carried, Honoured, Layer7, NotYet, Partly};
 
 const FAILURES: &str = "as a connection can fail: refused, timed out, reset before the first byte";
 const LOCALITY: &str =
@@ -28,7 +28,7 @@ pub(super) const FIELDS: &[Field] = &[
     field(
         "spec.trafficPolicy.loadBalancer.simple",
         Partly,
-        "RANDOM in both planes; ROUND_ROBIN and LEAST_REQUEST (LEAST_CONN) for enrolled clients, at random for others; PASSTHROUGH: at random, as without a mesh; nothing or UNSPECIFIED: at random",
+        "RANDOM in both planes; ROUND_ROBIN and LEAST_REQUEST (LEAST_CONN) where the agent carries the connection, else at random; PASSTHROUGH: at random, as without a mesh; nothing or UNSPECIFIED: at random",
     ),
     field("spec.trafficPolicy.loadBalancer.consistentHash", Partly, "useSourceIp alone"),
     field(
@@ -70,15 +70,15 @@ pub(super) const FIELDS: &[Field] = &[
     field("spec.trafficPolicy.loadBalancer.localityLbSetting.distribute[].to", Honoured, "exact shares"),
     field(
         "spec.trafficPolicy.loadBalancer.localityLbSetting.failover[]",
-        Enrolled,
+        Carried,
         "needs outlierDetection; other clients stay with the first priority that has a ready endpoint",
     ),
     field(
         "spec.trafficPolicy.loadBalancer.localityLbSetting.failover[].from",
-        Enrolled,
+        Carried,
         "region of the client's node",
     ),
-    field("spec.trafficPolicy.loadBalancer.localityLbSetting.failover[].to", Enrolled, ""),
+    field("spec.trafficPolicy.loadBalancer.localityLbSetting.failover[].to", Carried, ""),
     field(
         "spec.trafficPolicy.loadBalancer.localityLbSetting.failoverPriority",
         Partly,
@@ -87,31 +87,31 @@ pub(super) const FIELDS: &[Field] = &[
     field("spec.trafficPolicy.loadBalancer.localityLbSetting.enabled", Honoured, ""),
     field(
         "spec.trafficPolicy.loadBalancer.warmup",
-        Enrolled,
+        Carried,
         "with ROUND_ROBIN, LEAST_REQUEST or nothing for simple",
     ),
-    field("spec.trafficPolicy.loadBalancer.warmup.duration", Enrolled, ""),
-    field("spec.trafficPolicy.loadBalancer.warmup.minimumPercent", Enrolled, "10"),
-    field("spec.trafficPolicy.loadBalancer.warmup.aggression", Enrolled, "1"),
-    field("spec.trafficPolicy.loadBalancer.warmupDurationSecs", Enrolled, "deprecated: warmup.duration"),
-    field("spec.trafficPolicy.connectionPool", Enrolled, "counted by each node's agent for itself"),
-    field("spec.trafficPolicy.connectionPool.tcp", Enrolled, ""),
+    field("spec.trafficPolicy.loadBalancer.warmup.duration", Carried, ""),
+    field("spec.trafficPolicy.loadBalancer.warmup.minimumPercent", Carried, "10"),
+    field("spec.trafficPolicy.loadBalancer.warmup.aggression", Carried, "1"),
+    field("spec.trafficPolicy.loadBalancer.warmupDurationSecs", Carried, "deprecated: warmup.duration"),
+    field("spec.trafficPolicy.connectionPool", Carried, "counted by each node's agent for itself"),
+    field("spec.trafficPolicy.connectionPool.tcp", Carried, ""),
     field(
         "spec.trafficPolicy.connectionPool.tcp.maxConnections",
-        Enrolled,
+        Carried,
         "one more is refused at once; 0: no limit",
     ),
-    field("spec.trafficPolicy.connectionPool.tcp.connectTimeout", Enrolled, "of each try"),
-    field("spec.trafficPolicy.connectionPool.tcp.tcpKeepalive", Enrolled, ""),
-    field("spec.trafficPolicy.connectionPool.tcp.tcpKeepalive.probes", Enrolled, ""),
-    field("spec.trafficPolicy.connectionPool.tcp.tcpKeepalive.time", Enrolled, ""),
-    field("spec.trafficPolicy.connectionPool.tcp.tcpKeepalive.interval", Enrolled, ""),
-    field("spec.trafficPolicy.connectionPool.tcp.idleTimeout", Enrolled, "0s: none"),
-    field("spec.trafficPolicy.connectionPool.tcp.maxConnectionDuration", Enrolled, ""),
+    field("spec.trafficPolicy.connectionPool.tcp.connectTimeout", Carried, "of each try"),
+    field("spec.trafficPolicy.connectionPool.tcp.tcpKeepalive", Carried, ""),
+    field("spec.trafficPolicy.connectionPool.tcp.tcpKeepalive.probes", Carried, ""),
+    field("spec.trafficPolicy.connectionPool.tcp.tcpKeepalive.time", Carried, ""),
+    field("spec.trafficPolicy.connectionPool.tcp.tcpKeepalive.interval", Carried, ""),
+    field("spec.trafficPolicy.connectionPool.tcp.idleTimeout", Carried, "0s: none"),
+    field("spec.trafficPolicy.connectionPool.tcp.maxConnectionDuration", Carried, ""),
     field("spec.trafficPolicy.connectionPool.http", Partly, "http1MaxPendingRequests alone"),
     field(
         "spec.trafficPolicy.connectionPool.http.http1MaxPendingRequests",
-        Enrolled,
+        Carried,
         "connections that are being established at once; 0: no limit",
     ),
     field("spec.trafficPolicy.connectionPool.http.http2MaxRequests", Layer7, REQUESTS),
@@ -137,28 +137,28 @@ pub(super) const FIELDS: &[Field] = &[
         "the application's protocol stays what it is",
     ),
     field("spec.trafficPolicy.connectionPool.http.maxConcurrentStreams", Layer7, REQUESTS),
-    field("spec.trafficPolicy.outlierDetection", Enrolled, "seen by each node's agent for itself"),
-    field("spec.trafficPolicy.outlierDetection.splitExternalLocalOriginErrors", Enrolled, ""),
+    field("spec.trafficPolicy.outlierDetection", Carried, "seen by each node's agent for itself"),
+    field("spec.trafficPolicy.outlierDetection.splitExternalLocalOriginErrors", Carried, ""),
     field(
         "spec.trafficPolicy.outlierDetection.consecutiveLocalOriginFailures",
-        Enrolled,
+        Carried,
         "5; with splitExternalLocalOriginErrors alone",
     ),
-    field("spec.trafficPolicy.outlierDetection.consecutiveGatewayErrors", Enrolled, FAILURES),
+    field("spec.trafficPolicy.outlierDetection.consecutiveGatewayErrors", Carried, FAILURES),
     field(
         "spec.trafficPolicy.outlierDetection.consecutive5xxErrors",
-        Enrolled,
+        Carried,
         "5; as a connection can fail: refused, timed out, reset before the first byte; 0: off",
     ),
     field(
         "spec.trafficPolicy.outlierDetection.consecutiveErrors",
-        Enrolled,
+        Carried,
         "deprecated: consecutiveGatewayErrors, where neither of the other two is given",
     ),
-    field("spec.trafficPolicy.outlierDetection.interval", Enrolled, "10s"),
-    field("spec.trafficPolicy.outlierDetection.baseEjectionTime", Enrolled, "30s"),
-    field("spec.trafficPolicy.outlierDetection.maxEjectionPercent", Enrolled, "10"),
-    field("spec.trafficPolicy.outlierDetection.minHealthPercent", Enrolled, "0"),
+    field("spec.trafficPolicy.outlierDetection.interval", Carried, "10s"),
+    field("spec.trafficPolicy.outlierDetection.baseEjectionTime", Carried, "30s"),
+    field("spec.trafficPolicy.outlierDetection.maxEjectionPercent", Carried, "10"),
+    field("spec.trafficPolicy.outlierDetection.minHealthPercent", Carried, "0"),
     field("spec.trafficPolicy.tls", Partly, "mode alone"),
     field(
         "spec.trafficPolicy.tls.mode",

@@ -18,6 +18,8 @@ pub enum State {
     Honoured,
     /// Done for the connections of enrolled clients: their agent carries it out.
     Enrolled,
+    /// Done for the connections that the agent carries: those of enrolled clients, and of clients from outside.
+    Carried,
     /// Something of it is done; the note says what.
     Partly,
     /// Layer 4 cannot see what it is about.
@@ -32,6 +34,7 @@ impl State {
         match self {
             Self::Honoured => "yes",
             Self::Enrolled => "enrolled clients",
+            Self::Carried => "what the agent carries",
             Self::Partly => "in part",
             Self::Layer7 => "no: layer 7",
             Self::NotYet => "not yet",
@@ -72,7 +75,7 @@ impl Field {
     /// What is told of it at an object that has it; `None` where it is honoured at least in part.
     pub fn told(&self) -> Option<String> {
         match self.state {
-            State::Honoured | State::Enrolled | State::Partly => None,
+            State::Honoured | State::Enrolled | State::Carried | State::Partly => None,
             State::Layer7 => Some(format!("not honoured at layer 4: {}", self.note)),
             State::NotYet => Some(format!("not honoured yet: {}", self.note)),
         }

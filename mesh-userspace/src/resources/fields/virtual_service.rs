@@ -1,7 +1,7 @@
 //! Fields of `VirtualService`s.
 
 use super::Field;
-use super::State::{Enrolled, Honoured, Layer7, NotYet, Partly};
+use super::State::{Carried, Enrolled, Honoured, Layer7, NotYet, Partly};
 
 const NEVER: &str = "a connection does not tell it: this alternative never matches";
 const NO_ANSWER: &str = "layer 4 makes no HTTP answers: connections go to the route's destinations, and on to the next route where it has \
@@ -56,14 +56,10 @@ pub(super) const FIELDS: &[Field] = &[
     field("spec.http[].directResponse", Layer7, NO_ANSWER),
     field("spec.http[].delegate", NotYet, "the routes of the other VirtualService are not taken in"),
     field("spec.http[].rewrite", Layer7, UNCHANGED),
-    field("spec.http[].timeout", Enrolled, "for the connection to be established, all tries together"),
-    field(
-        "spec.http[].retries.attempts",
-        Enrolled,
-        "at most 25; on another endpoint, before a byte was sent",
-    ),
-    field("spec.http[].retries.perTryTimeout", Enrolled, "for one try to be established"),
-    field("spec.http[].retries.backoff", Enrolled, "before the first retry at most; it doubles, with jitter"),
+    field("spec.http[].timeout", Carried, "for the connection to be established, all tries together"),
+    field("spec.http[].retries.attempts", Carried, "at most 25; on another endpoint, before a byte was sent"),
+    field("spec.http[].retries.perTryTimeout", Carried, "for one try to be established"),
+    field("spec.http[].retries.backoff", Carried, "before the first retry at most; it doubles, with jitter"),
     field(
         "spec.http[].retries.retryOn",
         Layer7,

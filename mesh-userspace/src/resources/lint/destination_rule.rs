@@ -46,7 +46,7 @@ fn tell(notices: &mut Notices, at: &str, value: &Value) {
     match state {
         State::Layer7 => notices.add(Code::Layer7, at, format!("not honoured at layer 4: {note}")),
         State::NotYet => notices.add(Code::NotHonouredYet, at, format!("not honoured yet: {note}")),
-        State::Partly | State::Honoured | State::Enrolled => match value {
+        State::Partly | State::Honoured | State::Enrolled | State::Carried => match value {
             Value::Object(below) => {
                 below.iter().for_each(|(name, value)| tell(notices, &format!("{at}.{name}"), value));
             }

@@ -123,6 +123,8 @@ codes! {
         "take it out, or set what it needs";
     PortSettingUnknown "MESH0209" Warning "Settings for a port that the service does not have"
         "name a port of the service in portLevelSettings[].port.number";
+    NobodyEjected "MESH0210" Info "Outlier detection that can leave nobody out"
+        "raise outlierDetection.maxEjectionPercent to at least 100 divided by the number of endpoints";
 
     PortProtocolUndeclared "MESH0301" Info "A routed port whose protocol nothing tells"
         "set appProtocol, or begin the port's name with its protocol (http-web, tcp-db)";

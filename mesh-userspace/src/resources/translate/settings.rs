@@ -48,7 +48,7 @@ fn at_port(policy: &TrafficPolicy, port: u16) -> (Parts<'_>, bool) {
 }
 
 /// What is asked of connections.
-pub(super) fn settings(policy: &Parts<'_>) -> TrafficSettings {
+pub(in crate::resources) fn settings(policy: &Parts<'_>) -> TrafficSettings {
     let balancer = policy.load_balancer.map_or(Balancer::Unspecified, balancer);
     TrafficSettings {
         rule: None,
