@@ -72,7 +72,10 @@ fn try_connect<F: Family>(ctx: &SockAddrContext) -> Verdict {
     let Some(state) = STATE.get_ptr_mut(0) else { return Verdict::Pass };
     // SAFETY: the array's one element lives as long as the map; its words are written whole.
     let state = unsafe { &mut *state };
-    if is_agents_own(state, cookie) {
+    let own = is_agents_own(state, cookie);
+    // What the agent connects to is an endpoint that it has picked; translated, it would be another. A cluster address is none:
+    // there it asks for what serves itself, the cluster's DNS or its certificate authority, as any process of the node.
+    if own && !service::is_cluster_address(&asked.address) {
         return Verdict::Pass;
     }
     if cookie == state.canary_cookie {
@@ -81,7 +84,7 @@ fn try_connect<F: Family>(ctx: &SockAddrContext) -> Verdict {
     let tcp = protocol == TCP;
     let netns = service::netns_cookie(ctx);
     // SAFETY: the map is not preallocated; the value is not used beyond this test.
-    let enrolled = unsafe { PODS.get(netns) }.is_some();
+    let enrolled = !own && unsafe { PODS.get(netns) }.is_some();
     if enrolled && tcp {
         clear_own_marks(ctx);
     }

@@ -53,6 +53,13 @@ pub(crate) fn find(ctx: &SockAddrContext, asked: &ServiceKey, state: &State) -> 
     if bits & ADDRESS_CLUSTER != 0 && bits & ADDRESS_LOCAL == 0 { Found::ClosedPort } else { Found::Nothing }
 }
 
+/// Whether a Kubernetes service has it as its cluster address.
+#[inline(always)]
+pub(crate) fn is_cluster_address(address: &Address) -> bool {
+    // SAFETY: not preallocated, copied at once.
+    unsafe { ADDRESSES.get(address) }.is_some_and(|bits| *bits & ADDRESS_CLUSTER != 0)
+}
+
 /// The value under a key, whole: the element may be given to another service while it is read ([`Service::sealed`]).
 /// Twice in a row it is refused and counted.
 #[inline(always)]

@@ -141,6 +141,43 @@ fn far(world: &World) -> String {
     format!("{}:{PORT}", world.far.v4)
 }
 
+/// In kube-proxy's place nobody else translates what the agent itself asks for.
+#[test]
+fn an_authority_is_reached_at_its_services_address() -> Result<()> {
+    let world = World::start()?;
+    let ca = world.ca.address();
+    world.lab.manifests().apply(
+        "ca.yaml",
+        &format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: mesh-ca, namespace: mesh-system}}\nspec: {{clusterIP: 10.96.7.7, \
+             ports: [{{name: grpc, port: 15012}}]}}\n---\n\
+             apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+             metadata: {{name: mesh-ca-1, namespace: mesh-system, labels: {{kubernetes.io/service-name: mesh-ca}}}}\n\
+             addressType: IPv4\nports: [{{name: grpc, port: {}, protocol: TCP}}]\nendpoints: [{{addresses: [{}]}}]\n",
+            ca.port(),
+            ca.ip()
+        ),
+    )?;
+    let builder = world
+        .a
+        .agent()
+        .flag("--ca-addr", "10.96.7.7:15012")
+        .flag("--ca-server-name", &ca.ip().to_string())
+        .flag("--ca-root-cert", &world.ca.root().to_string_lossy())
+        .flag("--ca-token", &world.token("node-a", A)?.to_string_lossy());
+    let (a, b) = (builder.start()?, world.agent(&world.b, B, &[])?);
+    a.wait_enrolled(&[&world.client])?;
+    b.wait_enrolled(&[&world.far])?;
+    world.far.serve(&["--listen", &format!("[::]:{PORT}")])?;
+    let target = format!("{}:{PORT}", world.far.v4);
+    eventually(SECONDS_30, "the client has a certificate, and connects", || {
+        (world.client.connect(&[&target, "--count", "5"]).ok()?.ok == 5).then_some(())
+    })
+    .with_context(|| a.log())?;
+    a.wait_flows(5, "over mutual TLS", |flow| flow["security"] == "mutual_tls")?;
+    Ok(())
+}
+
 #[test]
 fn two_nodes_speak_mutual_tls_with_certificates_of_one_authority() -> Result<()> {
     let world = World::start()?;

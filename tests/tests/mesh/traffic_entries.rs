@@ -202,7 +202,7 @@ fn an_entry_is_mirrored_to() -> Result<()> {
          hosts: [far]\n  http:\n  - route: [{destination: {host: far}}]\n    mirror: {host: api.example.com, port: {number: 80}}\n";
     let service = service("far", "app: far").replace("{name: tcp,", "{name: http,");
     let entry = entry(&format!("endpoints: [{{address: {}}}]", shadow.v4));
-    world.lab.manifests().apply("far.yaml", &[entry, service, mirrored].join("---\n"))?;
+    world.lab.manifests().apply("far.yaml", &[entry, service, mirrored.to_owned()].join("---\n"))?;
     world.agent_a.wait_for("services", "the route is in force", |services| {
         let mut services = services.as_array().into_iter().flatten();
         services.any(|one| one["name"] == "far" && one["ports"][0]["rule"] == "default/far")
