@@ -20,6 +20,8 @@ pub const RELEASE: &str = "mesh";
 pub const NAMESPACE: &str = "mesh-system";
 /// The version of Kubernetes that manifests are rendered for when no API server is asked.
 pub const KUBERNETES: (u32, u32) = (1, 34);
+/// The oldest version that it can be installed on: `kubeVersion` of the chart, by which Helm judges.
+const OLDEST: (u32, u32) = (1, 25);
 /// Templates that may include each other at most this deep.
 const MAX_DEPTH: usize = 100;
 
@@ -65,6 +67,18 @@ const ORDER: [&str; 14] = [
 /// Why a chart cannot be rendered.
 #[derive(Debug, thiserror::Error)]
 pub enum ChartError {
+    /// The cluster is of a time before what the manifests need.
+    #[error(
+        "the API server is Kubernetes {major}.{minor}, and the mesh needs {}.{} or later: it knows nothing of what keeps pods \
+         served while agents change (maxSurge of a DaemonSet)",
+        OLDEST.0, OLDEST.1
+    )]
+    TooOld {
+        /// Its major version.
+        major: u32,
+        /// Its minor version.
+        minor: u32,
+    },
     /// The values.
     #[error(transparent)]
     Values(#[from] ValuesError),
@@ -153,6 +167,9 @@ impl Rendered {
 pub fn render(values: &Values, target: &Target) -> Result<Rendered, ChartError> {
     let chart: Value = serde_yaml_ng::from_str(CHART).unwrap_or_default();
     let (major, minor) = target.kubernetes;
+    if target.kubernetes < OLDEST {
+        return Err(ChartError::TooOld { major, minor });
+    }
     let data = json!({
         "Values": values.document(),
         "Release": {

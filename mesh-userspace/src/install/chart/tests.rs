@@ -93,6 +93,24 @@ fn older_api_servers_get_what_they_know() {
     assert!(!render(29).contains("appArmorProfile") && render(29).contains("container.apparmor"));
 }
 
+#[test]
+fn a_cluster_that_is_too_old_is_refused_in_a_line() {
+    let values = Values::new(json!({}), &[], &[]).unwrap();
+    let on = |minor| render(&values, &Target { kubernetes: (1, minor), ..Target::default() });
+    let error = on(24).unwrap_err().to_string();
+    assert!(
+        error.starts_with("the API server is Kubernetes 1.24, and the mesh needs 1.25 or later"),
+        "{error}"
+    );
+    on(25).unwrap();
+    // Helm has it from the chart.
+    assert!(super::CHART.contains(&format!(
+        "kubeVersion: \">={}.{}.0-0\"",
+        super::OLDEST.0,
+        super::OLDEST.1
+    )));
+}
+
 /// What the code asks for and what the shipped roles allow are one list.
 #[test]
 fn the_roles_allow_what_is_asked_for_and_nothing_else() {
