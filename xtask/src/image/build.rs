@@ -59,7 +59,9 @@ impl Build {
         let of_c = folders(&[])?.map(|(from, to)| format!("-ffile-prefix-map={}={to}", from.display()));
         cargo
             .env(format!("CC_{triple}"), &musl.cc)
-            .env(format!("CFLAGS_{triple}"), of_c.collect::<Vec<_>>().join(" "));
+            .env(format!("CFLAGS_{triple}"), of_c.collect::<Vec<_>>().join(" "))
+            // What C code has for __DATE__ and __TIME__ (mimalloc): the same always, since cargo builds nothing anew for it.
+            .env("SOURCE_DATE_EPOCH", "0");
         let section = profile.name().to_uppercase();
         cargo
             .env(format!("CARGO_PROFILE_{section}_STRIP"), "symbols")
