@@ -73,16 +73,17 @@ fn try_connect<F: Family>(ctx: &SockAddrContext) -> Verdict {
     // SAFETY: the array's one element lives as long as the map; its words are written whole.
     let state = unsafe { &mut *state };
     let own = is_agents_own(state, cookie);
-    // What the agent connects to is an endpoint that it has picked; translated, it would be another. A cluster address is none:
-    // there it asks for what serves itself, the cluster's DNS or its certificate authority, as any process of the node.
-    if own && !service::is_cluster_address(&asked.address) {
+    let netns = service::netns_cookie(ctx);
+    // What the agent connects to is an endpoint that it has picked; translated, it would be another. From the node's own namespace
+    // a cluster address is none: there it asks for what serves itself, the cluster's DNS or its certificate authority, as any
+    // process of the node.
+    if own && !(netns == state.node_netns_cookie && service::is_cluster_address(&asked.address)) {
         return Verdict::Pass;
     }
     if cookie == state.canary_cookie {
         return capture(ctx);
     }
     let tcp = protocol == TCP;
-    let netns = service::netns_cookie(ctx);
     // SAFETY: the map is not preallocated; the value is not used beyond this test.
     let enrolled = !own && unsafe { PODS.get(netns) }.is_some();
     if enrolled && tcp {

@@ -116,8 +116,18 @@ fn a_mesh_is_installed_looked_at_brought_up_to_date_and_taken_away() -> Result<(
         "{nothing:?}"
     );
 
+    cluster.api.install_crds(&["gateway.networking.k8s.io"])?;
+    cluster.api.apply(
+        "{apiVersion: gateway.networking.k8s.io/v1alpha2, kind: TCPRoute, metadata: {name: web, namespace: default, generation: 1}, \
+         spec: {parentRefs: [{group: '', kind: Service, name: nobody}], rules: [{backendRefs: [{name: nobody, port: 80}]}]}}",
+    )?;
+    let told = |cluster: &Cluster| {
+        let route = cluster.api.object("TCPRoute", "default", "web")?;
+        route["status"]["parents"].as_array().map(Vec::len)
+    };
     let said = cluster.good(&["install", "--set=kubeProxyReplacement=true"])?;
     for part in [
+        "warning: kubeProxyReplacement=true without kubernetes.host",
         "applied DaemonSet mesh-agent",
         "authority ready: 1/1",
         "agents ready: 2/2",
@@ -127,6 +137,12 @@ fn a_mesh_is_installed_looked_at_brought_up_to_date_and_taken_away() -> Result<(
     }
     let (passed, report) = cluster.verify()?;
     ensure!(passed, "{report:#}");
+    // Agents without the plugin would leave it on the nodes.
+    let other = cluster.meshctl(&["install", "--set=kubeProxyReplacement=true,cni.enabled=false"])?;
+    ensure!(
+        other.status.code() == Some(1) && other.stderr.contains("`meshctl uninstall` first"),
+        "{other:?}"
+    );
     let refused = cluster.api.log();
     let refused: Vec<_> = refused.iter().filter(|request| request.code == 403).collect();
     ensure!(refused.is_empty(), "the shipped roles are too narrow: {refused:?}");
@@ -221,10 +237,13 @@ fn a_mesh_is_installed_looked_at_brought_up_to_date_and_taken_away() -> Result<(
         cluster.verify().map_or_else(|error| error.to_string(), |(_, report)| format!("{report:#}"))
     })?;
 
+    eventually(SECONDS_30, "the route's status is written", || (told(&cluster)? == 1).then_some(()))?;
+
     // Somebody else's object keeps the namespace, and stays.
     cluster.api.apply("{apiVersion: v1, kind: ConfigMap, metadata: {name: mine, namespace: mesh-system}}")?;
     let said = cluster.good(&["uninstall"])?;
     ensure!(said.contains("Namespace mesh-system stays: it holds ConfigMap mine"), "{said}");
+    ensure!(said.contains("took the mesh's status off 1 route") && told(&cluster) == Some(0), "{said}");
     cluster.api.delete("ConfigMap", "mesh-system", "mine")?;
     let said = cluster.good(&["uninstall"])?;
     ensure!(said.contains("deleted Namespace mesh-system"), "{said}");

@@ -46,11 +46,14 @@ pub(super) struct Cluster {
     namespace: String,
 }
 
-fn asking<'a>(operation: &'static str, object: &'a str) -> impl Fn(kube::Error) -> InstallError + 'a {
+pub(super) fn asking<'a>(
+    operation: &'static str,
+    object: &'a str,
+) -> impl Fn(kube::Error) -> InstallError + 'a {
     move |source| InstallError::Ask { operation, object: object.to_owned(), source: Box::new(source) }
 }
 
-fn has_code(error: &kube::Error, code: u16) -> bool {
+pub(super) fn has_code(error: &kube::Error, code: u16) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == code)
 }
 
@@ -80,6 +83,11 @@ impl Cluster {
     /// Namespace of the mesh.
     pub(super) fn namespace(&self) -> &str {
         &self.namespace
+    }
+
+    /// What asks it.
+    pub(super) fn client(&self) -> &Client {
+        &self.client
     }
 
     /// Major and minor version of the API server.

@@ -52,6 +52,12 @@ pub enum InstallError {
         /// Why.
         reason: String,
     },
+    /// The CNI plugin would stay on the nodes.
+    #[error(
+        "the CNI plugin is on the nodes as installed with {0}, and agents with other values would leave it there: install with \
+         these, or `meshctl uninstall` first"
+    )]
+    OtherCni(String),
     /// Nothing to look at.
     #[error("no mesh is installed in the namespace {0}")]
     NotInstalled(String),

@@ -12,6 +12,7 @@ mod compare;
 mod error;
 mod pods;
 mod record;
+mod routes;
 mod uninstall;
 mod verify;
 
@@ -69,7 +70,21 @@ pub async fn install(args: &InstallArgs, out: &mut dyn Write) -> Result<bool, In
     let cluster = Cluster::connect(&args.cluster).await?;
     let target = Target { kubernetes: cluster.version().await?, ..target };
     let rendered = render(&values, &target)?;
+    record::refuse_other_cni(&cluster, &values).await?;
+    if let Some(warning) = unreachable(&values) {
+        writeln!(out, "warning: {warning}")?;
+    }
     apply::install(&cluster, &rendered, &values, args, out).await
+}
+
+/// What the agents might wait for in vain.
+fn unreachable(values: &Values) -> Option<&'static str> {
+    let values = values.document();
+    let alone = values["kubeProxyReplacement"] == true && values["kubernetes"]["host"] == "";
+    alone.then_some(
+        "kubeProxyReplacement=true without kubernetes.host: where no kube-proxy runs, agents cannot reach the API server at its \
+         service's address before they serve it",
+    )
 }
 
 /// `meshctl verify-install`.

@@ -31,6 +31,25 @@ pub(super) fn object(namespace: &str, values: &Values) -> Value {
     })
 }
 
+/// Refuses an installation whose agents would leave the CNI plugin of the one before on their nodes: each takes care of the
+/// folders that it is given.
+pub(super) async fn refuse_other_cni(cluster: &Cluster, values: &Values) -> Result<(), InstallError> {
+    let Some(kept) = cluster.object("ConfigMap", NAME).await? else { return Ok(()) };
+    let before = kept["data"][KEY].as_str().and_then(|text| serde_json::from_str::<Value>(text).ok());
+    match before.as_ref().and_then(|before| left_behind(&before["cni"], &values.document()["cni"])) {
+        Some(before) => Err(InstallError::OtherCni(before)),
+        None => Ok(()),
+    }
+}
+
+/// How the plugin was installed, where an agent with the new values would not take it out again.
+fn left_behind(before: &Value, now: &Value) -> Option<String> {
+    let is_same = ["enabled", "binDir", "confDir"].iter().all(|key| before[key] == now[key]);
+    let told = |key: &str| before[key].as_str().unwrap_or_default().to_owned();
+    (before["enabled"] == true && !is_same)
+        .then(|| format!("cni.enabled=true, cni.binDir={}, cni.confDir={}", told("binDir"), told("confDir")))
+}
+
 /// The values that are expected to be in force, those given or those of the last installation, and who manages the objects.
 pub(super) async fn values(
     cluster: &Cluster,
@@ -60,4 +79,26 @@ pub(super) async fn values(
     let values: Value = serde_json::from_str(text).map_err(|error| failed(error.to_string()))?;
     // Those of another version may not be what this one's schema allows.
     Ok((Values::new(values, &[], &[]).map_err(|error| failed(error.to_string()))?, service))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plugin_is_not_left_behind() {
+        let cni = |enabled: bool, conf: &str| json!({"enabled": enabled, "binDir": "/opt/cni/bin", "confDir": conf});
+        let (usual, other, none) =
+            (cni(true, "/etc/cni/net.d"), cni(true, "/var/cni"), cni(false, "/etc/cni/net.d"));
+        for (before, now, is_refused) in [
+            (&usual, &usual, false),
+            (&usual, &other, true),
+            (&usual, &none, true),
+            (&none, &usual, false),
+            (&none, &other, false),
+        ] {
+            assert_eq!(left_behind(before, now).is_some(), is_refused, "{before} {now}");
+        }
+        assert_eq!(left_behind(&Value::Null, &usual), None, "what an older version kept");
+    }
 }

@@ -9,9 +9,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::chart::{Target, Values, render};
+use super::chart::{OLDEST, Target, Values, render};
 use super::cluster::{Cluster, named};
-use super::{AGENT, CA, InstallError, SELECTOR, UninstallArgs, ValueArgs, apply, record};
+use super::{AGENT, CA, InstallError, SELECTOR, UninstallArgs, ValueArgs, apply, record, routes};
 
 /// The `DaemonSet` that takes everything off the nodes.
 const CLEANUP: &str = "mesh-uninstall";
@@ -76,6 +76,7 @@ pub(super) async fn uninstall(
         )?;
         return Ok(false);
     }
+    routes::forget(cluster.client(), out).await?;
     delete(cluster, args.keep_root, out).await?;
     let gone = wait_gone(cluster, &[AGENT, CLEANUP, CA], Instant::now() + POD_END, out).await?;
     if !args.keep_root {
@@ -108,7 +109,13 @@ async fn clean_nodes(
         // Somebody has deleted the agents' DaemonSet: what was installed says how it was.
         let none = ValueArgs { values: Vec::new(), set: Vec::new() };
         let (values, service) = record::values(cluster, &none).await?;
-        cluster.apply(&cleanup(cluster, &rendered_agents(cluster, &values, service)?), true).await?;
+        let target = Target {
+            namespace: cluster.namespace().to_owned(),
+            // What is there is taken off whatever the API server has become.
+            kubernetes: cluster.version().await?.max(OLDEST),
+            service,
+        };
+        cluster.apply(&cleanup(cluster, &rendered_agents(&values, &target)?), true).await?;
     }
     // Each agent holds what an uninstallation needs, until its connections have come to their ends.
     if !wait_gone(cluster, &[AGENT], deadline, out).await? {
@@ -145,9 +152,8 @@ fn stripped(object: &Value) -> Value {
     stripped
 }
 
-fn rendered_agents(cluster: &Cluster, values: &Values, service: &'static str) -> Result<Value, InstallError> {
-    let target = Target { namespace: cluster.namespace().to_owned(), service, ..Target::default() };
-    let rendered = render(values, &target)?;
+fn rendered_agents(values: &Values, target: &Target) -> Result<Value, InstallError> {
+    let rendered = render(values, target)?;
     let agents = rendered.manifests.into_iter().find(|manifest| manifest.kind() == "DaemonSet");
     Ok(agents.map(|manifest| manifest.object).unwrap_or_default())
 }

@@ -21,7 +21,7 @@ pub const NAMESPACE: &str = "mesh-system";
 /// The version of Kubernetes that manifests are rendered for when no API server is asked.
 pub const KUBERNETES: (u32, u32) = (1, 34);
 /// The oldest version that it can be installed on: `kubeVersion` of the chart, by which Helm judges.
-const OLDEST: (u32, u32) = (1, 25);
+pub(super) const OLDEST: (u32, u32) = (1, 25);
 /// Templates that may include each other at most this deep.
 const MAX_DEPTH: usize = 100;
 
@@ -69,8 +69,8 @@ const ORDER: [&str; 14] = [
 pub enum ChartError {
     /// The cluster is of a time before what the manifests need.
     #[error(
-        "the API server is Kubernetes {major}.{minor}, and the mesh needs {}.{} or later: it knows nothing of what keeps pods \
-         served while agents change (maxSurge of a DaemonSet)",
+        "the API server is Kubernetes {major}.{minor}, and the mesh needs {}.{} or later: what keeps pods served \
+         while agents change (maxSurge of a DaemonSet) is stable since then",
         OLDEST.0, OLDEST.1
     )]
     TooOld {

@@ -104,11 +104,7 @@ fn a_cluster_that_is_too_old_is_refused_in_a_line() {
     );
     on(25).unwrap();
     // Helm has it from the chart.
-    assert!(super::CHART.contains(&format!(
-        "kubeVersion: \">={}.{}.0-0\"",
-        super::OLDEST.0,
-        super::OLDEST.1
-    )));
+    assert!(CHART.contains(&format!("kubeVersion: \">={}.{}.0-0\"", OLDEST.0, OLDEST.1)));
 }
 
 /// What the code asks for and what the shipped roles allow are one list.
