@@ -321,6 +321,8 @@ pub struct BackendReport {
 pub struct LiveReport {
     /// Connections of this node's agent to it, those that are being established among them.
     pub open: u32,
+    /// All that it has begun since the destination was last idle for ten minutes, tries that failed among them.
+    pub begun: u64,
     /// Failures in a row, where outlier detection counts them.
     pub failures: u32,
     /// How often it was ejected.

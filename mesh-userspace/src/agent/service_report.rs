@@ -122,6 +122,7 @@ fn live_states(balancers: &Balancers, port: &ServicePort) -> HashMap<SocketAddr,
 fn live_report(state: &LiveState) -> LiveReport {
     LiveReport {
         open: state.open,
+        begun: state.begun,
         failures: state.failures,
         ejections: state.ejections,
         ejected_until: state.ejected_for.map(|left| seconds(SystemTime::now() + left)),

@@ -14,7 +14,7 @@ use super::outlier::{Change, Event, Failure, may_eject};
 use super::registry::Picked;
 use super::retry::budget;
 use super::teller::Teller;
-use super::view::View;
+use super::view::{Listed, View};
 use crate::model::{ConnectionLimits, OutlierDetection, RouteTarget, ServiceName, WorkloadUid};
 
 /// Views that a destination keeps: one for each of the routes that lead to it and are in use at once.
@@ -121,6 +121,13 @@ impl fmt::Display for Overflow {
     }
 }
 
+/// What is listed in any of the views, and since when it is new.
+fn all_listed<'a>(
+    views: impl Iterator<Item = &'a Arc<View>>,
+) -> impl Iterator<Item = (*const Live, Option<Instant>)> {
+    views.flat_map(|view| view.listed()).map(|listed| (Arc::as_ptr(&listed.live), listed.since))
+}
+
 impl Destination {
     pub(super) fn new(key: Key, teller: Arc<Teller>) -> Self {
         Self {
@@ -151,25 +158,29 @@ impl Destination {
         if let Some(view) = find() {
             return (view, Vec::new());
         }
-        let State { endpoints, seen, .. } = &mut *state;
-        let live = |(address, workload): (SocketAddr, Option<WorkloadUid>)| {
-            let held = endpoints.entry((address, workload));
-            let new = |key: &(_, Option<_>)| Arc::new(Live::new(address, key.1.clone(), seen.then_some(now)));
-            Arc::clone(held.or_insert_with_key(new))
-        };
-        let live =
-            target.endpoints.iter().map(|endpoint| (endpoint.address, endpoint.workload.clone())).map(live);
-        let view = Arc::new(View::new(target, live.collect(), now));
-        state.seen = true;
         let mut views: Vec<Arc<View>> = Vec::clone(&self.views.load());
-        // Those of snapshots that are gone.
+        // Those of snapshots that are gone. The last one tells who was there until now all the same.
+        let last = views.last().map(Arc::clone);
         views.retain(|view| view.is_in_use());
+        let State { endpoints, seen, .. } = &mut *state;
+        let known: HashMap<*const Live, Option<Instant>> = all_listed(views.iter().chain(&last)).collect();
+        let mut listed = Vec::with_capacity(target.endpoints.len());
+        for endpoint in &*target.endpoints {
+            let key = (endpoint.address, endpoint.workload.clone());
+            let new = |key: &(SocketAddr, Option<WorkloadUid>)| Arc::new(Live::new(key.0, key.1.clone()));
+            let live = Arc::clone(endpoints.entry(key).or_insert_with_key(new));
+            // One that was away is new again, whatever is still open to it.
+            let since = known.get(&Arc::as_ptr(&live)).copied().unwrap_or(seen.then_some(now));
+            listed.push(Listed { live, since });
+        }
+        let view = Arc::new(View::new(target, listed, now));
+        state.seen = true;
         if views.len() >= VIEWS {
             views.remove(0);
         }
         views.push(Arc::clone(&view));
-        let listed = |live: &Arc<Live>| views.iter().any(|view| view.has(live));
-        state.endpoints.retain(|_, live| listed(live) || live.open() > 0);
+        let known: HashMap<*const Live, Option<Instant>> = all_listed(views.iter()).collect();
+        state.endpoints.retain(|_, live| known.contains_key(&Arc::as_ptr(live)) || live.open() > 0);
         self.views.store(Arc::new(views));
         let has_rule = target.settings.outliers.is_some();
         let changes = if has_rule { Vec::new() } else { self.bring_all_back(&state, now) };

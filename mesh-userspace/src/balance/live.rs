@@ -1,7 +1,7 @@
 //! The live state of one endpoint of a destination.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,10 +17,10 @@ pub(crate) struct Live {
     pub(crate) address: SocketAddr,
     /// The workload behind it.
     pub(super) workload: Option<WorkloadUid>,
-    /// Since when it has been there, where it came after its destination was first seen; what was there then is not new.
-    pub(super) new_since: Option<Instant>,
     /// Connections, those that are being established among them.
     open: AtomicU32,
+    /// All that there were.
+    begun: AtomicU64,
     /// Whether it is left out.
     ejected: AtomicBool,
     /// Whether there is a row of failures: a success need look no further without.
@@ -41,6 +41,8 @@ pub struct LiveState {
     pub address: SocketAddr,
     /// Connections of this agent to it, those that are being established among them.
     pub open: u32,
+    /// All connections that were ever begun to it, tries that failed among them.
+    pub begun: u64,
     /// Failures in a row.
     pub failures: u32,
     /// How often it was left out.
@@ -53,6 +55,7 @@ impl LiveState {
     /// The same endpoint as part of another destination.
     pub fn join(&mut self, other: &Self) {
         self.open = self.open.saturating_add(other.open);
+        self.begun = self.begun.saturating_add(other.begun);
         self.failures = self.failures.max(other.failures);
         self.ejections = self.ejections.max(other.ejections);
         self.ejected_for = self.ejected_for.max(other.ejected_for);
@@ -60,16 +63,12 @@ impl LiveState {
 }
 
 impl Live {
-    pub(super) fn new(
-        address: SocketAddr,
-        workload: Option<WorkloadUid>,
-        new_since: Option<Instant>,
-    ) -> Self {
+    pub(super) fn new(address: SocketAddr, workload: Option<WorkloadUid>) -> Self {
         Self {
             address,
             workload,
-            new_since,
             open: AtomicU32::new(0),
+            begun: AtomicU64::new(0),
             ejected: AtomicBool::new(false),
             failing: AtomicBool::new(false),
             health: Mutex::default(),
@@ -87,6 +86,7 @@ impl Live {
 
     pub(super) fn begin(&self) {
         self.open.fetch_add(1, Ordering::Relaxed);
+        self.begun.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn end(&self) {
@@ -164,6 +164,7 @@ impl Live {
         LiveState {
             address: self.address,
             open: self.open(),
+            begun: self.begun.load(Ordering::Relaxed),
             failures: health.row.longest(),
             ejections: health.ejections.times,
             ejected_for: until.map(|until| until.saturating_duration_since(now)),

@@ -506,6 +506,29 @@ async fn who_is_new_gets_its_share_little_by_little() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_comes_back_is_new_again_whatever_is_open_to_it() {
+    let balancers = Balancers::default();
+    let warmup = Warmup { duration: Duration::from_secs(100), minimum_percent: 10.0, aggression: 1.0 };
+    let settings = TrafficSettings { warmup: Some(warmup), ..with_balancer(Balancer::RoundRobin) };
+    let of = |endpoints: &[u8]| target(endpoints, settings.clone());
+    let (all, without) = (of(&[1, 2, 3]), of(&[1, 2]));
+    let held = connection(&balancers.look(&all), 3);
+    drop(all);
+    picks(&balancers.look(&without), 10, &[]);
+    drop(without);
+    advance(Duration::from_secs(500)).await;
+    let again = of(&[1, 2, 3]);
+    let share = || picks(&balancers.look(&again), 4200, &[])[3];
+    assert!((130..280).contains(&share()), "{}", share());
+    // A route of its own with the same endpoints makes it no newer.
+    advance(Duration::from_secs(50)).await;
+    let other = of(&[1, 2, 3]);
+    let counts = picks(&balancers.look(&other), 4200, &[]);
+    assert!((720..960).contains(&counts[3]), "{counts:?}");
+    drop(held);
+}
+
 proptest! {
     #[test]
     fn whatever_changes_counts_come_back_to_nothing(

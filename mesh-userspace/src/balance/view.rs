@@ -29,11 +29,19 @@ pub(crate) struct View {
     pub(crate) settings: Arc<TrafficSettings>,
     endpoints: Arc<[Endpoint]>,
     spread: Option<Arc<Spread>>,
-    live: Vec<Arc<Live>>,
+    listed: Vec<Listed>,
     v4: Family,
     v6: Family,
     /// Until when some endpoint gets less than its share.
     warm_at: Option<Instant>,
+}
+
+/// An endpoint in a view.
+#[derive(Debug)]
+pub(super) struct Listed {
+    pub(super) live: Arc<Live>,
+    /// Since when it has been there, where it came after its destination was first seen; what was there then is not new.
+    pub(super) since: Option<Instant>,
 }
 
 /// Endpoints of one address family that may be picked.
@@ -69,19 +77,19 @@ pub(crate) struct Asking<'a> {
 }
 
 impl View {
-    pub(super) fn new(target: &RouteTarget, live: Vec<Arc<Live>>, now: Instant) -> Self {
+    pub(super) fn new(target: &RouteTarget, listed: Vec<Listed>, now: Instant) -> Self {
         let plain = Spread::default();
         let spread = target.spread.as_deref().unwrap_or(&plain);
         let warmup = target.settings.warmup.as_ref();
         let warm = warmup
-            .and_then(|warmup| live.iter().filter_map(|live| Some(live.new_since? + warmup.duration)).max());
+            .and_then(|warmup| listed.iter().filter_map(|one| Some(one.since? + warmup.duration)).max());
         Self {
             settings: Arc::clone(&target.settings),
             endpoints: Arc::clone(&target.endpoints),
             spread: target.spread.clone(),
             v4: Family::new(&target.endpoints, spread, |endpoint| endpoint.address.is_ipv4()),
             v6: Family::new(&target.endpoints, spread, |endpoint| endpoint.address.is_ipv6()),
-            live,
+            listed,
             warm_at: warm.filter(|&warm| warm > now),
         }
     }
@@ -105,24 +113,30 @@ impl View {
 
     /// Whether an endpoint is listed: this one, and not another at its address.
     pub(super) fn has(&self, live: &Arc<Live>) -> bool {
-        self.live.iter().any(|listed| Arc::ptr_eq(listed, live))
+        self.listed.iter().any(|listed| Arc::ptr_eq(&listed.live, live))
+    }
+
+    /// All that are listed.
+    pub(super) fn listed(&self) -> &[Listed] {
+        &self.listed
     }
 
     /// How many endpoints of a family are left out, of how many. A client has those of one family alone.
     pub(super) fn ejected(&self, v4: bool) -> (usize, usize) {
-        let of_family = || self.live.iter().filter(|live| live.address.is_ipv4() == v4);
+        let of_family =
+            || self.listed.iter().map(|one| &one.live).filter(|live| live.address.is_ipv4() == v4);
         (of_family().filter(|live| live.is_ejected()).count(), of_family().count())
     }
 
     /// The endpoint with an index that was picked, and its live state.
     pub(crate) fn at(&self, index: usize) -> (&Endpoint, &Arc<Live>) {
-        (&self.endpoints[index], &self.live[index])
+        (&self.endpoints[index], &self.listed[index].live)
     }
 
     /// The endpoint with this address, unless it is left out.
     pub(crate) fn member(&self, address: SocketAddr) -> Option<usize> {
-        let index = self.live.iter().position(|live| live.address == address)?;
-        (!self.live[index].is_ejected()).then_some(index)
+        let index = self.listed.iter().position(|one| one.live.address == address)?;
+        (!self.listed[index].live.is_ejected()).then_some(index)
     }
 
     /// Whether an endpoint could be picked.
@@ -237,11 +251,11 @@ impl View {
     }
 
     fn is_out(&self, family: &Family, member: usize) -> bool {
-        self.live[family.members[member].endpoint].is_ejected()
+        self.listed[family.members[member].endpoint].live.is_ejected()
     }
 
     fn warmth(&self, family: &Family, member: usize, now: Instant) -> u64 {
-        let since = self.live[family.members[member].endpoint].new_since;
+        let since = self.listed[family.members[member].endpoint].since;
         match (&self.settings.warmup, since) {
             (Some(warmup), Some(since)) => warmup::part(warmup, now.saturating_duration_since(since)),
             _ => WHOLE,
@@ -260,7 +274,7 @@ impl View {
         let (_, first_weight) = candidates.swap_remove(at);
         let Some(second) = algorithm::draw(&candidates, random()) else { return Some(first) };
         let second_weight = candidates.iter().find(|&&(member, _)| member == second)?.1;
-        let open = |member: usize| self.live[family.members[member].endpoint].open();
+        let open = |member: usize| self.listed[family.members[member].endpoint].live.open();
         let first_is_taken = algorithm::first_of_two(
             (open(first), first_weight),
             (open(second), second_weight),
@@ -289,7 +303,7 @@ impl View {
         })?;
         let of = |place: usize| {
             let member = family.members[family.priorities[0][place]];
-            (self.live[member.endpoint].open(), u64::from(member.weight))
+            (self.listed[member.endpoint].live.open(), u64::from(member.weight))
         };
         Some(if algorithm::first_of_two(of(first), of(second), random() & 1 == 0) { first } else { second })
     }

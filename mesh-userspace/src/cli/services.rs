@@ -217,7 +217,7 @@ fn backends(report: &ServiceReport, port: &ServicePortReport, view: View) -> Str
             plain(backend.weight),
             plain(share(backend.share_ppm)),
             state,
-            plain(backend.connections),
+            plain(backend.connections + backend.live.as_ref().map_or(0, |live| live.begun)),
             live(|live| live.open),
             live(|live| live.failures),
             ejected(backend.live.as_ref(), view),
@@ -263,12 +263,18 @@ mod tests {
             weight: 9,
             share_ppm: 900_000,
             state: Some(EndpointState::Ready),
-            connections: 17,
+            connections: 10,
             workload: Some("default/reviews-1".to_owned()),
             zone: Some("eu-1".to_owned()),
             mode: Mode::Strict,
             enrolled: true,
-            live: Some(LiveReport { open: 4, failures: 2, ejections: 3, ejected_until: Some(VIEW.now + 12) }),
+            live: Some(LiveReport {
+                open: 4,
+                begun: 7,
+                failures: 2,
+                ejections: 3,
+                ejected_until: Some(VIEW.now + 12),
+            }),
             ..BackendReport::default()
         };
         let port = ServicePortReport {

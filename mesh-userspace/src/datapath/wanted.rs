@@ -350,10 +350,10 @@ mod tests {
             service.affinity_seconds = Some(60);
         }));
         let set = wanted.sets.values().next().unwrap();
-        assert_eq!((set.slots.len(), drawn(&set.slots)), (3 + 1_021, 3));
+        assert_eq!((set.slots.len(), drawn(&set.slots)), (3 + 2_039, 3));
         assert_eq!(set.members.len(), 5, "the table itself is no backend");
         let table = set.slots.iter().find(|slot| slot.flags & BACKEND_TABLE != 0).unwrap();
-        assert_eq!(table.table(), (3, 1_021));
+        assert_eq!(table.table(), (3, 2_039));
         // Kernel and agent send a client to the same endpoint, whatever was drawn before.
         for client in 0..500 {
             for random in [0, u64::MAX / 7, u64::MAX / 2, u64::MAX] {

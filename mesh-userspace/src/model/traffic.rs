@@ -149,6 +149,15 @@ pub struct OutlierDetection {
     pub min_health_percent: u32,
 }
 
+impl OutlierDetection {
+    /// Whether any failures are counted at all.
+    pub fn counts(&self) -> bool {
+        [self.consecutive_errors, self.consecutive_gateway_errors, self.consecutive_local_failures]
+            .iter()
+            .any(Option::is_some)
+    }
+}
+
 /// What is done to the connections of a route.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RouteActions {

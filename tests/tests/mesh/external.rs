@@ -412,6 +412,36 @@ fn an_endpoint_that_does_not_answer_is_replaced_by_another() -> Result<()> {
     Ok(())
 }
 
+/// What a rule asks for is done by the agent, for these clients too.
+#[test]
+fn limits_and_outliers_hold_for_clients_outside() -> Result<()> {
+    let outside = Outside::start(false, &[Front::new("lb-pair", 8, "both: \"yes\"")])?;
+    let world = &outside.world;
+    world.far.serve(&["--listen", &format!("[::]:{PORT}")])?;
+    let ill = world.twin.serve(&["--listen", &format!("[::]:{PORT}"), "--mode", "reset"])?;
+    let rule = |policy: &str| -> Result<()> {
+        world.lab.manifests().apply(
+            "rule.yaml",
+            &format!(
+                "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: pair, namespace: default}}\nspec:\n  \
+                 host: lb-pair\n  trafficPolicy: {{{policy}}}\n"
+            ),
+        )?;
+        wait_generation(&world.agent_a)
+    };
+    rule(
+        "outlierDetection: {consecutive5xxErrors: 3, interval: 1s, baseEjectionTime: 60s, maxEjectionPercent: 100}",
+    )?;
+    let target = SocketAddr::new(IpAddr::from([203, 0, 113, 8]), PORT);
+    let summary = outside.connect(target, &["--count", "60"])?;
+    assert_eq!((summary.ok, summary.errors.get("reset")), (57, Some(&3)), "{summary:?}");
+    ill.kill()?;
+    rule("connectionPool: {tcp: {maxConnections: 1}}")?;
+    let summary = outside.connect(target, &["--count", "20", "--concurrency", "20", "--keep"])?;
+    assert_eq!((summary.ok, summary.errors.get("reset")), (1, Some(&19)), "{summary:?}");
+    Ok(())
+}
+
 #[test]
 fn a_client_outside_stays_with_its_endpoint() -> Result<()> {
     let affinity =

@@ -134,6 +134,26 @@ fn ten_thousand_connections_are_copied_to_the_last_byte() -> Result<()> {
 }
 
 #[test]
+fn a_share_of_the_connections_is_copied() -> Result<()> {
+    let world = start(&[])?;
+    let [_primary, shadow] = serve(&world.far, "discard", &world.near, "discard")?;
+    apply(
+        &world,
+        &route("far", "    mirrors:\n    - {destination: {host: near}, percentage: {value: 30}}\n"),
+    )?;
+    let args = ["--mode", "discard", "--count", "1000", "--concurrency", "8", "--bytes", "1000"];
+    whole(&world.client.connect(&[&[&*v4("far")], &args[..]].concat())?, 1000)?;
+    let count = metric(&world.agent_a, "mesh_mirror_connections_total", "")?
+        + metric(&world.agent_a, "mesh_mirror_connections_active", "")?;
+    assert_eq!(copies(&world.agent_a, count)?, (count * 1000, 0));
+    // 6 sigma of a binomial with n = 1000 and p = 3/10.
+    assert!(count.abs_diff(300) < 87, "{count}");
+    eventually(SECONDS_10, "the shadow has had them", || {
+        (reports(&shadow).len() as u64 == count).then_some(())
+    })
+}
+
+#[test]
 fn a_shadow_is_reached_as_any_destination_whatever_way_the_primary_takes() -> Result<()> {
     let world = start(&[])?;
     let listen = format!("[::]:{PORT}");

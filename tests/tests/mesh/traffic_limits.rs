@@ -120,6 +120,9 @@ fn ejected_after_three(mode: &str, error: &str) -> Result<()> {
     assert_eq!(count(&world.agent_a, "mesh_outlier_ejections_total", &labels)?, 1);
     assert_eq!(count(&world.agent_a, "mesh_outlier_ejections_active", &labels[1..])?, 1);
     assert!(world.agent_a.log().contains("endpoint ejected"), "{}", world.agent_a.log());
+    for (pod, begun) in [(&world.far, 3), (&world.twin, 57)] {
+        assert_eq!(live(&world.agent_a, "both", pod)?["begun"], begun, "{}", pod.spec.name);
+    }
     // Another destination with the same endpoint is not concerned.
     assert!(live(&world.agent_a, "far", &world.far)?.is_null());
     broken.kill()
@@ -373,5 +376,18 @@ fn a_server_that_vanished_is_noticed_by_keepalive() -> Result<()> {
     world.outside.netns().ip(&format!("route add blackhole {}/32\n", world.client.v4))?;
     let summary = mesh_tests::peer::Summary::of(&waiting, SECONDS_30)?;
     assert_eq!((summary.ok, summary.errors.get("reset")), (0, Some(&1)), "{summary:?}");
+    Ok(())
+}
+
+#[test]
+fn no_more_are_ejected_than_may_be() -> Result<()> {
+    let world = World::start(true)?;
+    let [_twin, _far] = [serve(&world.twin, "reset")?, serve(&world.far, "reset")?];
+    apply(&world, "both", &OUTLIERS.replace("maxEjectionPercent: 100", "maxEjectionPercent: 50"))?;
+    let summary = world.client.connect(&[&v4("both"), "--count", "100"])?;
+    assert_eq!(summary.errors.get("reset"), Some(&100), "{summary:?}");
+    let labels = ["destination=\"default/both:8080\""];
+    assert_eq!(count(&world.agent_a, "mesh_outlier_ejections_active", &labels)?, 1);
+    assert!(count(&world.agent_a, "mesh_outlier_ejections_spared_total", &labels)? > 0);
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Whose endpoints are near on two nodes in two zones, and what is new among them: shares, failover and warm-up.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use mesh_tests::{SECONDS_10, SECONDS_30, eventually};
 
 use crate::traffic_stage::{Stage, WEB, connect, of, place, service, settle};
@@ -73,6 +73,64 @@ fn labels_say_who_comes_first() -> Result<()> {
 }
 
 #[test]
+fn a_region_that_is_named_takes_over_before_others() -> Result<()> {
+    for enrolled in [false, true] {
+        let stage = Stage::start(1, enrolled)?;
+        let client = &stage.clients[0];
+        // The clients' node is in a region of its own, and each server's zone says in which it is.
+        let region =
+            |name: &str, region: &str| place(name, "a").replace("region: eu", &format!("region: {region}"));
+        let nodes = |near: &str, far: &str| region("node-a", near) + "---\n" + &region("node-b", far);
+        stage.lab.manifests().apply("nodes.yaml", &nodes("eu", "us"))?;
+        stage.rule(
+            "outlierDetection: {}, loadBalancer: {localityLbSetting: {failover: [{from: eu, to: us}]}}",
+        )?;
+        settle(client, &["near-1", "near-2"])?;
+        stage.serving(&stage.servers[2..].iter().collect::<Vec<_>>())?;
+        settle(client, &["far-1", "far-2"])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_said_for_a_port_or_a_subset_goes_before_the_rest() -> Result<()> {
+    for enrolled in [false, true] {
+        let stage = Stage::start(1, enrolled)?;
+        let client = &stage.clients[0];
+        let to = |zone: &str| {
+            format!(
+                "loadBalancer: {{localityLbSetting: {{distribute: [{{from: eu/*, to: {{eu/{zone}: 100}}}}]}}}}"
+            )
+        };
+        // The host's near, the port's far.
+        let of_port = format!("{}, portLevelSettings: [{{port: {{number: {PORT}}}, {}}}]", to("a"), to("b"));
+        stage.rule(&of_port)?;
+        settle(client, &["far-1", "far-2"])?;
+        // Of another port that holds nothing here.
+        stage.rule(&of_port.replace(&format!("number: {PORT}"), "number: 1"))?;
+        settle(client, &["near-1", "near-2"])?;
+        // A subset of all, with another setting than the host.
+        let manifests = stage.lab.manifests();
+        manifests.apply(
+            "rule.yaml",
+            &format!(
+                "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: web, namespace: default}}\nspec:\n  \
+                 host: web\n  trafficPolicy: {{{}}}\n  subsets:\n  - {{name: all, labels: {{group: web}}, trafficPolicy: {{{}}}}}\n",
+                to("a"),
+                to("b")
+            ),
+        )?;
+        manifests.apply(
+            "route.yaml",
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: web, namespace: default}\nspec:\n  \
+             hosts: [web]\n  tcp:\n  - route:\n    - {destination: {host: web, subset: all}}\n",
+        )?;
+        settle(client, &["far-1", "far-2"])?;
+    }
+    Ok(())
+}
+
+#[test]
 fn an_enrolled_clients_failover_follows_what_is_ejected() -> Result<()> {
     let stage = Stage::start(1, true)?;
     let client = &stage.clients[0];
@@ -88,7 +146,17 @@ fn an_enrolled_clients_failover_follows_what_is_ejected() -> Result<()> {
         let summary = client.connect(&[&format!("{WEB}:{PORT}"), "--count", "20"]).ok()?;
         (summary.failed == 0 && of(&summary, "far") == 20).then_some(())
     };
-    eventually(SECONDS_30, "the far ones take over", moved)
+    eventually(SECONDS_30, "the far ones take over", moved)?;
+    // They are left out, and not tried before each connection.
+    let count = |metric: &str| stage.agents[0].metric(metric, &["default/web:8080"]);
+    eventually(SECONDS_10, "both are ejected", || {
+        let _connected = moved()?;
+        (count("mesh_outlier_ejections_active").ok()?.round() as u32 == 2).then_some(())
+    })?;
+    let retries = count("mesh_connect_retries_total")?;
+    moved().context("the far ones alone")?;
+    assert!((count("mesh_connect_retries_total")? - retries).abs() < 0.5, "nobody is tried in vain");
+    Ok(())
 }
 
 #[test]
@@ -126,6 +194,7 @@ fn an_endpoint_that_is_new_gets_little_at_first() -> Result<()> {
     let stage = Stage::start(1, true)?;
     let client = &stage.clients[0];
     stage.serving(&stage.servers[..3].iter().collect::<Vec<_>>())?;
+    stage.wait_serving(3)?;
     stage.rule("loadBalancer: {simple: ROUND_ROBIN, warmup: {duration: 3600s, minimumPercent: 10}}")?;
     // Those that are there at first are not new.
     settle(client, &["near-1", "near-2", "far-1"])?;

@@ -62,7 +62,9 @@ impl Stage {
     }
 
     /// Applies a `DestinationRule` with both subsets and this `trafficPolicy`.
+    /// Waits until the clients' agent has it.
     pub(crate) fn rule(&self, policy: &str) -> Result<()> {
+        let before = self.generation()?;
         self.lab.manifests().apply(
             "rule.yaml",
             &format!(
@@ -70,7 +72,22 @@ impl Stage {
                  host: web\n  trafficPolicy: {{{policy}}}\n  subsets:\n  - {{name: near, labels: {{side: near}}}}\n  \
                  - {{name: far, labels: {{side: far}}}}\n"
             ),
-        )
+        )?;
+        eventually(SECONDS_10, "the rule is in force", || (self.generation().ok()? > before).then_some(()))
+    }
+
+    fn generation(&self) -> Result<u64> {
+        self.agents[0].status()?["generation"].as_u64().context("a generation")
+    }
+
+    /// Waits until the clients' agent sends connections to exactly so many endpoints.
+    pub(crate) fn wait_serving(&self, count: usize) -> Result<()> {
+        self.agents[0].wait_for("services", "the endpoints are known", |services| {
+            let web = services.as_array().into_iter().flatten().find(|one| one["name"] == "web");
+            let backends = web.and_then(|web| web["ports"][0]["backends"].as_array()).into_iter().flatten();
+            backends.filter(|backend| backend["weight"] != 0).count() == count
+        })?;
+        Ok(())
     }
 
     /// Lists these of the servers alone.

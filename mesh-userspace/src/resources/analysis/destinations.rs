@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{World, add, told, workloads};
-use crate::model::{self, Endpoint, Mode, ServiceName};
+use crate::model::{self, Endpoint, EndpointState, Mode, OutlierDetection, ServiceName};
 use crate::policy::peer_authentication::effective_modes;
-use crate::resources::destination_rule::{Parts, TlsMode};
+use crate::resources::destination_rule::{Parts, Subset, TlsMode};
 use crate::resources::translate::destination::suffix;
 use crate::resources::translate::settings::settings;
 use crate::resources::{Code, DestinationRule, Notice, ObjectRef};
@@ -50,7 +50,7 @@ pub(super) fn analyse(world: &World<'_>, notices: &mut Vec<Notice>) {
         }
         if let Some(service) = world.service(host) {
             ports(notices, name, rule, service);
-            ejections(world, notices, name, rule, service);
+            ejections(world, notices, name, rule, service, &used);
             mutual_tls(world, notices, name, rule, service);
         }
     }
@@ -130,46 +130,61 @@ fn ports(notices: &mut Vec<Notice>, name: &ObjectRef, rule: &DestinationRule, se
     }
 }
 
-/// Outlier detection whose share of the endpoints is less than one of them.
+/// Outlier detection whose share of the endpoints is less than one of them, of a destination that connections go to.
 fn ejections(
     world: &World<'_>,
     notices: &mut Vec<Notice>,
     name: &ObjectRef,
     rule: &DestinationRule,
     service: &model::Service,
+    used: &BTreeSet<Named<'_>>,
 ) {
+    let is_used = |subset: &Subset| used.contains(&(service.name.clone(), subset.name.as_str()));
+    let has_own = |subset: &Subset| {
+        subset.traffic_policy.as_ref().is_some_and(|policy| policy.outlier_detection.is_some())
+    };
     for (at, policy, subset) in rule.policies() {
-        let labels = subset.map(|subset| &subset.labels);
-        let mut look = |at: &str, parts: &Parts<'_>, port: Option<u64>| {
-            let Some(outliers) = settings(parts).outliers else { return };
+        // The host's policy holds for subsets that have none of their own as well.
+        let inheriting =
+            rule.spec.subsets.iter().filter(|one| subset.is_none() && is_used(one) && !has_own(one));
+        let destinations: Vec<_> = [subset].into_iter().chain(inheriting.map(Some)).collect();
+        // What stands for a port takes the place of the rest there.
+        let overridden: Vec<u64> = policy.ports().map(|(_, number, _)| u64::from(number)).collect();
+        let mut look = |at: &str, parts: &Parts<'_>, is_its: &dyn Fn(u64) -> bool| {
+            let Some(outliers) = settings(parts).outliers.filter(OutlierDetection::counts) else { return };
             let percent = outliers.max_ejection_percent as usize;
-            let most = most_endpoints(world, service, port, labels);
-            if most > 0 && most * percent < 100 {
+            for subset in &destinations {
+                let most = most_endpoints(world, service, is_its, subset.map(|subset| &subset.labels));
+                if most == 0 || most * percent >= 100 {
+                    continue;
+                }
+                let of = subset.map_or(String::new(), |subset| format!(" subset {} of", subset.name));
                 let message = format!(
-                    "{percent}% of the {most} endpoints of {} are none: nobody is ejected, however often it fails",
+                    "{percent}% of the {most} endpoints of{of} {} are none: nobody is ejected, however often it fails",
                     service.host
                 );
                 let field = format!("{at}.outlierDetection.maxEjectionPercent");
                 add(notices, Code::NobodyEjected, name, field, message);
             }
         };
-        look(&at, &policy.parts(), None);
+        look(&at, &policy.parts(), &|port| !overridden.contains(&port));
         for (below, number, own) in policy.ports() {
-            look(&format!("{at}.{below}"), &own.parts(), Some(u64::from(number)));
+            look(&format!("{at}.{below}"), &own.parts(), &|port| port == u64::from(number));
         }
     }
 }
 
-/// Endpoints of the port and address family that have most of them: ejections are counted by port and family.
+/// Endpoints that serve, of the port and address family that have most of them: ejections are counted by port and family.
 fn most_endpoints(
     world: &World<'_>,
     service: &model::Service,
-    port: Option<u64>,
+    is_its: &dyn Fn(u64) -> bool,
     labels: Option<&BTreeMap<String, String>>,
 ) -> usize {
-    let ports = service.ports.iter().filter(|own| port.is_none_or(|port| port == u64::from(own.port)));
+    let ports = service.ports.iter().filter(|own| is_its(u64::from(own.port)));
     let counts = ports.map(|port| {
-        let endpoints = port.listed.iter().filter(|endpoint| is_in(world, endpoint, labels));
+        let serving = port.listed.iter().filter(|endpoint| endpoint.state == EndpointState::Ready);
+        let endpoints = serving.filter(|endpoint| is_in(world, endpoint, labels));
         let (v4, v6): (Vec<_>, Vec<_>) = endpoints.partition(|endpoint| endpoint.address.is_ipv4());
         v4.len().max(v6.len())
     });

@@ -65,7 +65,11 @@ fn parts(notices: &mut Notices, at: &str, parts: &Parts<'_>) {
     if let Some(outliers) = parts.outlier_detection {
         let at = format!("{at}.outlierDetection");
         unhonoured(notices, &at, &outliers.rest);
-        needs_enrolled(notices, &at, "endpoints are watched and left out for clients that are enrolled");
+        needs_enrolled(
+            notices,
+            &at,
+            "endpoints are watched and left out for the connections that agents carry: those of enrolled clients, and of clients from outside",
+        );
         let splits = outliers.split_external_local_origin_errors == Some(true);
         if outliers.consecutive_local_origin_failures.is_some() && !splits {
             let message = "without effect: splitExternalLocalOriginErrors is not true";
@@ -91,7 +95,7 @@ fn load_balancer(notices: &mut Notices, at: &str, lb: &LoadBalancer, has_outlier
     unhonoured(notices, at, &lb.rest);
     let balancer = balancer(lb);
     if matches!(balancer, Balancer::RoundRobin | Balancer::LeastRequest) {
-        let message = "for clients that are not enrolled the kernel picks endpoints at random, by weight";
+        let message = "what the kernel sends itself, for clients of this node that are not enrolled, goes to endpoints at random, by weight";
         notices.add(Code::ApproximatedInKernel, format!("{at}.simple"), message);
     }
     if let Some(hash) = &lb.consistent_hash {
@@ -102,7 +106,11 @@ fn load_balancer(notices: &mut Notices, at: &str, lb: &LoadBalancer, has_outlier
     {
         let at = format!("{at}.{field}");
         if is_there && takes_warmup(balancer) {
-            needs_enrolled(notices, &at, "new endpoints get less at first from clients that are enrolled");
+            needs_enrolled(
+                notices,
+                &at,
+                "new endpoints get less at first of the connections that agents carry: those of enrolled clients, and of clients from outside",
+            );
         } else if is_there {
             let message = "without effect: it is for ROUND_ROBIN and LEAST_REQUEST";
             notices.add(Code::SettingWithoutEffect, at, message);
@@ -144,14 +152,22 @@ fn connection_pool(notices: &mut Notices, at: &str, pool: &ConnectionPool) {
         if let Some(keepalive) = &tcp.tcp_keepalive {
             unhonoured(notices, &format!("{at}.tcpKeepalive"), &keepalive.rest);
         }
-        needs_enrolled(notices, &at, "limits hold for connections of clients that are enrolled");
+        needs_enrolled(
+            notices,
+            &at,
+            "limits hold for the connections that agents carry: those of enrolled clients, and of clients from outside",
+        );
     }
     if let Some(http) = &pool.http {
         let at = format!("{at}.http");
         unhonoured(notices, &at, &http.rest);
         if http.http1_max_pending_requests.is_some() {
             let at = format!("{at}.http1MaxPendingRequests");
-            needs_enrolled(notices, &at, "it bounds the connects of clients that are enrolled");
+            needs_enrolled(
+                notices,
+                &at,
+                "it bounds the connects that agents carry: those of enrolled clients, and of clients from outside",
+            );
         }
     }
 }

@@ -79,6 +79,15 @@ fn route(notices: &mut Notices, list: List, at: &str, entry: &RouteEntry) {
         );
         notices.add(Code::NeedsEnrolledClient, at, message);
     }
+    let carried = carried(list, entry);
+    if !carried.is_empty() {
+        let message = format!(
+            "{} hold for the connections that agents carry, those of enrolled clients and of clients from outside: others go where the \
+             route leads, by weights alone",
+            carried.join(", ")
+        );
+        notices.add(Code::NeedsEnrolledClient, at, message);
+    }
 }
 
 /// Fields of `http` in another list.
@@ -168,12 +177,17 @@ fn needs(list: List, entry: &RouteEntry) -> Vec<&'static str> {
     note("sniHosts", of_match(&|one| list == List::Tls && !one.sni_hosts.is_empty()));
     if list == List::Http {
         let actions = actions(entry);
-        note("timeout", actions.timeout.is_some());
-        note("retries", actions.retries.is_some());
         note("fault", actions.delay.is_some() || actions.abort.is_some());
         note("mirror", !copies(entry).is_empty());
     }
     needs
+}
+
+/// What of a route is done to every connection that an agent carries, and to no other.
+fn carried(list: List, entry: &RouteEntry) -> Vec<&'static str> {
+    let actions = actions(entry);
+    let named = [("timeout", actions.timeout.is_some()), ("retries", actions.retries.is_some())];
+    named.into_iter().filter(|(_, is_there)| *is_there && list == List::Http).map(|(name, _)| name).collect()
 }
 
 fn asks_source(entry: &RouteEntry) -> bool {
