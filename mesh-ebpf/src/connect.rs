@@ -77,7 +77,8 @@ fn try_connect<F: Family>(ctx: &SockAddrContext) -> Verdict {
     // What the agent connects to is an endpoint that it has picked; translated, it would be another. From the node's own namespace
     // a cluster address is none: there it asks for what serves itself, the cluster's DNS or its certificate authority, as any
     // process of the node.
-    if own && !(netns == state.node_netns_cookie && service::is_cluster_address(&asked.address)) {
+    let for_itself = own && netns == state.node_netns_cookie && service::is_cluster_address(&asked.address);
+    if own && !for_itself {
         return Verdict::Pass;
     }
     if cookie == state.canary_cookie {

@@ -150,8 +150,8 @@ fn an_enrolled_clients_failover_follows_what_is_ejected() -> Result<()> {
     // They are left out, and not tried before each connection.
     let count = |metric: &str| stage.agents[0].metric(metric, &["default/web:8080"]);
     eventually(SECONDS_10, "both are ejected", || {
-        let _connected = moved()?;
-        (count("mesh_outlier_ejections_active").ok()?.round() as u32 == 2).then_some(())
+        moved()?;
+        (count("mesh_outlier_ejections_active").ok()? > 1.5).then_some(())
     })?;
     let retries = count("mesh_connect_retries_total")?;
     moved().context("the far ones alone")?;
