@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result, ensure};
 use mesh_tests::peer::Summary;
 use mesh_tests::{Agent, Lab, Node, Pod, PodSpec, Process, SECONDS_10, eventually};
+use serde_json::Value;
 
 use crate::world::{PORT, namespace};
 
@@ -83,9 +84,15 @@ impl Stage {
     /// Waits until the clients' agent sends connections to exactly so many endpoints.
     pub(crate) fn wait_serving(&self, count: usize) -> Result<()> {
         self.agents[0].wait_for("services", "the endpoints are known", |services| {
-            let web = services.as_array().into_iter().flatten().find(|one| one["name"] == "web");
-            let backends = web.and_then(|web| web["ports"][0]["backends"].as_array()).into_iter().flatten();
-            backends.filter(|backend| backend["weight"] != 0).count() == count
+            backends(services).filter(|backend| backend["weight"] != 0).count() == count
+        })?;
+        Ok(())
+    }
+
+    /// Waits until the clients' agent has no connection to any endpoint.
+    pub(crate) fn wait_nothing_open(&self) -> Result<()> {
+        self.agents[0].wait_for("services", "all connections have ended", |services| {
+            backends(services).all(|backend| backend["live"]["open"].as_u64().unwrap_or(0) == 0)
         })?;
         Ok(())
     }
@@ -106,6 +113,12 @@ impl Stage {
         }
         Ok(kept)
     }
+}
+
+/// The service's, as the agent's API tells them.
+fn backends(services: &Value) -> impl Iterator<Item = &Value> {
+    let web = services.as_array().into_iter().flatten().find(|one| one["name"] == "web");
+    web.and_then(|web| web["ports"][0]["backends"].as_array()).into_iter().flatten()
 }
 
 fn yaml(pods: &[Pod]) -> String {
