@@ -24,6 +24,12 @@ impl Held {
         Self { place, settings: Arc::clone(settings) }
     }
 
+    /// Whether there is anything that [`Self::bounds`] waits for.
+    pub(crate) fn is_bounded(&self) -> bool {
+        let limits = &self.settings.limits;
+        limits.idle_timeout.is_some() || limits.max_duration.is_some() || self.settings.outliers.is_some()
+    }
+
     /// Returns once the connection has reached a bound; nothing is done per byte for it.
     pub(crate) async fn bounds(&self, bytes: &ByteCounters) -> Outcome {
         let limits = &self.settings.limits;

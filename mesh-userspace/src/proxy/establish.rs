@@ -15,6 +15,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use futures_util::future::LocalBoxFuture;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
@@ -66,7 +67,7 @@ pub(crate) struct Established {
     /// The way to the endpoint.
     pub(crate) upstream: Upstream,
     /// The connection's record.
-    pub(crate) record: ConnectionRecord,
+    pub(crate) record: Box<ConnectionRecord>,
     /// The endpoint.
     pub(crate) endpoint: SocketAddr,
     /// Its place among those of its destination.
@@ -86,10 +87,16 @@ impl Established {
         let Self { upstream, record, endpoint, held } = self;
         let carried = worker.carried.enter(asked, endpoint);
         let gone = carried.gone(&worker.shared.snapshot.load());
+        // Most connections have no bounds, and nothing to hold for them for as long as they last.
+        let bounds: LocalBoxFuture<'_, Outcome> = if held.is_bounded() {
+            Box::pin(held.bounds(record.bytes()))
+        } else {
+            Box::pin(std::future::pending())
+        };
         let ends = async {
             tokio::select! {
                 () = gone => Outcome::Withdrawn,
-                outcome = held.bounds(record.bytes()) => outcome,
+                outcome = bounds => outcome,
             }
         };
         let outcome = match mirrors {
@@ -140,7 +147,7 @@ impl<C: Client> Establish<'_, C> {
                     if let Some(Err(error)) = stay.map(|stay| stay.keep(picked.endpoint.address)) {
                         tracing::debug!(%error, orig_dst = %self.asked, "client's affinity not kept");
                     }
-                    let record = self.client.open(Some(picked.endpoint), Some(&upstream));
+                    let record = Box::new(self.client.open(Some(picked.endpoint), Some(&upstream)));
                     let held = Held::new(place, looked.settings());
                     return Some(Established { upstream, record, endpoint: picked.endpoint.address, held });
                 }

@@ -107,7 +107,7 @@ enum Connected {
     /// An endpoint of a service.
     Service(Established),
     /// The address that was asked for, which is no service's.
-    Address(Upstream, ConnectionRecord),
+    Address(Upstream, Box<ConnectionRecord>),
 }
 
 /// A connection as it was accepted.
@@ -196,7 +196,7 @@ impl<'a> Captured<'a> {
     async fn connect(&self) -> Option<Connected> {
         let Some(ask) = self.ask() else {
             let (upstream, record) = self.direct().await?;
-            return Some(Connected::Address(upstream, record));
+            return Some(Connected::Address(upstream, Box::new(record)));
         };
         let asking = Asking { captured: self, service: ask.service };
         let (worker, asked, source) = (self.worker, self.asked, self.source);
