@@ -146,11 +146,15 @@ fn json_bytes(value: &impl serde::Serialize) -> Result<Vec<u8>> {
     serde_json::to_vec(&value).context("cannot write JSON")
 }
 
+/// Where the binaries are, and mimalloc as an agent should have it: what was freed goes back after 10 ms instead of a second, and
+/// no huge pages. In a cluster of 50,000 pods an agent takes 248 MiB at most with these, and 302 without (docs/benchmarks.md).
+const ENVIRONMENT: [&str; 3] = ["PATH=/usr/local/bin", "MIMALLOC_PURGE_DELAY=10", "MIMALLOC_ALLOW_THP=0"];
+
 fn configuration(layer: &Layer, source: &Source) -> Result<oci::ImageConfiguration> {
     let config = ConfigBuilder::default()
         .user("0:0")
         .working_dir("/")
-        .env(vec!["PATH=/usr/local/bin".to_owned()])
+        .env(ENVIRONMENT.map(str::to_owned).to_vec())
         .entrypoint(vec![ENTRYPOINT.to_owned()])
         .labels(annotations(source)?)
         .stop_signal("SIGTERM")

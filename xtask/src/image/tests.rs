@@ -156,6 +156,8 @@ fn every_blob_is_what_it_is_named_after() {
     let run = config.config().as_ref().expect("how it is run");
     assert_eq!(run.entrypoint().as_deref(), Some(&[ENTRYPOINT.to_owned()][..]));
     assert_eq!(run.user().as_deref(), Some("0:0"));
+    let environment = run.env().as_ref().expect("an environment");
+    assert!(environment.iter().any(|entry| entry == "MIMALLOC_PURGE_DELAY=10"), "{environment:?}");
     let labels = run.labels().as_ref().expect("labels");
     assert_eq!(labels["org.opencontainers.image.version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(labels["org.opencontainers.image.created"], "2025-06-15T15:06:40Z");
